@@ -1,0 +1,1 @@
+"""The `sdt` command line, connecting and diagnosis."""

@@ -1,0 +1,1 @@
+"""Datasets and the problems cut from them."""

@@ -1,0 +1,1 @@
+"""Evaluation runs: configuration, runner, results, summary, figures and report."""

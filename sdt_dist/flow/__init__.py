@@ -1,0 +1,1 @@
+"""The learned flow network F."""

@@ -1,0 +1,1 @@
+"""Measures of forecasts and texts, by library code."""

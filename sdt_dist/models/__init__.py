@@ -1,0 +1,1 @@
+"""Backends that serve next-token scores, and how a model is loaded by name."""

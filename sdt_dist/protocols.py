@@ -1,0 +1,209 @@
+"""The nouns that everything shares: states, requests, replies, rewards and samples (SPEC sections 1 and 3).
+
+A search never calls a model. It is a generator that yields batches of requests; a driver merges the
+requests of many problems and asks a `Process`. A `TokenProcess` answers through a `LogitsModel`, the
+batched backend contract; any object with the five members of `LLMInterface` is adapted to that.
+This module must not import torch, ray, or any backend.
+
+Axes: B requests of one call, K children, V vocabulary, n generated tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+
+FinishReason = Literal["eos", "length"]
+
+
+@runtime_checkable
+class LLMInterface(Protocol):
+    """The small synchronous contract that anyone can implement; such a model can be searched as it is."""
+
+    eos_token_id: int | list[int] | None
+    vocab_size: int
+
+    def get_next_token_logits(self, token_sequence: list[int]) -> np.ndarray: ...
+
+    def encode_text(self, text: str) -> list[int]: ...
+
+    def decode_tokens(self, tokens: list[int]) -> str: ...
+
+    def get_top_k_tokens(self, sequence: list[int], k: int) -> list[tuple[int, float]]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class PriorLaw:
+    """The one definition of p(.|s) that rollouts and expansions share (SPEC section 1).
+
+    `allowed` is the half-open token range [low, high) a process can emit, `end_tokens` the ids that finish
+    a sequence (they must lie in `allowed` to be possible). Everything else is masked and p renormalised.
+    Order: mask, divide logits by `sampling_temperature`, then top_k, then top_p.
+    """
+
+    allowed: tuple[int, int]
+    end_tokens: tuple[int, ...] = ()
+    sampling_temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Root:
+    """One problem's starting state: the prompt's token ids, a digest of them for caches, and decode data."""
+
+    prompt: tuple[int, ...]
+    digest: bytes
+    meta: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What one request cost (SPEC 1.3). `calls` holds the numbers of the forward passes it took part in."""
+
+    nfe: int = 0
+    calls: frozenset[int] = frozenset()
+    recomputed_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ExpandRequest:
+    """Children of the state (root, tokens): the `num_children` largest of log p, or of log p + Gumbel(key).
+
+    With `key` (a row key, see `noise`) the children are a draw from p without replacement, in order. Tokens
+    in `excluded` are masked before choosing; reported log-probs are always those of the unmasked law.
+    """
+
+    root: Root
+    tokens: tuple[int, ...]
+    num_children: int
+    key: int | None = None
+    excluded: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Expansion:
+    """Children [K] of a state with log p(a|s) and the log-weight they carry in backups (SPEC section 1).
+
+    `log_residual` is the log of the prior mass outside children and excluded tokens (-inf when none), summed
+    over those tokens rather than taken as 1 - P; `num_remaining` counts the tokens with p > 0 there.
+    """
+
+    children: np.ndarray
+    log_prob: np.ndarray
+    log_weight: np.ndarray
+    log_residual: float
+    num_remaining: int
+    cost: Cost = field(default_factory=Cost)
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutRequest:
+    """Generate up to `num_tokens` tokens from the state (root, tokens), stopping after an end token.
+
+    Step j uses the row key `key + j * golden` (`noise.position_key`): give the key of the first new position.
+    `key=None` takes the argmax (greedy). `excluded` is masked at the first step only.
+    """
+
+    root: Root
+    tokens: tuple[int, ...]
+    num_tokens: int
+    key: int | None
+    excluded: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """Generated tokens [n] (an end token included) with what a tree needs to know of every step.
+
+    log_prob [n]: log p of each token under the unmasked law. log_residual [n]: log prior mass outside that
+    token (outside it and `excluded` at step 0). num_remaining [n]: how many tokens with p > 0 are there.
+    """
+
+    tokens: np.ndarray
+    log_prob: np.ndarray
+    log_residual: np.ndarray
+    num_remaining: np.ndarray
+    finish_reason: FinishReason
+    cost: Cost = field(default_factory=Cost)
+
+
+class LogitsModel(Protocol):
+    """A batched next-token backend. KV caches, padding and batching stay inside it (SPEC section 3).
+
+    `nfe` and `model_calls` count, since construction, every next-token distribution computed (rows of the
+    output head that were used, the prompt's last position included) and every batched forward pass.
+    Errors: ContextError for an empty prompt or one that leaves no room within `max_context`.
+    """
+
+    vocab_size: int
+    max_context: int
+    deterministic: bool
+    nfe: int
+    model_calls: int
+
+    def expand(self, requests: Sequence[ExpandRequest], law: PriorLaw) -> list[Expansion]: ...
+
+    def rollout(self, requests: Sequence[RolloutRequest], law: PriorLaw) -> list[Rollout]: ...
+
+    def release(self, root: Root) -> None:
+        """Forget what is cached for a problem; called when its search ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """A finished answer as users see it: tokens without the end token, and its text or its series [horizon]."""
+
+    tokens: tuple[int, ...]
+    text: str | None = None
+    series: np.ndarray | None = None
+
+
+class Process(Protocol):
+    """What search sees of a generative model: states, transitions, and how a finished state reads."""
+
+    max_new_tokens: int
+    deterministic: bool
+
+    def root(self, context: Any) -> Root: ...
+
+    def expand(self, requests: Sequence[ExpandRequest]) -> list[Expansion]: ...
+
+    def rollout(self, requests: Sequence[RolloutRequest]) -> list[Rollout]: ...
+
+    def is_finished(self, tokens: Sequence[int]) -> bool: ...
+
+    def decode(self, root: Root, sequences: Sequence[tuple[int, ...]]) -> list[Decoded]: ...
+
+    def release(self, root: Root) -> None: ...
+
+
+class Reward(Protocol):
+    """Scores finished samples of ONE problem; sees context and sample only, never the truth (SPEC section 2)."""
+
+    def score(self, samples: Sequence[Decoded]) -> np.ndarray:
+        """Rewards [B] float64, finite; RewardError names the reward and the sample otherwise."""
+        ...
+
+    def components(self, samples: Sequence[Decoded]) -> dict[str, np.ndarray]:
+        """Raw terms [B] by name, before their multipliers; score = sum of multipliers[name] * term."""
+        ...
+
+    @property
+    def multipliers(self) -> dict[str, float]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One finished sample with its own reward and its log-probability under p (end token included)."""
+
+    tokens: tuple[int, ...]
+    reward: float
+    log_prob: float
+    finish_reason: FinishReason
+    text: str | None = None
+    series: np.ndarray | None = None
+    components: dict[str, float] = field(default_factory=dict)

@@ -1,0 +1,1 @@
+"""Tree search: the loop, the tree, selection, backup and the methods."""

@@ -1,0 +1,80 @@
+"""What a finished search returns: samples with their own rewards, log Z with its error, cost and tree (SPEC 1.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from sdt_dist.errors import SdtError
+from sdt_dist.protocols import Sample
+
+Distribution = list[tuple[tuple[int, ...], float]]
+
+
+@dataclass(frozen=True, slots=True)
+class SearchCost:
+    """Cost counters of one search (SPEC 1.3). `model_calls` counts forward passes the search took part in."""
+
+    nfe: int = 0
+    model_calls: int = 0
+    rollouts: int = 0
+    reward_calls: int = 0
+    recomputed_tokens: int = 0
+    wall_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class SearchResult:
+    """Samples of pi*(x) ~ p(x|c) exp(lambda r(x)) as one method draws them, and how sure it is.
+
+    `weights` are the samples' normalised weights in the method's own estimate (equal after resampling).
+    `log_z` estimates log E_p[exp(lambda r)]; None where a method claims none. `log_z_error` is one standard
+    error of log_z; `log_z_unbiased` says whether exp(log_z) is an unbiased estimate of Z.
+    `finished` holds every distinct finished sample the search paid for, with its own reward.
+    """
+
+    method: str
+    seed: int
+    samples: list[Sample]
+    weights: list[float]
+    best: Sample
+    finished: list[Sample]
+    cost: SearchCost
+    log_z: float | None = None
+    log_z_error: float | None = None
+    log_z_unbiased: bool = False
+    ess: float | None = None
+    exhausted: bool = False
+    deterministic: bool = True
+    tree_stats: dict[str, float] = field(default_factory=dict)
+    tree: object | None = None
+    distribution_fn: Callable[[], Distribution] | None = None
+
+    def distribution(self) -> Distribution:
+        """The exact distribution that `samples` are drawn from given the finished search.
+
+        Returns (tokens without the end token, probability) pairs that sum to 1.
+        Raises SdtError for methods whose samples are not draws from a finite list.
+        """
+        if self.distribution_fn is None:
+            raise SdtError(
+                f"the samples of method {self.method!r} (as configured) are not draws from a finite list; "
+                "residual_ts with draw='path', snis, smc, dts and maxent_ts have a distribution()."
+            )
+        return self.distribution_fn()
+
+    @property
+    def nfe(self) -> int:
+        return self.cost.nfe
+
+    @property
+    def model_calls(self) -> int:
+        return self.cost.model_calls
+
+    @property
+    def rollouts(self) -> int:
+        return self.cost.rollouts
+
+    @property
+    def wall_s(self) -> float:
+        return self.cost.wall_s

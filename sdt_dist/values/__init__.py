@@ -1,0 +1,1 @@
+"""Soft-value evidence that searches share."""
