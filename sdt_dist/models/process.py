@@ -1,0 +1,94 @@
+"""Token processes: one definition of p over one backend, a length limit, and how an answer reads (SPEC section 3)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from sdt_dist.errors import ConfigurationError, ContextError
+from sdt_dist.protocols import Decoded, ExpandRequest, Expansion, LogitsModel, PriorLaw, Rollout, RolloutRequest, Root
+
+
+def prompt_digest(prompt: Sequence[int]) -> bytes:
+    """16 bytes that name a prompt in caches, the same in every process."""
+    return hashlib.blake2b(np.asarray(prompt, dtype=np.int64).tobytes(), digest_size=16).digest()
+
+
+def check_law(law: PriorLaw, vocab_size: int) -> None:
+    """Refuse a definition of p that cannot be sampled from; ConfigurationError names the field."""
+    low, high = law.allowed
+    if not 0 <= low < high <= vocab_size:
+        raise ConfigurationError(f"allowed: {law.allowed}, must be a non-empty range within [0, {vocab_size}).")
+    if not law.sampling_temperature > 0:
+        raise ConfigurationError(f"sampling_temperature: {law.sampling_temperature}, must be > 0.")
+    if law.top_k is not None and law.top_k < 1:
+        raise ConfigurationError(f"top_k: {law.top_k}, must be >= 1 or None.")
+    if law.top_p is not None and not 0 < law.top_p <= 1:
+        raise ConfigurationError(f"top_p: {law.top_p}, must be in (0, 1] or None.")
+
+
+class TokenProcess:
+    """An autoregressive model as search sees it: states are the tokens generated after a prompt.
+
+    A state is finished by an end token of the law or by length at `max_new_tokens` (the prompt never counts).
+    """
+
+    def __init__(
+        self,
+        model: LogitsModel,
+        law: PriorLaw,
+        max_new_tokens: int,
+        *,
+        encode_text: Callable[[str], list[int]] | None = None,
+        decode_text: Callable[[list[int]], str] | None = None,
+    ) -> None:
+        check_law(law, model.vocab_size)
+        if max_new_tokens < 1:
+            raise ConfigurationError(f"max_new_tokens: {max_new_tokens}, must be >= 1.")
+        self.model, self.law, self.max_new_tokens = model, law, max_new_tokens
+        self._encode_text, self._decode_text = encode_text, decode_text
+
+    @property
+    def deterministic(self) -> bool:
+        return self.model.deterministic
+
+    def root(self, context: Any) -> Root:
+        """The root of a prompt: a string, or token ids. ContextError when empty or too long."""
+        if isinstance(context, str):
+            if self._encode_text is None:
+                raise ContextError("prompt: a string, but this model has no tokenizer; pass a list of token ids.")
+            context = self._encode_text(context)
+        prompt = tuple(int(token) for token in context)
+        if not prompt:
+            raise ContextError("prompt: empty; a prompt needs at least one token.")
+        if len(prompt) + self.max_new_tokens > self.model.max_context:
+            raise ContextError(
+                f"prompt: {len(prompt)} tokens and max_new_tokens {self.max_new_tokens} exceed the model's context of "
+                f"{self.model.max_context}; shorten the prompt or lower max_new_tokens."
+            )
+        bad = [token for token in prompt if not 0 <= token < self.model.vocab_size]
+        if bad:
+            raise ContextError(f"prompt: token id {bad[0]}, allowed 0 to {self.model.vocab_size - 1}.")
+        return Root(prompt, prompt_digest(prompt))
+
+    def expand(self, requests: Sequence[ExpandRequest]) -> list[Expansion]:
+        return self.model.expand(requests, self.law)
+
+    def rollout(self, requests: Sequence[RolloutRequest]) -> list[Rollout]:
+        return self.model.rollout(requests, self.law)
+
+    def is_finished(self, tokens: Sequence[int]) -> bool:
+        return len(tokens) >= self.max_new_tokens or (len(tokens) > 0 and tokens[-1] in self.law.end_tokens)
+
+    def decode(self, root: Root, sequences: Sequence[tuple[int, ...]]) -> list[Decoded]:
+        """Answers without their end token, with text where the model has a tokenizer."""
+        answers = [tuple(s[:-1]) if s and s[-1] in self.law.end_tokens else tuple(s) for s in sequences]
+        if self._decode_text is None:
+            return [Decoded(answer) for answer in answers]
+        return [Decoded(answer, text=self._decode_text(list(answer))) for answer in answers]
+
+    def release(self, root: Root) -> None:
+        self.model.release(root)

@@ -1,0 +1,137 @@
+"""A LogitsModel over any function from token sequences to next-token logits, with a row cache (SPEC section 3).
+
+The toy models and user objects with `LLMInterface` become backends through this; it knows no KV cache.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import numpy as np
+
+from sdt_dist.errors import ContextError
+from sdt_dist.models.reduction import draw, largest, law_log_probs
+from sdt_dist.noise import position_key
+from sdt_dist.protocols import Cost, ExpandRequest, Expansion, PriorLaw, Rollout, RolloutRequest, Root
+
+State = tuple[bytes, tuple[int, ...]]
+
+
+class RowModel(ABC):
+    """Backend whose only ability is `compute_rows`; rows are cached per (problem, generated prefix).
+
+    `cache_bytes` bounds the cache; the least recently used rows go first and are computed, and counted, again.
+    """
+
+    vocab_size: int
+    max_context: int
+    deterministic = True
+
+    def __init__(self, cache_bytes: int = 256 << 20) -> None:
+        self.nfe = 0
+        self.model_calls = 0
+        self._cache_bytes = cache_bytes
+        self._rows: OrderedDict[State, np.ndarray] = OrderedDict()
+        self._size_bytes = 0
+
+    @abstractmethod
+    def compute_rows(self, sequences: list[tuple[int, ...]]) -> tuple[np.ndarray, list[int]]:
+        """Logits [B, V] of whole sequences (prompt included), and how many rows each forward pass held."""
+
+    def expand(self, requests: Sequence[ExpandRequest], law: PriorLaw) -> list[Expansion]:
+        rows, costs = self._log_probs([(r.root, r.tokens) for r in requests], law)
+        replies = []
+        for request, row, cost in zip(requests, rows, costs, strict=True):
+            tokens, log_prob, residual, remaining = largest(row, request.num_children, request.key, request.excluded)
+            replies.append(Expansion(tokens, log_prob, log_prob, residual, remaining, cost))
+        return replies
+
+    def rollout(self, requests: Sequence[RolloutRequest], law: PriorLaw) -> list[Rollout]:
+        runs = [_Run(request) for request in requests]
+        step = 0
+        while active := [run for run in runs if run.wants_more(step, law)]:
+            rows, costs = self._log_probs([(run.request.root, run.tokens()) for run in active], law)
+            keys = [None if (k := run.request.key) is None else position_key(k, step) for run in active]
+            excluded = [run.request.excluded if step == 0 else () for run in active]
+            columns = draw(rows, keys, excluded)
+            for i, run in enumerate(active):
+                run.steps.append(tuple(column[i] for column in columns))
+                run.costs.append(costs[i])
+            step += 1
+        return [run.reply(law) for run in runs]
+
+    def release(self, root: Root) -> None:
+        for state in [state for state in self._rows if state[0] == root.digest]:
+            self._size_bytes -= self._rows.pop(state).nbytes
+
+    def _log_probs(
+        self, states: Sequence[tuple[Root, tuple[int, ...]]], law: PriorLaw
+    ) -> tuple[np.ndarray, list[Cost]]:
+        """log p [B, V] of states; each distinct state that is not cached is computed, and counted, once."""
+        wanted = [(root.digest, tokens) for root, tokens in states]
+        missing = {
+            name: root.prompt + tokens
+            for name, (root, tokens) in zip(wanted, states, strict=True)
+            if name not in self._rows
+        }
+        for sequence in missing.values():
+            self._check(sequence)
+        found: dict[State, np.ndarray] = {}
+        call_of: dict[State, int] = {}
+        if missing:
+            logits, rows_per_call = self.compute_rows(list(missing.values()))
+            found = dict(zip(missing, logits, strict=True))
+            calls = np.repeat(np.arange(len(rows_per_call)), rows_per_call) + self.model_calls
+            call_of = dict(zip(missing, calls.tolist(), strict=True))
+            self.nfe += len(missing)
+            self.model_calls += len(rows_per_call)
+        costs = [Cost(1, frozenset((call_of.pop(name),))) if name in call_of else Cost() for name in wanted]
+        rows = np.stack([found[name] if name in found else self._rows[name] for name in wanted])
+        self._remember(wanted, found)
+        return law_log_probs(rows, law), costs
+
+    def _remember(self, wanted: Sequence[State], found: dict[State, np.ndarray]) -> None:
+        for name in wanted:
+            if name in self._rows:
+                self._rows.move_to_end(name)
+        for name, row in found.items():
+            self._rows[name] = row
+            self._size_bytes += row.nbytes
+        while self._size_bytes > self._cache_bytes and self._rows:
+            self._size_bytes -= self._rows.popitem(last=False)[1].nbytes
+
+    def _check(self, sequence: tuple[int, ...]) -> None:
+        if not sequence:
+            raise ContextError("prompt: empty; a prompt needs at least one token.")
+        if len(sequence) > self.max_context:
+            raise ContextError(
+                f"prompt and generated tokens: {len(sequence)} tokens, allowed at most {self.max_context}; "
+                "shorten the prompt or lower max_new_tokens."
+            )
+
+
+class _Run:
+    """One rollout under way: its request, the steps taken and what they cost."""
+
+    def __init__(self, request: RolloutRequest) -> None:
+        self.request = request
+        self.steps: list[tuple] = []
+        self.costs: list[Cost] = []
+
+    def tokens(self) -> tuple[int, ...]:
+        return self.request.tokens + tuple(int(step[0]) for step in self.steps)
+
+    def wants_more(self, step: int, law: PriorLaw) -> bool:
+        ended = bool(self.steps) and int(self.steps[-1][0]) in law.end_tokens
+        return step < self.request.num_tokens and not ended
+
+    def reply(self, law: PriorLaw) -> Rollout:
+        token, log_prob, residual, remaining = (
+            np.array([step[i] for step in self.steps], dtype=kind)
+            for i, kind in enumerate((np.int32, np.float64, np.float64, np.int32))
+        )
+        ended = len(token) > 0 and int(token[-1]) in law.end_tokens
+        cost = Cost(sum(c.nfe for c in self.costs), frozenset().union(*(c.calls for c in self.costs)))
+        return Rollout(token, log_prob, residual, remaining, "eos" if ended else "length", cost)
