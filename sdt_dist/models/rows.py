@@ -34,6 +34,7 @@ class RowModel(ABC):
         self.model_calls = 0
         self._cache_bytes = cache_bytes
         self._rows: OrderedDict[State, np.ndarray] = OrderedDict()
+        self._prefixes: dict[bytes, set[tuple[int, ...]]] = {}
         self._size_bytes = 0
 
     @abstractmethod
@@ -63,8 +64,9 @@ class RowModel(ABC):
         return [run.reply(law) for run in runs]
 
     def release(self, root: Root) -> None:
-        for state in [state for state in self._rows if state[0] == root.digest]:
-            self._size_bytes -= self._rows.pop(state).nbytes
+        for tokens in self._prefixes.pop(root.digest, ()):
+            row = self._rows.pop((root.digest, tokens), None)
+            self._size_bytes -= 0 if row is None else row.nbytes
 
     def _log_probs(
         self, states: Sequence[tuple[Root, tuple[int, ...]]], law: PriorLaw
@@ -98,6 +100,7 @@ class RowModel(ABC):
                 self._rows.move_to_end(name)
         for name, row in found.items():
             self._rows[name] = row
+            self._prefixes.setdefault(name[0], set()).add(name[1])
             self._size_bytes += row.nbytes
         while self._size_bytes > self._cache_bytes and self._rows:
             self._size_bytes -= self._rows.popitem(last=False)[1].nbytes

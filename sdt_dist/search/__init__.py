@@ -1,1 +1,40 @@
-"""Tree search: the loop, the tree, selection, backup and the methods."""
+"""Tree search: the loop, the tree, selection, backup and the methods.
+
+Public entry points, loaded on demand so that validating a configuration does not import compiled kernels.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+_LAZY = {
+    "run_searches": "sdt_dist.search.api",
+    "search": "sdt_dist.search.api",
+    "SearchProblem": "sdt_dist.search.session",
+    "SearchResult": "sdt_dist.search.result",
+    "method_names": "sdt_dist.search.methods",
+    "method_options": "sdt_dist.search.api",
+    "get_method": "sdt_dist.search.methods",
+    "validate_options": "sdt_dist.search.methods",
+}
+
+__all__ = list(_LAZY)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'sdt_dist.search' has no attribute {name!r}")
+    return getattr(import_module(_LAZY[name]), name)
+
+
+class _CallableModule(ModuleType):
+    """Lets `sdt_dist.search(...)` be the function while `sdt_dist.search` stays the package."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return import_module("sdt_dist.search.api").search(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _CallableModule

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
+
+import numpy as np
 
 from sdt_dist.errors import SdtError
 from sdt_dist.protocols import Sample
@@ -30,7 +31,8 @@ class SearchResult:
     `weights` are the samples' normalised weights in the method's own estimate (equal after resampling).
     `log_z` estimates log E_p[exp(lambda r)]; None where a method claims none. `log_z_error` is one standard
     error of log_z; `log_z_unbiased` says whether exp(log_z) is an unbiased estimate of Z.
-    `finished` holds every distinct finished sample the search paid for, with its own reward.
+    `finished` holds every distinct finished sample the search paid for, with its own reward; `probabilities` [S] is
+    the law over (the first S of) them that `samples` were drawn from, where there is one.
     """
 
     method: str
@@ -48,7 +50,7 @@ class SearchResult:
     deterministic: bool = True
     tree_stats: dict[str, float] = field(default_factory=dict)
     tree: object | None = None
-    distribution_fn: Callable[[], Distribution] | None = None
+    probabilities: np.ndarray | None = None
 
     def distribution(self) -> Distribution:
         """The exact distribution that `samples` are drawn from given the finished search.
@@ -56,12 +58,13 @@ class SearchResult:
         Returns (tokens without the end token, probability) pairs that sum to 1.
         Raises SdtError for methods whose samples are not draws from a finite list.
         """
-        if self.distribution_fn is None:
+        if self.probabilities is None:
             raise SdtError(
                 f"the samples of method {self.method!r} (as configured) are not draws from a finite list; "
                 "residual_ts with draw='path', snis, smc, dts and maxent_ts have a distribution()."
             )
-        return self.distribution_fn()
+        pairs = zip(self.finished, self.probabilities.tolist(), strict=False)
+        return [(sample.tokens, probability) for sample, probability in pairs if probability > 0]
 
     @property
     def nfe(self) -> int:

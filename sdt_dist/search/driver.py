@@ -1,0 +1,120 @@
+"""Drives many searches at once and merges their requests into few large model calls (SPEC section 3).
+
+The same generators run here and in a fleet's searcher. It has no threads and repeats exactly: a problem's
+requests, keys and rewards do not depend on the problems beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sdt_dist.errors import RewardError, SdtError
+from sdt_dist.protocols import ExpandRequest, Process, RolloutRequest
+from sdt_dist.search.result import SearchResult
+from sdt_dist.search.session import Reply, Request, ScoreRequest, Scores, Session
+
+Search = Generator[list[Request], list[Reply], SearchResult]
+Progress = Callable[[int, int], None]
+
+
+@dataclass
+class _Running:
+    """A search between two rounds: the requests it waits for."""
+
+    session: Session
+    search: Search
+    pending: list[Request]
+
+
+def drive(
+    process: Process,
+    searches: Iterator[tuple[Session, Search]],
+    *,
+    in_flight: int,
+    on_progress: Progress | None = None,
+) -> Iterator[tuple[int, SearchResult | SdtError]]:
+    """Run searches, at most `in_flight` together; yields (problem index, result or its error) as each ends.
+
+    A search that ends by an SdtError of its own (a reward's, a context's) does not disturb the others.
+    `on_progress(problem index, rollouts so far)` is called after every round.
+    """
+    running: list[_Running] = []
+    waiting = True
+    while waiting or running:
+        while waiting and len(running) < in_flight:
+            entry = next(searches, None)
+            if entry is None:
+                waiting = False
+                break
+            state = _Running(*entry, [])
+            outcome = _advance(state, None)
+            if outcome is None:
+                running.append(state)
+            else:
+                yield _close(process, state, outcome)
+        replies = _answer(process, running)
+        still = []
+        for state, answer in zip(running, replies, strict=True):
+            outcome = _advance(state, answer)
+            if on_progress is not None:
+                on_progress(state.session.problem.index, state.session.rollouts)
+            if outcome is None:
+                still.append(state)
+            else:
+                yield _close(process, state, outcome)
+        running = still
+
+
+def _close(process: Process, state: _Running, outcome: SearchResult | SdtError) -> tuple[int, SearchResult | SdtError]:
+    process.release(state.session.root)
+    return state.session.problem.index, outcome
+
+
+def _advance(state: _Running, replies: list[Reply] | None) -> SearchResult | SdtError | None:
+    """Resume a search until it waits for the model; rewards are answered on the way."""
+    try:
+        requests = state.search.send(replies) if replies is not None else next(state.search)
+        while all(isinstance(request, ScoreRequest) for request in requests):
+            requests = state.search.send([_score(state.session, r) for r in requests])  # type: ignore[arg-type]
+    except StopIteration as stop:
+        return stop.value
+    except SdtError as error:
+        state.search.close()
+        return error
+    state.pending = requests
+    return None
+
+
+def _answer(process: Process, running: Sequence[_Running]) -> list[list[Reply]]:
+    """One expand call and one rollout call for everything that all running searches wait for."""
+    places = [(i, j, request) for i, state in enumerate(running) for j, request in enumerate(state.pending)]
+    answers: list[list[Reply | None]] = [[None] * len(state.pending) for state in running]
+    for kind, call in ((ExpandRequest, process.expand), (RolloutRequest, process.rollout)):
+        chosen = [place for place in places if isinstance(place[2], kind)]
+        if chosen:
+            replies = call([place[2] for place in chosen])
+            for (i, j, _), reply in zip(chosen, replies, strict=True):
+                answers[i][j] = reply
+    return answers  # type: ignore[return-value]
+
+
+def _score(session: Session, request: ScoreRequest) -> Scores:
+    """Decode and score finished sequences of one problem; RewardError unless rewards are finite [B]."""
+    reward = session.problem.reward
+    decoded = session.process.decode(session.root, request.sequences)
+    if request.partial:
+        return Scores(np.asarray(reward.partial(decoded), dtype=np.float64), {}, decoded)  # type: ignore[attr-defined]
+    components = reward.components(decoded)
+    multipliers = reward.multipliers
+    rewards = sum((multipliers[name] * term for name, term in components.items()), np.zeros(len(decoded)))
+    bad = ~np.isfinite(rewards)
+    if rewards.shape != (len(decoded),) or bad.any():
+        first = int(bad.argmax()) if rewards.shape == (len(decoded),) else 0
+        raise RewardError(
+            f"reward {type(reward).__name__} of problem {session.problem.index}: value {rewards[first]!r} for sample "
+            f"{decoded[first].tokens[:8]}..., allowed: one finite number per sample; give hard violations a floor."
+        )
+    return Scores(rewards, components, decoded)

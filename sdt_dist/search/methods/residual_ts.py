@@ -1,0 +1,169 @@
+"""`residual_ts`: residual-mass tree sampling, unbiased and without replacement (SPEC section 1.1).
+
+Waves: every walk of a wave is selected on the tree as it stood when the wave began, so S_i is that tree's set of
+finished sequences and q_i its law; two walks of one wave may find the same sequence, which is then known once
+and keeps both path weights. E[t_i] = Z holds for each walk whatever the others of its wave drew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+from scipy.special import logsumexp
+
+from sdt_dist.protocols import RolloutRequest
+from sdt_dist.search.driver import Search
+from sdt_dist.search.kernels import path_log_prior
+from sdt_dist.search.loop import Walk, grow, rollout_request
+from sdt_dist.search.mass import backup_mass, fall_mass, walk_mass
+from sdt_dist.search.methods import Method
+from sdt_dist.search.options import TreeOptions
+from sdt_dist.search.resample import effective_sample_size, normalise, systematic
+from sdt_dist.search.session import Reply, Request, Session
+from sdt_dist.search.tree import Tree
+
+
+class ResidualOptions(TreeOptions):
+    """Options of residual_ts; it has no widening constants, block_size or branch_depths."""
+
+    epsilon: float = Field(0.25, gt=0, le=1, description="probability that a whole walk uses prior arms")
+    draw: Literal["path", "fall"] = Field("path", description="final draw: resample by W, or walk the tree by mass")
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """What one walk contributes: log K(root) of the tree it saw, log omega, what it found, its wave's end."""
+
+    log_known: float
+    log_omega: float
+    sample: int
+    wave_end: int
+
+
+class MassRule:
+    """Walk by mass or prior arms to a residual arm, draw a new token from p there, roll out; back up masses."""
+
+    def __init__(self, options: ResidualOptions) -> None:
+        self.options = options
+        self.tickets: list[Ticket] = []
+
+    def advance(self, session: Session, tree: Tree, walk: Walk) -> RolloutRequest:
+        epsilon = self.options.epsilon
+        walk.node, log_am, log_ap = walk_mass(tree.nodes, walk.arm_key, epsilon)
+        log_mixed = np.log(epsilon) + log_ap
+        if epsilon < 1:
+            log_mixed = np.logaddexp(log_mixed, np.log1p(-epsilon) + log_am)
+        walk.log_omega = -float(log_mixed)
+        return rollout_request(session, tree, walk, fresh=True)
+
+    def record(self, tree: Tree, walks: list[Walk]) -> None:
+        log_known, wave_end = float(tree.nodes["log_known"][0]), len(self.tickets) + len(walks)
+        self.tickets += [Ticket(log_known, walk.log_omega, walk.sample, wave_end) for walk in walks]
+
+    def backup(self, tree: Tree, leaf: int) -> None:
+        backup_mass(tree.nodes, leaf)
+
+    def is_exhausted(self, tree: Tree) -> bool:
+        return bool(tree.nodes["log_open"][0] == -np.inf)
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Z-hat = sum_i c_i t_i with its standard error, and the weights log W [S] of the finished sequences."""
+
+    log_z: float
+    log_z_error: float
+    log_weights: np.ndarray
+
+
+def estimate(tickets: list[Ticket], log_priors: np.ndarray, log_tilts: np.ndarray) -> Estimate:
+    """The estimate of SPEC 1.1 from all tickets, in order; log_priors and log_tilts = lambda r are [S].
+
+    t_i = K_i(root) + omega_i E(x_i) and c_i = 2i / (N(N+1)). Given what its walk knew, each t_i has mean Z,
+    so deviations of different tickets are uncorrelated and Var(Z-hat) = sum_i c_i^2 Var(t_i).
+    """
+    count = len(tickets)
+    found = np.array([t.sample for t in tickets])
+    log_omega = np.array([t.log_omega for t in tickets])
+    log_c = np.log(2.0 * np.arange(1, count + 1)) - np.log(count * (count + 1.0))
+    log_new = log_omega + log_tilts[found]
+    log_t = np.logaddexp([t.log_known for t in tickets], log_new)
+    log_z = float(logsumexp(log_c + log_t))
+    deviation = np.exp(log_c) * np.expm1(log_t - log_z)
+    known_from = np.full(len(log_priors), count)
+    np.minimum.at(known_from, found, [t.wave_end for t in tickets])
+    tail = np.append(np.cumsum(np.exp(log_c)[::-1])[::-1], 0.0)
+    with np.errstate(divide="ignore"):
+        log_weights = log_priors + log_tilts + np.log(tail[known_from])
+    np.logaddexp.at(log_weights, found, log_c + log_new)
+    return Estimate(log_z, float(np.sqrt(np.sum(deviation**2))), log_weights)
+
+
+def exact(log_priors: np.ndarray, log_tilts: np.ndarray) -> Estimate:
+    """The exact answer once every sequence has been found: W = p E."""
+    log_weights = log_priors + log_tilts
+    return Estimate(float(logsumexp(log_weights)), 0.0, log_weights)
+
+
+def run(session: Session) -> Search:
+    """Search one problem; see the module's description."""
+    options = session.options
+    assert isinstance(options, ResidualOptions)
+    tree, rule = Tree(), MassRule(options)
+    yield from grow(session, tree, rule)
+    exhausted = rule.is_exhausted(tree)
+    log_priors = np.array([sample.log_prob for sample in session.finished])
+    log_tilts = options.inverse_temperature * np.array([sample.reward for sample in session.finished])
+    outcome = exact(log_priors, log_tilts) if exhausted else estimate(rule.tickets, log_priors, log_tilts)
+    probabilities = normalise(outcome.log_weights)
+    if options.draw == "fall":
+        chosen = yield from _fall(session, tree)
+    else:
+        chosen = systematic(probabilities, options.num_samples, session.rng("resample")).tolist()
+    return session.result(
+        "residual_ts",
+        chosen,
+        log_z=outcome.log_z,
+        log_z_error=outcome.log_z_error,
+        log_z_unbiased=exhausted or _count_was_fixed(session, len(rule.tickets)),
+        ess=effective_sample_size(outcome.log_weights),
+        exhausted=exhausted,
+        tree=tree,
+        probabilities=probabilities if options.draw == "path" else None,
+    )
+
+
+def _count_was_fixed(session: Session, count: int) -> bool:
+    """Whether N was fixed in advance, without which Z-hat is consistent only (SPEC 1.1)."""
+    options = session.options
+    nfe_cannot_bind = options.max_nfe is None or options.max_nfe >= count * session.process.max_new_tokens
+    return count == options.rollout_limit and options.time_budget_s is None and nfe_cannot_bind
+
+
+def _fall(session: Session, tree: Tree) -> Generator[list[Request], list[Reply], list[int]]:
+    """draw="fall": walk by child p_c M_c and residual (1 - P_E) R, then go on from p; new sequences are scored."""
+    walks = [
+        Walk(i, np.uint64(session.key("fall arms", i)), session.key("fall", i))
+        for i in range(session.options.num_samples)
+    ]
+    for walk in walks:
+        walk.node = int(fall_mass(tree.nodes, walk.arm_key))
+    open_walks = [walk for walk in walks if not tree.is_terminal(walk.node)]
+    requests = [rollout_request(session, tree, walk, fresh=True) for walk in open_walks]
+    replies = (yield from session.ask(requests)) if requests else []
+    ends = {walk.ticket: reply for walk, reply in zip(open_walks, replies, strict=True)}
+    sequences, log_probs, reasons = [], [], []
+    for walk in walks:
+        reply = ends.get(walk.ticket)
+        tail = reply.tokens.tolist() if reply else []
+        sequences.append((*tree.tokens(walk.node), *tail))
+        log_probs.append(path_log_prior(tree.nodes, walk.node) + (float(reply.log_prob.sum()) if reply else 0.0))
+        reasons.append(reply.finish_reason if reply else "length")
+    return (yield from session.score(sequences, log_probs, reasons))
+
+
+METHODS = {"residual_ts": Method("residual_ts", ResidualOptions, run)}

@@ -1,0 +1,63 @@
+"""Options that methods share, checked before anything loads (SPEC sections 1.2 and 10).
+
+Each method's module extends these with its own fields; unknown keys, wrong types and values out of range raise
+a ConfigurationError that names the field, the value and what is allowed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from sdt_dist.errors import ConfigurationError, unknown_name
+
+
+class SearchOptions(BaseModel):
+    """What every method takes: the tilt, how many samples to return, and the budget.
+
+    A search ends when it has used `num_rollouts` or `max_nfe` (within one wave) or `time_budget_s`, whichever is
+    first; with `max_nfe` given and `num_rollouts` not, rollouts are unlimited.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    inverse_temperature: float = Field(1.0, gt=0, description="lambda of p(x) exp(lambda r(x)); larger is greedier")
+    num_samples: int = Field(8, ge=1, description="samples to return")
+    num_rollouts: int | None = Field(None, ge=1, description="finished rollouts to pay for")
+    max_nfe: int | None = Field(None, ge=1, description="next-token distributions to pay for")
+    time_budget_s: float | None = Field(None, gt=0, description="stop cleanly after this many seconds")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _whole_floats(cls, values: Any) -> Any:
+        """Accept 1 where 1.0 is meant: strict mode refuses nothing else that is a number."""
+        if not isinstance(values, dict):
+            return values
+        floats = {name for name, field in cls.model_fields.items() if field.annotation in (float, float | None)}
+        return {k: float(v) if k in floats and type(v) is int else v for k, v in values.items()}
+
+    @property
+    def rollout_limit(self) -> int | None:
+        """Rollouts allowed: as given, 100 when nothing bounds the search, None when nfe or time does."""
+        if self.num_rollouts is None and self.max_nfe is None and self.time_budget_s is None:
+            return 100
+        return self.num_rollouts
+
+
+class TreeOptions(SearchOptions):
+    """What tree methods take besides."""
+
+    wave_size: int = Field(8, ge=1, description="leaves evaluated per model call, all selected before backing up")
+
+
+def parse_options(model: type[SearchOptions], values: dict[str, Any], owner: str) -> SearchOptions:
+    """Validated options; ConfigurationError names each bad field, its value and what is allowed."""
+    unknown = [name for name in values if name not in model.model_fields]
+    if unknown:
+        raise unknown_name(f"option of {owner}", unknown[0], model.model_fields)
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['input']!r}, {e['msg']}" for e in error.errors())
+        raise ConfigurationError(f"options of {owner}: {problems}.") from error

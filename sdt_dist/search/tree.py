@@ -1,0 +1,121 @@
+"""The search tree as one growing array of node records: what every tree method stores, and nothing of how it searches.
+
+A node is a token prefix. 104 bytes a node; capacity grows by a third, so that a node costs at most 139 bytes.
+Unknown rows are marked by num_remaining = -1. Masses are logs (SPEC section 1.1).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sdt_dist.search.kernels import add_child, attach, list_children, path_tokens, prefix_log_priors
+
+NODE_DTYPE = np.dtype(
+    [
+        ("token", np.int32),
+        ("parent", np.int32),
+        ("first_child", np.int32),
+        ("next_sibling", np.int32),
+        ("depth", np.int32),
+        ("visits", np.int32),  # walks that went through, counted when they are selected
+        ("draws", np.int32),  # iid draws made at the node (widening), or evaluations backed up (mean backup)
+        ("multiplicity", np.int32),  # how often an iid draw at the parent gave this child
+        ("num_remaining", np.int32),  # tokens with p > 0 outside the children; -1 while the row is unknown
+        ("status", np.int32),  # one of OPEN, ENUMERATED, TERMINAL
+        ("log_prior", np.float64),  # log p(token | parent)
+        ("log_residual", np.float64),  # log prior mass outside the children
+        ("log_weight", np.float64),  # what the node stands for among its siblings
+        ("value", np.float64),  # soft or mean value estimate; the reward at a terminal node
+        ("log_known", np.float64),  # log K: visited mass
+        ("log_unknown", np.float64),  # log U: estimated unvisited mass
+        ("log_open", np.float64),  # log O: unvisited prior mass
+        ("log_rate", np.float64),  # log R: estimate per unit of unexpanded mass
+    ]
+)
+OPEN, ENUMERATED, TERMINAL = 0, 1, 2
+_GROWTH = 4 / 3
+
+
+class Tree:
+    """Nodes [N] in creation order (parents before children); node 0 is the root."""
+
+    def __init__(self, capacity: int = 256) -> None:
+        self.nodes = np.zeros(capacity, dtype=NODE_DTYPE)
+        self.size = 1
+        root = self.nodes[0]
+        root["token"], root["parent"], root["first_child"], root["next_sibling"] = -1, -1, -1, -1
+        root["num_remaining"], root["log_known"], root["value"] = -1, -np.inf, np.nan
+
+    def reserve(self, extra: int) -> None:
+        """Make room for `extra` more nodes."""
+        needed = self.size + extra
+        if needed > len(self.nodes):
+            grown = np.zeros(max(needed, int(len(self.nodes) * _GROWTH)), dtype=NODE_DTYPE)
+            grown[: self.size] = self.nodes[: self.size]
+            self.nodes = grown
+
+    def attach_rollout(self, start: int, rollout, finished: bool) -> int:
+        """Join a rollout's states below `start`; returns the node reached, terminal when `finished`."""
+        self.reserve(len(rollout.tokens))
+        self.size, leaf = attach(
+            self.nodes, self.size, start, rollout.tokens, rollout.log_prob, rollout.log_residual, rollout.num_remaining
+        )
+        if finished:
+            self.nodes[leaf]["status"] = TERMINAL
+            self.nodes[leaf]["log_residual"] = -np.inf
+            self.nodes[leaf]["num_remaining"] = 0
+        return leaf
+
+    def attach_expansion(self, node: int, expansion) -> None:
+        """Add an expansion's children to `node`, whose row is then known and enumerated."""
+        self.reserve(len(expansion.children))
+        for token, log_prob in zip(expansion.children.tolist(), expansion.log_prob.tolist(), strict=True):
+            self.size = add_child(self.nodes, self.size, node, token, log_prob)
+        record = self.nodes[node]
+        record["log_residual"] = expansion.log_residual
+        record["num_remaining"] = expansion.num_remaining
+        record["status"] = ENUMERATED
+
+    def tokens(self, node: int) -> tuple[int, ...]:
+        """The generated tokens that lead to a node."""
+        return tuple(path_tokens(self.nodes, node).tolist())
+
+    def children(self, node: int) -> list[int]:
+        """A node's children, oldest first."""
+        return list_children(self.nodes, node).tolist()
+
+    def child_tokens(self, node: int) -> tuple[int, ...]:
+        """Tokens of a node's children, oldest first."""
+        return tuple(self.nodes["token"][list_children(self.nodes, node)].tolist())
+
+    def depth(self, node: int) -> int:
+        return int(self.nodes["depth"][node])
+
+    def is_terminal(self, node: int) -> bool:
+        return bool(self.nodes["status"][node] == TERMINAL)
+
+    def set_reward(self, leaf: int, reward: float, inverse_temperature: float) -> None:
+        """A terminal node's masses and value: K = exp(lambda r), U = O = 0, v = r."""
+        record = self.nodes[leaf]
+        record["value"], record["log_known"] = reward, inverse_temperature * reward
+        record["log_unknown"] = record["log_open"] = record["log_rate"] = -np.inf
+
+    def log_priors(self) -> np.ndarray:
+        """log p(prefix) [N] of every node."""
+        return prefix_log_priors(self.nodes, self.size)
+
+    def stats(self) -> dict[str, float]:
+        """Nodes, max and mean depth, mean branching of inner nodes (SPEC 1.2)."""
+        nodes = self.nodes[: self.size]
+        inner = np.bincount(nodes["parent"][1:], minlength=1) if self.size > 1 else np.zeros(1)
+        inner = inner[inner > 0]
+        return {
+            "nodes": float(self.size),
+            "depth_max": float(nodes["depth"].max()),
+            "depth_mean": float(nodes["depth"].mean()),
+            "branching_mean": float(inner.mean()) if len(inner) else 0.0,
+        }
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The tree as named arrays [N], for np.savez: drawing, training, resuming."""
+        return {name: self.nodes[name][: self.size].copy() for name in NODE_DTYPE.names or ()}
