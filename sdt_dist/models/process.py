@@ -83,6 +83,10 @@ class TokenProcess:
     def is_finished(self, tokens: Sequence[int]) -> bool:
         return len(tokens) >= self.max_new_tokens or (len(tokens) > 0 and tokens[-1] in self.law.end_tokens)
 
+    def finish_reason(self, tokens: Sequence[int]) -> FinishReason:
+        """Why a finished state ended: "eos" when its last token is an end token."""
+        return "eos" if len(tokens) > 0 and tokens[-1] in self.law.end_tokens else "length"
+
     def decode(self, root: Root, sequences: Sequence[tuple[int, ...]]) -> list[Decoded]:
         """Answers without their end token, with text where the model has a tokenizer."""
         answers = [tuple(s[:-1]) if s and s[-1] in self.law.end_tokens else tuple(s) for s in sequences]

@@ -130,6 +130,10 @@ class Session:
         assert isinstance(scores, Scores)
         return scores.rewards
 
+    def index_of(self, sequence: tuple[int, ...]) -> int:
+        """Index into `finished` of a token sequence (end token included) that was scored."""
+        return self._index[sequence]
+
     def rewards(self, indices: Sequence[int]) -> np.ndarray:
         """Rewards [B] of finished samples."""
         return np.array([self.finished[i].reward for i in indices], dtype=np.float64)

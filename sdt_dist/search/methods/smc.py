@@ -1,0 +1,120 @@
+"""`smc`: particle filtering towards pi* with a reward's partial form as potential (twisted SMC, arXiv 2404.17546).
+
+Particles grow by segments from p; at each segment's end log-weights take lambda times the change of the partial
+reward, at the end the remainder up to lambda r(x), so that the final weights are exact whatever the potential.
+Without a partial form the potential is 0 on the way and the method is snis with particles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+import numpy as np
+from pydantic import Field
+from scipy.special import logsumexp
+
+from sdt_dist.noise import position_key
+from sdt_dist.protocols import Rollout, RolloutRequest
+from sdt_dist.search.driver import Search
+from sdt_dist.search.methods import Method
+from sdt_dist.search.options import SearchOptions
+from sdt_dist.search.resample import effective_sample_size, normalise, systematic
+from sdt_dist.search.session import Reply, Request, Session
+
+
+class SmcOptions(SearchOptions):
+    """Options of smc."""
+
+    ess_threshold: float = Field(0.5, ge=0, le=1, description="resample when ESS falls below this share of particles")
+    segments: int = Field(8, ge=1, description="points at which particles are weighted and perhaps resampled")
+
+
+class Particles:
+    """Prefixes with log p, the potential already in their weights, and their log-weights [P]."""
+
+    def __init__(self, count: int) -> None:
+        self.tokens: list[tuple[int, ...]] = [()] * count
+        self.log_prob = np.zeros(count)
+        self.potential = np.zeros(count)
+        self.log_weight = np.zeros(count)
+        self.log_z = 0.0
+
+    def reweight(self, potential: np.ndarray) -> None:
+        self.log_weight = self.log_weight + potential - self.potential
+        self.potential = potential
+
+    def collect(self) -> None:
+        """Move the mean weight into log Z (Del Moral 2004: the product of means is unbiased for Z)."""
+        mean = logsumexp(self.log_weight) - np.log(len(self.log_weight))
+        self.log_z += float(mean)
+        self.log_weight = self.log_weight - mean
+
+    def resample(self, rng: np.random.Generator) -> None:
+        self.collect()
+        chosen = systematic(normalise(self.log_weight), len(self.tokens), rng)
+        self.tokens = [self.tokens[i] for i in chosen]
+        self.log_prob, self.potential = self.log_prob[chosen], self.potential[chosen]
+        self.log_weight = np.zeros(len(chosen))
+
+
+def run(session: Session) -> Search:
+    """Samples are the final particles, resampled by weight."""
+    options = session.options
+    assert isinstance(options, SmcOptions)
+    length = session.process.max_new_tokens
+    particles = Particles(_count(session, options))
+    ends = sorted({max(1, round(length * (i + 1) / options.segments)) for i in range(options.segments)})
+    for end in ends:
+        yield from _extend(session, particles, end)
+        if end < length and getattr(session.problem.reward, "has_partial", False):
+            partial = yield from session.score_partial(particles.tokens)
+            particles.reweight(options.inverse_temperature * partial)
+            if effective_sample_size(particles.log_weight) < options.ess_threshold * len(particles.tokens):
+                particles.resample(session.rng(f"particles {end}"))
+    reasons = [session.process.finish_reason(tokens) for tokens in particles.tokens]
+    indices = yield from session.score(particles.tokens, particles.log_prob.tolist(), reasons)
+    session.rollouts += len(indices)
+    particles.reweight(options.inverse_temperature * session.rewards(indices))
+    per_particle = normalise(particles.log_weight)
+    ess = effective_sample_size(particles.log_weight)
+    particles.collect()
+    probabilities = np.bincount(indices, weights=per_particle, minlength=len(session.finished))
+    return session.result(
+        "smc",
+        systematic(probabilities, options.num_samples, session.rng("resample")).tolist(),
+        log_z=particles.log_z,
+        log_z_unbiased=True,
+        ess=ess,
+        probabilities=probabilities,
+    )
+
+
+def _count(session: Session, options: SmcOptions) -> int:
+    """Particles that the budget pays for: every one costs a full rollout."""
+    by_rollouts = options.rollout_limit
+    if options.max_nfe is None:
+        return by_rollouts or 100
+    by_nfe = max(1, round((options.max_nfe - 1) / max(session.process.max_new_tokens - 1, 1)))
+    return min(by_nfe, by_rollouts or by_nfe)
+
+
+def _extend(session: Session, particles: Particles, end: int) -> Generator[list[Request], list[Reply], None]:
+    """Grow every unfinished particle by draws from p to `end` tokens; a slot's stream belongs to the slot."""
+    growing = [i for i, tokens in enumerate(particles.tokens) if not session.process.is_finished(tokens)]
+    requests = [
+        RolloutRequest(
+            session.root,
+            particles.tokens[i],
+            end - len(particles.tokens[i]),
+            position_key(session.key("draw", i), len(particles.tokens[i])),
+        )
+        for i in growing
+    ]
+    replies = (yield from session.ask(requests)) if requests else []
+    for i, reply in zip(growing, replies, strict=True):
+        assert isinstance(reply, Rollout)
+        particles.tokens[i] = (*particles.tokens[i], *reply.tokens.tolist())
+        particles.log_prob[i] += float(reply.log_prob.sum())
+
+
+METHODS = {"smc": Method("smc", SmcOptions, run)}
