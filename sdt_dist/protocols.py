@@ -166,7 +166,9 @@ class Process(Protocol):
     """What search sees of a generative model: states, transitions, and how a finished state reads."""
 
     max_new_tokens: int
-    deterministic: bool
+
+    @property
+    def deterministic(self) -> bool: ...
 
     def root(self, context: Any) -> Root: ...
 

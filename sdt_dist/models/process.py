@@ -9,7 +9,17 @@ from typing import Any
 import numpy as np
 
 from sdt_dist.errors import ConfigurationError, ContextError
-from sdt_dist.protocols import Decoded, ExpandRequest, Expansion, LogitsModel, PriorLaw, Rollout, RolloutRequest, Root
+from sdt_dist.protocols import (
+    Decoded,
+    ExpandRequest,
+    Expansion,
+    FinishReason,
+    LogitsModel,
+    PriorLaw,
+    Rollout,
+    RolloutRequest,
+    Root,
+)
 
 
 def prompt_digest(prompt: Sequence[int]) -> bytes:

@@ -88,7 +88,9 @@ class Toy(RowModel):
         values = [self.rewards]
         for table in reversed(self.log_prob_tables):
             children = values[-1].reshape(table.shape)
-            values.append(logsumexp(table + self.inverse_temperature * children, axis=1) / self.inverse_temperature)
+            values.append(
+                np.asarray(logsumexp(table + self.inverse_temperature * children, axis=1)) / self.inverse_temperature
+            )
         return values[::-1]
 
     @property
@@ -110,7 +112,7 @@ def _table(rng: np.random.Generator, vocab_size: int, depth: int, zipf_exponent:
     ranks = np.broadcast_to(-zipf_exponent * np.log(np.arange(vocab_size) + 1.0), perm.shape)
     np.put_along_axis(logits, perm, ranks, axis=1)
     logits += 0.3 * rng.standard_normal((num_prefixes, vocab_size))
-    return logits - logsumexp(logits, axis=1, keepdims=True)
+    return logits - np.asarray(logsumexp(logits, axis=1, keepdims=True))
 
 
 def _smooth_reward(rng: np.random.Generator, vocab_size: int, length: int) -> np.ndarray:

@@ -91,14 +91,16 @@ def _advance(state: _Running, replies: list[Reply] | None) -> SearchResult | Sdt
 def _answer(process: Process, running: Sequence[_Running]) -> list[list[Reply]]:
     """One expand call and one rollout call for everything that all running searches wait for."""
     places = [(i, j, request) for i, state in enumerate(running) for j, request in enumerate(state.pending)]
-    answers: list[list[Reply | None]] = [[None] * len(state.pending) for state in running]
-    for kind, call in ((ExpandRequest, process.expand), (RolloutRequest, process.rollout)):
-        chosen = [place for place in places if isinstance(place[2], kind)]
-        if chosen:
-            replies = call([place[2] for place in chosen])
-            for (i, j, _), reply in zip(chosen, replies, strict=True):
-                answers[i][j] = reply
-    return answers  # type: ignore[return-value]
+    expands = [(i, j, request) for i, j, request in places if isinstance(request, ExpandRequest)]
+    rollouts = [(i, j, request) for i, j, request in places if isinstance(request, RolloutRequest)]
+    replies: dict[tuple[int, int], Reply] = {}
+    if expands:
+        expansions = process.expand([request for _, _, request in expands])
+        replies |= {(i, j): reply for (i, j, _), reply in zip(expands, expansions, strict=True)}
+    if rollouts:
+        finished = process.rollout([request for _, _, request in rollouts])
+        replies |= {(i, j): reply for (i, j, _), reply in zip(rollouts, finished, strict=True)}
+    return [[replies[i, j] for j in range(len(state.pending))] for i, state in enumerate(running)]
 
 
 def _score(session: Session, request: ScoreRequest) -> Scores:

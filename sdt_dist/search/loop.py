@@ -36,7 +36,8 @@ class Walk:
 class TreeRule(Protocol):
     """Selection, expansion, leaf evaluation and backup of one method."""
 
-    options: TreeOptions
+    @property
+    def options(self) -> TreeOptions: ...
 
     def advance(self, session: Session, tree: Tree, walk: Walk) -> ExpandRequest | RolloutRequest | None:
         """Move the walk down until it needs the model (its request) or stands on a terminal node (None)."""
@@ -80,7 +81,9 @@ def grow(session: Session, tree: Tree, rule: TreeRule) -> Generator[list[Request
             rule.backup(tree, walk.node)
 
 
-def rollout_request(session: Session, tree: Tree, walk: Walk, num_tokens: int | None = None, *, fresh: bool) -> Request:
+def rollout_request(
+    session: Session, tree: Tree, walk: Walk, num_tokens: int | None = None, *, fresh: bool
+) -> RolloutRequest:
     """A draw from p below the walk's node, outside its children when `fresh`, to the end or `num_tokens` long."""
     depth = tree.depth(walk.node)
     left = session.process.max_new_tokens - depth
@@ -107,15 +110,15 @@ def _descend(
         if not waiting:
             return
         replies = yield from session.ask([request for _, request in waiting])
-        for (walk, _), reply in zip(waiting, replies, strict=True):
-            _absorb(session, tree, walk, reply)
+        for (walk, request), reply in zip(waiting, replies, strict=True):
+            _absorb(session, tree, walk, request, reply)
         active = [walk for walk, _ in waiting if not tree.is_terminal(walk.node)]
 
 
-def _absorb(session: Session, tree: Tree, walk: Walk, reply: Reply) -> None:
+def _absorb(session: Session, tree: Tree, walk: Walk, request: ExpandRequest | RolloutRequest, reply: Reply) -> None:
     """Join a reply to the tree; a rollout moves its walk to the last state that it generated."""
     if isinstance(reply, Expansion):
-        tree.attach_expansion(walk.node, reply)
+        tree.attach_expansion(walk.node, reply, request.excluded)
         return
     assert isinstance(reply, Rollout)
     start = walk.node

@@ -24,10 +24,7 @@ def walk_mass(nodes, key, epsilon):
     node, log_am, log_ap = 0, 0.0, 0.0
     while nodes[node].num_remaining != _OPEN_ROW:
         total_m, total_p, top_m = _totals(nodes, node)
-        if total_m == 0.0:
-            choose_prior = True
-        else:
-            choose_prior = prior_arms
+        choose_prior = prior_arms or total_m == 0.0
         target = uniform(key, 1 + nodes[node].depth) * (total_p if choose_prior else total_m)
         child, mass_m, mass_p = _choose(nodes, node, target, choose_prior, top_m)
         log_share = nodes[node].log_residual if child < 0 else nodes[child].log_prior

@@ -6,9 +6,14 @@ import numpy as np
 from scipy.special import logsumexp
 
 
+def log_sum(log_values: np.ndarray) -> float:
+    """log sum exp of an array [N] as a plain float."""
+    return float(np.asarray(logsumexp(log_values)))
+
+
 def normalise(log_weights: np.ndarray) -> np.ndarray:
     """Probabilities [N] from log-weights [N]; uniform where every weight is zero."""
-    total = logsumexp(log_weights)
+    total = log_sum(log_weights)
     if not np.isfinite(total):
         return np.full(len(log_weights), 1.0 / len(log_weights))
     return np.exp(log_weights - total)
@@ -16,7 +21,7 @@ def normalise(log_weights: np.ndarray) -> np.ndarray:
 
 def effective_sample_size(log_weights: np.ndarray) -> float:
     """(sum w)^2 / sum w^2 (Kish)."""
-    return float(np.exp(2 * logsumexp(log_weights) - logsumexp(2 * log_weights)))
+    return float(np.exp(2 * log_sum(log_weights) - log_sum(2 * log_weights)))
 
 
 def systematic(probabilities: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -101,6 +101,11 @@ class Session:
         for reply in replies:
             self._pay(reply.cost)  # type: ignore[union-attr]
         return replies
+
+    def roll_out(self, requests: Sequence[RolloutRequest]) -> Generator[list[Request], list[Reply], list[Rollout]]:
+        """`ask` for rollouts only."""
+        replies = (yield from self.ask(requests)) if requests else []
+        return cast(list[Rollout], replies)
 
     def _pay(self, cost: Cost) -> None:
         self.nfe += cost.nfe

@@ -99,9 +99,8 @@ def _upper_bound(nodes, node, inverse_temperature, rule, exploration, skip_close
         if not (skip_closed and nodes[child].log_open == -np.inf):
             value = nodes[child].value
             if np.isnan(value):
-                value = (
-                    nodes[node].value if np.isfinite(nodes[node].value) else nodes[node].log_rate / inverse_temperature
-                )
+                own = nodes[node].value
+                value = own if np.isfinite(own) else nodes[node].log_rate / inverse_temperature
             if rule == UCT:
                 bonus = np.sqrt(np.log(max(nodes[node].visits, 1)) / max(nodes[child].visits, 1))
             else:

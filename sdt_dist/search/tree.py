@@ -8,7 +8,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from sdt_dist.search.kernels import add_child, attach, list_children, path_tokens, prefix_log_priors
+from sdt_dist.protocols import Expansion, Rollout
+from sdt_dist.search.kernels import (
+    add_child,
+    attach,
+    list_children,
+    log_difference,
+    path_tokens,
+    prefix_log_priors,
+)
 
 NODE_DTYPE = np.dtype(
     [
@@ -54,7 +62,7 @@ class Tree:
             grown[: self.size] = self.nodes[: self.size]
             self.nodes = grown
 
-    def attach_rollout(self, start: int, rollout, finished: bool) -> int:
+    def attach_rollout(self, start: int, rollout: Rollout, finished: bool) -> int:
         """Join a rollout's states below `start`; returns the node reached, terminal when `finished`."""
         self.reserve(len(rollout.tokens))
         self.size, leaf = attach(
@@ -66,14 +74,27 @@ class Tree:
             self.nodes[leaf]["num_remaining"] = 0
         return leaf
 
-    def attach_expansion(self, node: int, expansion) -> None:
-        """Add an expansion's children to `node`, whose row is then known and enumerated."""
+    def attach_expansion(self, node: int, expansion: Expansion, known: tuple[int, ...]) -> None:
+        """Add an expansion's children to `node`, whose row is then known and enumerated.
+
+        `known` are the children's tokens when it was asked for; walks of the same wave may have added others since,
+        or the same expansion: those keep their place and leave the residual by their own mass.
+        """
+        record = self.nodes[node]
+        if record["status"] == ENUMERATED:
+            return
+        present = {int(self.nodes["token"][c]): float(self.nodes["log_prior"][c]) for c in self.children(node)}
+        arrived = {token: log_prob for token, log_prob in present.items() if token not in known}
+        residual, remaining = expansion.log_residual, expansion.num_remaining
         self.reserve(len(expansion.children))
         for token, log_prob in zip(expansion.children.tolist(), expansion.log_prob.tolist(), strict=True):
-            self.size = add_child(self.nodes, self.size, node, token, log_prob)
+            if arrived.pop(token, None) is None:
+                self.size = add_child(self.nodes, self.size, node, token, log_prob)
+        for log_prob in arrived.values():
+            residual, remaining = log_difference(residual, log_prob), remaining - 1
         record = self.nodes[node]
-        record["log_residual"] = expansion.log_residual
-        record["num_remaining"] = expansion.num_remaining
+        record["log_residual"] = residual if remaining > 0 else -np.inf
+        record["num_remaining"] = remaining
         record["status"] = ENUMERATED
 
     def tokens(self, node: int) -> tuple[int, ...]:

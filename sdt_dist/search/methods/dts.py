@@ -12,6 +12,7 @@ from pydantic import Field
 
 from sdt_dist.protocols import RolloutRequest
 from sdt_dist.search.driver import Search
+from sdt_dist.search.kernels import list_children
 from sdt_dist.search.loop import Walk, grow, rollout_request
 from sdt_dist.search.methods import Method
 from sdt_dist.search.options import TreeOptions
@@ -51,9 +52,8 @@ class WideningRule:
 
     def __init__(self, options: DtsOptions) -> None:
         self.options = options
-        self._rule, self._exploration = (
-            (UCT, options.c_uct) if isinstance(options, DtsStarOptions) else (BOLTZMANN, 0.0)
-        )
+        starred = isinstance(options, DtsStarOptions)
+        self._rule, self._exploration = (UCT, options.c_uct) if starred else (BOLTZMANN, 0.0)
         self._weigh = WEIGHTS[options.weights]
 
     def advance(self, session: Session, tree: Tree, walk: Walk) -> RolloutRequest | None:
@@ -67,11 +67,9 @@ class WideningRule:
 
     def _may_stop_below(self, tree: Tree, node: int) -> bool:
         """Whether a child that a draw may repeat could be full, so that the walk must select there instead."""
-        return any(
-            tree.nodes["draws"][child] + 1
-            >= self.options.growth * (tree.nodes["visits"][child] + 1) ** self.options.power
-            for child in tree.children(node)
-        )
+        children = tree.nodes[list_children(tree.nodes, node)]
+        allowed = self.options.growth * (children["visits"] + 1) ** self.options.power
+        return bool((children["draws"] + 1 >= allowed).any())
 
     def record(self, tree: Tree, walks: list[Walk]) -> None:
         """Nothing to note: values carry the whole estimate."""

@@ -13,7 +13,6 @@ from typing import Literal
 
 import numpy as np
 from pydantic import Field
-from scipy.special import logsumexp
 
 from sdt_dist.protocols import RolloutRequest
 from sdt_dist.search.driver import Search
@@ -22,7 +21,7 @@ from sdt_dist.search.loop import Walk, grow, rollout_request
 from sdt_dist.search.mass import backup_mass, fall_mass, walk_mass
 from sdt_dist.search.methods import Method
 from sdt_dist.search.options import TreeOptions
-from sdt_dist.search.resample import effective_sample_size, normalise, systematic
+from sdt_dist.search.resample import effective_sample_size, log_sum, normalise, systematic
 from sdt_dist.search.session import Reply, Request, Session
 from sdt_dist.search.tree import Tree
 
@@ -92,7 +91,7 @@ def estimate(tickets: list[Ticket], log_priors: np.ndarray, log_tilts: np.ndarra
     log_c = np.log(2.0 * np.arange(1, count + 1)) - np.log(count * (count + 1.0))
     log_new = log_omega + log_tilts[found]
     log_t = np.logaddexp([t.log_known for t in tickets], log_new)
-    log_z = float(logsumexp(log_c + log_t))
+    log_z = log_sum(log_c + log_t)
     deviation = np.exp(log_c) * np.expm1(log_t - log_z)
     known_from = np.full(len(log_priors), count)
     np.minimum.at(known_from, found, [t.wave_end for t in tickets])
@@ -106,7 +105,7 @@ def estimate(tickets: list[Ticket], log_priors: np.ndarray, log_tilts: np.ndarra
 def exact(log_priors: np.ndarray, log_tilts: np.ndarray) -> Estimate:
     """The exact answer once every sequence has been found: W = p E."""
     log_weights = log_priors + log_tilts
-    return Estimate(float(logsumexp(log_weights)), 0.0, log_weights)
+    return Estimate(log_sum(log_weights), 0.0, log_weights)
 
 
 def run(session: Session) -> Search:
@@ -154,7 +153,7 @@ def _fall(session: Session, tree: Tree) -> Generator[list[Request], list[Reply],
         walk.node = int(fall_mass(tree.nodes, walk.arm_key))
     open_walks = [walk for walk in walks if not tree.is_terminal(walk.node)]
     requests = [rollout_request(session, tree, walk, fresh=True) for walk in open_walks]
-    replies = (yield from session.ask(requests)) if requests else []
+    replies = yield from session.roll_out(requests)
     ends = {walk.ticket: reply for walk, reply in zip(open_walks, replies, strict=True)}
     sequences, log_probs, reasons = [], [], []
     for walk in walks:

@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections.abc import Generator
 
 import numpy as np
-from scipy.special import logsumexp
 
 from sdt_dist.protocols import Rollout, RolloutRequest
 from sdt_dist.search.driver import Search
 from sdt_dist.search.methods import Method
 from sdt_dist.search.options import SearchOptions
-from sdt_dist.search.resample import effective_sample_size, normalise, systematic
+from sdt_dist.search.resample import effective_sample_size, log_sum, normalise, systematic
 from sdt_dist.search.session import Reply, Request, Session
 
 _CHUNK = 256  # draws asked for at once; a backend splits them further
@@ -40,15 +39,15 @@ def draw_from_prior(session: Session, limit: int | None = None) -> Generator[lis
             RolloutRequest(session.root, (), session.process.max_new_tokens, session.key("draw", first + i))
             for i in range(min(count, _CHUNK))
         ]
-        rollouts = yield from session.ask(requests)
-        indices += yield from _finish(session, rollouts)  # type: ignore[arg-type]
+        rollouts = yield from session.roll_out(requests)
+        indices += yield from _finish(session, rollouts)
     return indices
 
 
 def run_greedy(session: Session) -> Search:
     """The argmax sequence, once."""
-    rollouts = yield from session.ask([RolloutRequest(session.root, (), session.process.max_new_tokens, None)])
-    indices = yield from _finish(session, rollouts)  # type: ignore[arg-type]
+    rollouts = yield from session.roll_out([RolloutRequest(session.root, (), session.process.max_new_tokens, None)])
+    indices = yield from _finish(session, rollouts)
     return session.result("greedy", indices)
 
 
@@ -73,7 +72,7 @@ def run_snis(session: Session) -> Search:
     log_weights = options.inverse_temperature * session.rewards(indices)
     per_draw = normalise(log_weights)
     probabilities = np.bincount(indices, weights=per_draw, minlength=len(session.finished))
-    log_z = float(logsumexp(log_weights) - np.log(len(indices)))
+    log_z = float(log_sum(log_weights) - np.log(len(indices)))
     relative = np.exp(log_weights - log_z) - 1.0
     return session.result(
         "snis",

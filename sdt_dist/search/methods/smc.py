@@ -11,14 +11,13 @@ from collections.abc import Generator
 
 import numpy as np
 from pydantic import Field
-from scipy.special import logsumexp
 
 from sdt_dist.noise import position_key
-from sdt_dist.protocols import Rollout, RolloutRequest
+from sdt_dist.protocols import FinishReason, RolloutRequest
 from sdt_dist.search.driver import Search
 from sdt_dist.search.methods import Method
 from sdt_dist.search.options import SearchOptions
-from sdt_dist.search.resample import effective_sample_size, normalise, systematic
+from sdt_dist.search.resample import effective_sample_size, log_sum, normalise, systematic
 from sdt_dist.search.session import Reply, Request, Session
 
 
@@ -45,7 +44,7 @@ class Particles:
 
     def collect(self) -> None:
         """Move the mean weight into log Z (Del Moral 2004: the product of means is unbiased for Z)."""
-        mean = logsumexp(self.log_weight) - np.log(len(self.log_weight))
+        mean = log_sum(self.log_weight) - np.log(len(self.log_weight))
         self.log_z += float(mean)
         self.log_weight = self.log_weight - mean
 
@@ -71,7 +70,7 @@ def run(session: Session) -> Search:
             particles.reweight(options.inverse_temperature * partial)
             if effective_sample_size(particles.log_weight) < options.ess_threshold * len(particles.tokens):
                 particles.resample(session.rng(f"particles {end}"))
-    reasons = [session.process.finish_reason(tokens) for tokens in particles.tokens]
+    reasons: list[FinishReason] = [session.process.finish_reason(tokens) for tokens in particles.tokens]
     indices = yield from session.score(particles.tokens, particles.log_prob.tolist(), reasons)
     session.rollouts += len(indices)
     particles.reweight(options.inverse_temperature * session.rewards(indices))
@@ -110,9 +109,8 @@ def _extend(session: Session, particles: Particles, end: int) -> Generator[list[
         )
         for i in growing
     ]
-    replies = (yield from session.ask(requests)) if requests else []
+    replies = yield from session.roll_out(requests)
     for i, reply in zip(growing, replies, strict=True):
-        assert isinstance(reply, Rollout)
         particles.tokens[i] = (*particles.tokens[i], *reply.tokens.tolist())
         particles.log_prob[i] += float(reply.log_prob.sum())
 
