@@ -109,14 +109,20 @@ def _score(session: Session, request: ScoreRequest) -> Scores:
     decoded = session.process.decode(session.root, request.sequences)
     if request.partial:
         return Scores(np.asarray(reward.partial(decoded), dtype=np.float64), {}, decoded)  # type: ignore[attr-defined]
-    components = reward.components(decoded)
+    components = {name: np.asarray(term, dtype=np.float64) for name, term in reward.components(decoded).items()}
     multipliers = reward.multipliers
-    rewards = sum((multipliers[name] * term for name, term in components.items()), np.zeros(len(decoded)))
-    bad = ~np.isfinite(rewards)
-    if rewards.shape != (len(decoded),) or bad.any():
-        first = int(bad.argmax()) if rewards.shape == (len(decoded),) else 0
+    rewards = np.zeros(len(decoded))
+    for name, term in components.items():
+        if term.shape != rewards.shape:
+            raise RewardError(
+                f"reward {type(reward).__name__}, term {name!r}, problem {session.problem.index}: shape {term.shape} "
+                f"for {len(decoded)} samples, allowed: one number per sample."
+            )
+        rewards += multipliers[name] * term
+    bad = np.flatnonzero(~np.isfinite(rewards))
+    if len(bad):
         raise RewardError(
-            f"reward {type(reward).__name__} of problem {session.problem.index}: value {rewards[first]!r} for sample "
-            f"{decoded[first].tokens[:8]}..., allowed: one finite number per sample; give hard violations a floor."
+            f"reward {type(reward).__name__}, problem {session.problem.index}: value {rewards[bad[0]]} for sample "
+            f"{decoded[bad[0]].tokens[:8]}..., allowed: finite numbers; give hard violations a finite floor."
         )
     return Scores(rewards, components, decoded)

@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from sdt_dist.noise import position_key
-from sdt_dist.protocols import ExpandRequest, Expansion, FinishReason, Rollout, RolloutRequest
+from sdt_dist.protocols import ExpandRequest, Expansion, Rollout, RolloutRequest
 from sdt_dist.search.kernels import count_visits, path_log_prior
 from sdt_dist.search.options import TreeOptions
 from sdt_dist.search.session import Reply, Request, Session
@@ -29,7 +29,6 @@ class Walk:
     draw_stream: int
     node: int = 0
     log_omega: float = 0.0
-    finish_reason: FinishReason = "length"
     sample: int = -1
 
 
@@ -68,7 +67,7 @@ def grow(session: Session, tree: Tree, rule: TreeRule) -> Generator[list[Request
         indices = yield from session.score(
             [tree.tokens(leaf) for leaf in leaves],
             [path_log_prior(tree.nodes, leaf) for leaf in leaves],
-            [walk.finish_reason for walk in walks],
+            [session.process.finish_reason(tree.tokens(leaf)) for leaf in leaves],
         )
         session.rollouts += count
         for walk, index in zip(walks, indices, strict=True):
@@ -118,11 +117,10 @@ def _descend(
 def _absorb(session: Session, tree: Tree, walk: Walk, request: ExpandRequest | RolloutRequest, reply: Reply) -> None:
     """Join a reply to the tree; a rollout moves its walk to the last state that it generated."""
     if isinstance(reply, Expansion):
-        tree.attach_expansion(walk.node, reply, request.excluded)
+        tree.attach_expansion(walk.node, reply, request.excluded, session.process.is_finished)
         return
     assert isinstance(reply, Rollout)
     start = walk.node
     complete = reply.finish_reason == "eos" or tree.depth(start) + len(reply.tokens) == session.process.max_new_tokens
-    walk.finish_reason = reply.finish_reason
     walk.node = tree.attach_rollout(start, reply, finished=complete)
     count_visits(tree.nodes, walk.node, start)

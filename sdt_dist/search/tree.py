@@ -6,6 +6,8 @@ Unknown rows are marked by num_remaining = -1. Masses are logs (SPEC section 1.1
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from sdt_dist.protocols import Expansion, Rollout
@@ -69,12 +71,16 @@ class Tree:
             self.nodes, self.size, start, rollout.tokens, rollout.log_prob, rollout.log_residual, rollout.num_remaining
         )
         if finished:
-            self.nodes[leaf]["status"] = TERMINAL
-            self.nodes[leaf]["log_residual"] = -np.inf
-            self.nodes[leaf]["num_remaining"] = 0
+            self._close(leaf)
         return leaf
 
-    def attach_expansion(self, node: int, expansion: Expansion, known: tuple[int, ...]) -> None:
+    def _close(self, leaf: int) -> None:
+        record = self.nodes[leaf]
+        record["status"], record["log_residual"], record["num_remaining"] = TERMINAL, -np.inf, 0
+
+    def attach_expansion(
+        self, node: int, expansion: Expansion, known: tuple[int, ...], is_finished: Callable[[tuple[int, ...]], bool]
+    ) -> None:
         """Add an expansion's children to `node`, whose row is then known and enumerated.
 
         `known` are the children's tokens when it was asked for; walks of the same wave may have added others since,
@@ -83,6 +89,7 @@ class Tree:
         record = self.nodes[node]
         if record["status"] == ENUMERATED:
             return
+        prefix = self.tokens(node)
         present = {int(self.nodes["token"][c]): float(self.nodes["log_prior"][c]) for c in self.children(node)}
         arrived = {token: log_prob for token, log_prob in present.items() if token not in known}
         residual, remaining = expansion.log_residual, expansion.num_remaining
@@ -90,6 +97,8 @@ class Tree:
         for token, log_prob in zip(expansion.children.tolist(), expansion.log_prob.tolist(), strict=True):
             if arrived.pop(token, None) is None:
                 self.size = add_child(self.nodes, self.size, node, token, log_prob)
+                if is_finished((*prefix, token)):
+                    self._close(self.size - 1)
         for log_prob in arrived.values():
             residual, remaining = log_difference(residual, log_prob), remaining - 1
         record = self.nodes[node]
