@@ -51,13 +51,17 @@ class MassRule:
         self.tickets: list[Ticket] = []
 
     def advance(self, session: Session, tree: Tree, walk: Walk) -> RolloutRequest:
+        self.select(tree, walk)
+        return rollout_request(session, tree, walk, fresh=True)
+
+    def select(self, tree: Tree, walk: Walk) -> None:
+        """Move the walk to the node of a residual arm and note its path weight omega = p/q."""
         epsilon = self.options.epsilon
         walk.node, log_am, log_ap = walk_mass(tree.nodes, walk.arm_key, epsilon)
         log_mixed = np.log(epsilon) + log_ap
         if epsilon < 1:
             log_mixed = np.logaddexp(log_mixed, np.log1p(-epsilon) + log_am)
         walk.log_omega = -float(log_mixed)
-        return rollout_request(session, tree, walk, fresh=True)
 
     def record(self, tree: Tree, walks: list[Walk]) -> None:
         log_known, wave_end = float(tree.nodes["log_known"][0]), len(self.tickets) + len(walks)

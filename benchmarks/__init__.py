@@ -1,0 +1,1 @@
+"""Measurements as ratios or figures of one run; `python -m benchmarks` lists and runs them."""
