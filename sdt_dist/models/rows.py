@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from sdt_dist.errors import ContextError
-from sdt_dist.models.reduction import draw, largest, law_log_probs
+from sdt_dist.models.reduction import draw, largest, law_scores
 from sdt_dist.noise import position_key
 from sdt_dist.protocols import Cost, ExpandRequest, Expansion, PriorLaw, Rollout, RolloutRequest, Root
 
@@ -42,10 +42,12 @@ class RowModel(ABC):
         """Logits [B, V] of whole sequences (prompt included), and how many rows each forward pass held."""
 
     def expand(self, requests: Sequence[ExpandRequest], law: PriorLaw) -> list[Expansion]:
-        rows, costs = self._log_probs([(r.root, r.tokens) for r in requests], law)
+        rows, costs = self._scores([(r.root, r.tokens) for r in requests], law)
         replies = []
         for request, row, cost in zip(requests, rows, costs, strict=True):
-            tokens, log_prob, residual, remaining = largest(row, request.num_children, request.key, request.excluded)
+            tokens, log_prob, residual, remaining = largest(
+                row[None], request.num_children, request.key, request.excluded
+            )
             replies.append(Expansion(tokens, log_prob, log_prob, residual, remaining, cost))
         return replies
 
@@ -53,7 +55,7 @@ class RowModel(ABC):
         runs = [_Run(request) for request in requests]
         step = 0
         while active := [run for run in runs if run.wants_more(step, law)]:
-            rows, costs = self._log_probs([(run.request.root, run.tokens()) for run in active], law)
+            rows, costs = self._scores([(run.request.root, run.tokens()) for run in active], law)
             keys = [None if (k := run.request.key) is None else position_key(k, step) for run in active]
             excluded = [run.request.excluded if step == 0 else () for run in active]
             columns = draw(rows, keys, excluded)
@@ -68,10 +70,8 @@ class RowModel(ABC):
             row = self._rows.pop((root.digest, tokens), None)
             self._size_bytes -= 0 if row is None else row.nbytes
 
-    def _log_probs(
-        self, states: Sequence[tuple[Root, tuple[int, ...]]], law: PriorLaw
-    ) -> tuple[np.ndarray, list[Cost]]:
-        """log p [B, V] of states; each distinct state that is not cached is computed, and counted, once."""
+    def _scores(self, states: Sequence[tuple[Root, tuple[int, ...]]], law: PriorLaw) -> tuple[np.ndarray, list[Cost]]:
+        """Scores [B, V] of states; each distinct state that is not cached is computed, and counted, once."""
         wanted = [(root.digest, tokens) for root, tokens in states]
         missing = {
             name: root.prompt + tokens
@@ -92,7 +92,7 @@ class RowModel(ABC):
         costs = [Cost(1, frozenset((call_of.pop(name),))) if name in call_of else Cost() for name in wanted]
         rows = np.stack([found[name] if name in found else self._rows[name] for name in wanted])
         self._remember(wanted, found)
-        return law_log_probs(rows, law), costs
+        return law_scores(rows, law), costs
 
     def _remember(self, wanted: Sequence[State], found: dict[State, np.ndarray]) -> None:
         for name in wanted:

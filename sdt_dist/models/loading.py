@@ -1,0 +1,56 @@
+"""MODEL SPEC to model: `bundled`, a directory or hub id, optionally with a backend prefix (SPEC section 9)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sdt_dist.errors import ConfigurationError, MissingExtraError, unknown_name
+
+BACKENDS = ("hf",)
+_EXTRAS = ("vllm", "mlx")
+
+
+def split_spec(spec: str) -> tuple[str, str]:
+    """(backend, name) of a MODEL SPEC; ConfigurationError for an unknown backend prefix or an empty name."""
+    prefix, colon, rest = spec.partition(":")
+    if not colon or Path(spec).exists():
+        prefix, rest = "hf", spec
+    if prefix in _EXTRAS:
+        raise MissingExtraError(
+            f"model: backend {prefix!r} is not part of this release; serve {rest!r} with hf:{rest} instead."
+        )
+    if prefix not in BACKENDS:
+        raise unknown_name("model backend", prefix, [*BACKENDS, *_EXTRAS])
+    if not rest:
+        raise ConfigurationError(f"model: {spec!r} names no model; give 'bundled', a directory or a hub id.")
+    return prefix, rest
+
+
+def check_spec(spec: str) -> None:
+    """Everything about a MODEL SPEC that can be refused without loading weights."""
+    _, name = split_spec(spec)
+    looks_like_path = name.startswith((".", "/", "~"))
+    if name != "bundled" and not Path(name).exists() and (looks_like_path or name.count("/") != 1):
+        if name.count("/") == 0:
+            raise unknown_name("model", name, ["bundled"])
+        raise ConfigurationError(f"model: {name!r} does not exist; give 'bundled', a directory, or a hub id.")
+
+
+def load_model(spec: str = "bundled", *, device: str | None = None, trust_remote_code: bool = False) -> Any:
+    """A `Forecaster` (bundled, or a directory that `sdt train-forecaster` saved) or a `LanguageModel`.
+
+    Both have `.model` (the backend) and `.process(max_new_tokens)`. device: None picks CUDA when there is one for
+    language models, and the CPU for forecasters. Raises ConfigurationError, CheckpointError or MissingExtraError.
+    """
+    check_spec(spec)
+    _, name = split_spec(spec)
+    from sdt_dist.models.forecaster.bundled import forecaster_directory, load_module
+    from sdt_dist.models.forecaster.process import Forecaster
+    from sdt_dist.models.hf.language import load_language_model
+    from sdt_dist.models.hf.model import HFModel
+
+    if forecaster_directory(name) is None:
+        return load_language_model(name, device=device, trust_remote_code=trust_remote_code)
+    module, forecaster_spec = load_module(name)
+    return Forecaster(HFModel(module.to(device or "cpu")), forecaster_spec)

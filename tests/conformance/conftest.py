@@ -1,0 +1,89 @@
+"""Backends under one conformance suite, each with a prompt it can continue."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+from sdt_dist.models.hf.model import HFModel
+from sdt_dist.models.interface import InterfaceModel
+from sdt_dist.models.process import prompt_digest
+from sdt_dist.models.toy import Toy
+from sdt_dist.protocols import LogitsModel, PriorLaw, Root
+
+VOCABULARY, CONTEXT, END = 24, 48, 3
+
+
+class Interface:
+    """An `LLMInterface` object with a fixed random table of bigram logits."""
+
+    vocab_size, eos_token_id, max_context = VOCABULARY, END, CONTEXT
+
+    def __init__(self) -> None:
+        self._table = np.random.default_rng(3).standard_normal((VOCABULARY, VOCABULARY))
+
+    def get_next_token_logits(self, token_sequence: list[int]) -> np.ndarray:
+        return self._table[token_sequence[-1]] + 0.1 * self._table[len(token_sequence) % VOCABULARY]
+
+
+def _llama(heads: int, kv_heads: int) -> torch.nn.Module:
+    torch.manual_seed(1)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=heads,
+        num_key_value_heads=kv_heads, max_position_embeddings=CONTEXT, initializer_range=0.3, eos_token_id=END,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).eval()
+
+
+def _gpt2() -> torch.nn.Module:
+    torch.manual_seed(2)
+    config = GPT2Config(
+        vocab_size=VOCABULARY, n_positions=CONTEXT, n_embd=32, n_layer=2, n_head=2, initializer_range=0.3,
+        bos_token_id=0, eos_token_id=END,
+    )  # fmt: skip
+    return GPT2LMHeadModel(config).eval()
+
+
+@dataclass
+class Backend:
+    """A fresh model, its law, a prompt maker, and how many states its counters may compute."""
+
+    make: Callable[..., LogitsModel]
+    law: PriorLaw
+    max_new: int
+    prompt_length: int = 6
+    modules: list[torch.nn.Module] = field(default_factory=list)
+
+    def root(self, number: int = 0) -> Root:
+        if self.prompt_length == 1:
+            prompt: tuple[int, ...] = (number,)
+        else:
+            prompt = tuple(np.random.default_rng(number).integers(4, VOCABULARY, self.prompt_length).tolist())
+        return Root(prompt, prompt_digest(prompt))
+
+
+def _hf(module: torch.nn.Module) -> Backend:
+    return Backend(
+        lambda **options: HFModel(module, **options), PriorLaw((0, VOCABULARY), (END,)), 20, modules=[module]
+    )
+
+
+BACKENDS: dict[str, Callable[[], Backend]] = {
+    "toy": lambda: Backend(lambda **options: Toy(5, 6, 1.0), PriorLaw((0, 5)), 6, prompt_length=1),
+    "interface": lambda: Backend(
+        lambda **options: InterfaceModel(Interface(), **options), PriorLaw((0, VOCABULARY), (END,)), 20
+    ),
+    "hf-llama": lambda: _hf(_llama(4, 4)),
+    "hf-llama-gqa": lambda: _hf(_llama(4, 2)),
+    "hf-module": lambda: _hf(_gpt2()),
+}
+
+
+@pytest.fixture(scope="session", params=sorted(BACKENDS))
+def backend(request: pytest.FixtureRequest) -> Backend:
+    return BACKENDS[request.param]()

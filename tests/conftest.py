@@ -1,0 +1,23 @@
+"""Test-wide settings: no display, no hub, and `data` tests only where SDT_DATA_DIR points to the data."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect `data` tests when there is no data directory: they are not run, and not counted as skipped."""
+    folder = os.environ.get("SDT_DATA_DIR")
+    if folder and Path(folder).is_dir():
+        return
+    without = [item for item in items if item.get_closest_marker("data") is None]
+    if len(without) < len(items):
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("data")])
+        items[:] = without
