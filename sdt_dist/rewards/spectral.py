@@ -1,0 +1,81 @@
+"""`SpectralReward`: r(x) = r_task(x) - gamma * D(S_x, E[S_c]), the texture of a forecast (SPEC section 2).
+
+With r_task = 0 only the product lambda * gamma matters to any sampler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from sdt_dist.errors import ConfigurationError
+from sdt_dist.metrics.spectrum import DISTANCES, power_spectrum, reference_spectrum
+from sdt_dist.models.forecaster.tokenizer import fit_scale
+from sdt_dist.protocols import Decoded
+from sdt_dist.rewards.base import Reward, series_of
+
+_MIN_PARTIAL = 16
+
+
+class SpectralReward(Reward):
+    """Closeness of a sample's power spectrum to the history's mean spectrum over segments as long as the sample.
+
+    reference: the history [L]; samples and history are standardised by its mean and std. gamma: weight of the
+    distance. distance: log_l1 (default), wasserstein or kl (`metrics.spectrum`). segment: Welch segment, default half
+    the sample's length. Override `task` or `divergence` for other terms.
+    """
+
+    has_partial = True
+
+    def __init__(
+        self,
+        reference: np.ndarray,
+        gamma: float = 1.0,
+        distance: Literal["log_l1", "wasserstein", "kl"] = "log_l1",
+        segment: int | None = None,
+    ) -> None:
+        if distance not in DISTANCES:
+            raise ConfigurationError(f"distance: {distance!r}, allowed: {', '.join(DISTANCES)}.")
+        if not gamma >= 0 or (segment is not None and segment < 4):
+            raise ConfigurationError(f"gamma: {gamma}, must be >= 0; segment: {segment}, must be >= 4 or None.")
+        self.gamma, self.distance, self.segment = float(gamma), distance, segment
+        self._scale = fit_scale(reference)
+        self._history = self._standardise(np.asarray(reference, dtype=np.float64))
+        self._spectra: dict[tuple[int, int], np.ndarray] = {}
+
+    @property
+    def multipliers(self) -> dict[str, float]:
+        return {"task": 1.0, "spectral": self.gamma}
+
+    def components(self, samples: Sequence[Decoded]) -> dict[str, np.ndarray]:
+        series = series_of(samples)
+        return {"task": self.task(series), "spectral": -self.divergence(self._standardise(series))}
+
+    def task(self, series: np.ndarray) -> np.ndarray:
+        """r_task [B] of series [B, L] in the user's units; 0 here."""
+        return np.zeros(len(series))
+
+    def divergence(self, standardised: np.ndarray) -> np.ndarray:
+        """D [B] of standardised series [B, L]."""
+        length = standardised.shape[1]
+        segment = self.segment or max(4, length // 2)
+        _, spectra = power_spectrum(standardised, segment)
+        return DISTANCES[self.distance](spectra, self._reference(length, segment))
+
+    def partial(self, samples: Sequence[Decoded]) -> np.ndarray:
+        """-gamma D of what is there so far, 0 while it is shorter than 16 values."""
+        series = self._standardise(series_of(samples))
+        if series.shape[1] < max(_MIN_PARTIAL, self.segment or 0):
+            return np.zeros(len(series))
+        return -self.gamma * self.divergence(series)
+
+    def _standardise(self, series: np.ndarray) -> np.ndarray:
+        return (series - self._scale.loc) / self._scale.scale
+
+    def _reference(self, length: int, segment: int) -> np.ndarray:
+        key = (length, segment)
+        if key not in self._spectra:
+            self._spectra[key] = reference_spectrum(self._history, length, segment)
+        return self._spectra[key]
