@@ -1,0 +1,96 @@
+"""Forecast problems: a history, the truth that no reward sees, and how metrics scale them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from sdt_dist.data.registry import load_series
+from sdt_dist.data.series import Series
+from sdt_dist.errors import DataError
+from sdt_dist.models.forecaster.tokenizer import MIN_HISTORY, fit_scale
+
+
+@dataclass(frozen=True, slots=True)
+class ForecastProblem:
+    """history [L] and truth [H] of one window in the user's units; metrics z-score by (loc, scale)."""
+
+    index: int
+    name: str
+    history: np.ndarray
+    truth: np.ndarray
+    season: int
+    loc: float
+    scale: float
+    timestamps: pd.DatetimeIndex | None = None
+
+
+def load_problems(
+    dataset: str,
+    *,
+    horizon: int,
+    context_length: int = 512,
+    num_problems: int | None = None,
+    split: str = "test",
+    stride: int | None = None,
+    channels: list[str] | None = None,
+    season: int | None = None,
+) -> list[ForecastProblem]:
+    """Windows of a dataset whose targets lie in `split`, in channel order; an even choice of `num_problems`.
+
+    stride: rows between targets (default: the horizon, no overlap). Datasets without splits take targets from
+    their last quarter. DataError when nothing fits; ContextError for a history that cannot be scaled.
+    """
+    chosen = load_series(dataset, season=season)
+    if channels is not None:
+        missing = set(channels) - {series.name for series in chosen}
+        if missing:
+            raise DataError(f"channels: {sorted(missing)[0]!r}, allowed: {', '.join(s.name for s in chosen[:20])}.")
+        chosen = [series for series in chosen if series.name in channels]
+    windows = [(s, start) for s in chosen for start in _targets(s, split, horizon, stride or horizon, context_length)]
+    if not windows:
+        raise DataError(
+            f"dataset {dataset!r}: no window with {MIN_HISTORY} values of history and horizon {horizon} in split {split!r}; "
+            "shorten the horizon."
+        )
+    if num_problems is not None and num_problems < len(windows):
+        picks = np.linspace(0, len(windows) - 1, num_problems).round().astype(int)
+        windows = [windows[i] for i in picks]
+    return [_problem(i, series, start, horizon, context_length) for i, (series, start) in enumerate(windows)]
+
+
+def _targets(series: Series, split: str, horizon: int, stride: int, context_length: int) -> list[int]:
+    """First target rows inside the split, with enough history before them."""
+    total = len(series.values)
+    if series.splits is None:
+        first, end = max(total - max(total // 4, horizon), 0), total
+    elif split in series.splits:
+        first, end = series.splits[split]
+    else:
+        raise DataError(f"split: {split!r}, allowed: {', '.join(series.splits)}.")
+    needed = max(MIN_HISTORY, horizon)
+    starts = (
+        list(range(end - horizon, first - 1, -stride))
+        if series.splits is None
+        else list(range(first, end - horizon + 1, stride))
+    )
+    return sorted(start for start in starts if start >= min(needed, context_length))
+
+
+def _problem(index: int, series: Series, start: int, horizon: int, context_length: int) -> ForecastProblem:
+    history = series.values[max(0, start - context_length) : start]
+    own = fit_scale(history)
+    return ForecastProblem(
+        index=index,
+        name=f"{series.name}@{start}",
+        history=history,
+        truth=series.values[start : start + horizon],
+        season=series.season,
+        loc=own.loc if series.loc is None else series.loc,
+        scale=own.scale if series.scale is None else series.scale,
+        timestamps=None
+        if series.timestamps is None
+        else series.timestamps[max(0, start - context_length) : start + horizon],
+    )

@@ -1,0 +1,37 @@
+"""Measures of token samples: distinct n-grams, perplexity, and task measures by library code."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from rouge_score.rouge_scorer import RougeScorer
+from sacrebleu import corpus_bleu
+from sklearn.metrics import accuracy_score, cohen_kappa_score, f1_score
+
+
+def distinct_n(samples: Sequence[Sequence[int]], n: int) -> float:
+    """Distinct n-grams over all n-grams of the samples (Li et al. 2016); 0 without any."""
+    grams = [tuple(sample[i : i + n]) for sample in samples for i in range(len(sample) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else 0.0
+
+
+def perplexity(log_probs: Sequence[float], lengths: Sequence[int]) -> float:
+    """exp of minus the mean log p per answer token over all samples; the prompt never counts."""
+    return float(np.exp(-np.sum(log_probs) / max(1, np.sum(lengths))))
+
+
+def classification(predicted: Sequence[str], truth: Sequence[str]) -> dict[str, float]:
+    """Accuracy, macro-F1 and Cohen's kappa."""
+    return {
+        "accuracy": float(accuracy_score(truth, predicted)),
+        "macro_f1": float(f1_score(truth, predicted, average="macro")),
+        "kappa": float(cohen_kappa_score(truth, predicted)),
+    }
+
+
+def generation(predicted: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+    """BLEU (0 to 100, sacreBLEU) and ROUGE-L (F measure)."""
+    scorer = RougeScorer(["rougeL"], use_stemmer=True)
+    rouge = [scorer.score(r, p)["rougeL"].fmeasure for p, r in zip(predicted, references, strict=True)]
+    return {"bleu": float(corpus_bleu(list(predicted), [list(references)]).score), "rouge_l": float(np.mean(rouge))}
