@@ -20,8 +20,8 @@ FILES = {
     "ETTh2.csv": (_ETT_URL, None),
     "ETTm1.csv": (_ETT_URL, None),
     "ETTm2.csv": (_ETT_URL, None),
-    "M4-Hourly-train.csv": (_M4_URL + "Train/", None),
-    "M4-Hourly-test.csv": (_M4_URL + "Test/", None),
+    "M4-Hourly-train.csv": (_M4_URL + "Train/", "ea59b7783573c49077a835ab6465c7d66f1474783360f310988a9a737fbca62f"),
+    "M4-Hourly-test.csv": (_M4_URL + "Test/", "71a57fccb15e534d973626ada4fb87febf789e9317715b7cc6dd3b5f90db6f42"),
 }
 _MONTH_ROWS = {"etth1": 720, "etth2": 720, "ettm1": 2880, "ettm2": 2880}
 CLASSIC = ("co2", "sunspots", "elnino")
@@ -118,7 +118,7 @@ def _download(name: str, target: Path) -> None:
     base, digest = FILES[name]
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with urllib.request.urlopen(base + name, timeout=20) as reply:
+        with urllib.request.urlopen(base + name.replace("M4-", ""), timeout=20) as reply:
             content = reply.read()
     except OSError as error:
         raise DataError(

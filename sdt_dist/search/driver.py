@@ -6,8 +6,9 @@ requests, keys and rewards do not depend on the problems beside it.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -55,10 +56,13 @@ def drive(
                 running.append(state)
             else:
                 yield _close(process, state, outcome)
+        begin = time.monotonic()
         replies = _answer(process, running)
+        outcomes = [_advance(state, answer) for state, answer in zip(running, replies, strict=True)]
+        share = (time.monotonic() - begin) / max(len(running), 1)
         still = []
-        for state, answer in zip(running, replies, strict=True):
-            outcome = _advance(state, answer)
+        for state, outcome in zip(running, outcomes, strict=True):
+            state.session.wall_s += share
             if on_progress is not None:
                 on_progress(state.session.problem.index, state.session.rollouts)
             if outcome is None:
@@ -70,6 +74,8 @@ def drive(
 
 def _close(process: Process, state: _Running, outcome: SearchResult | SdtError) -> tuple[int, SearchResult | SdtError]:
     process.release(state.session.root)
+    if isinstance(outcome, SearchResult):
+        outcome = replace(outcome, cost=state.session.cost())
     return state.session.problem.index, outcome
 
 

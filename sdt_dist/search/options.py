@@ -6,11 +6,13 @@ a ConfigurationError that names the field, the value and what is allowed.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sdt_dist.errors import ConfigurationError, unknown_name
+
+Model = TypeVar("Model", bound=BaseModel)
 
 
 class SearchOptions(BaseModel):
@@ -51,7 +53,7 @@ class TreeOptions(SearchOptions):
     wave_size: int = Field(8, ge=1, description="leaves evaluated per model call, all selected before backing up")
 
 
-def parse_options(model: type[SearchOptions], values: dict[str, Any], owner: str) -> SearchOptions:
+def parse_options(model: type[Model], values: dict[str, Any], owner: str) -> Model:
     """Validated options; ConfigurationError names each bad field, its value and what is allowed."""
     unknown = [name for name in values if name not in model.model_fields]
     if unknown:

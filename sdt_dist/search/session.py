@@ -77,6 +77,7 @@ class Session:
     recomputed_tokens: int = 0
     rollouts: int = 0
     reward_calls: int = 0
+    wall_s: float = 0.0
     finished: list[Sample] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -161,9 +162,9 @@ class Session:
         return self.clock() - self._started
 
     def cost(self) -> SearchCost:
-        """The counters so far; wall_s is the time this problem was under way, others beside it included."""
+        """The counters so far; wall_s is this problem's equal share of the rounds in which it took part."""
         return SearchCost(
-            self.nfe, len(self.calls), self.rollouts, self.reward_calls, self.recomputed_tokens, self.elapsed_s()
+            self.nfe, len(self.calls), self.rollouts, self.reward_calls, self.recomputed_tokens, self.wall_s
         )
 
     def best(self) -> Sample:

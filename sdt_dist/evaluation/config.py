@@ -1,0 +1,107 @@
+"""What an evaluation run is: strict configuration, its defaults the job of `make evaluate` (SPEC sections 8 and 10)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from sdt_dist.errors import ConfigurationError
+from sdt_dist.search.methods import get_method, method_names, validate_options
+from sdt_dist.search.options import TreeOptions, parse_options
+
+EXECUTION_FIELDS = ("problems_in_flight",)
+_BUDGET_SHARE = 0.95  # tree rollouts start below the root, so this keeps their number within num_rollouts
+
+
+class MethodConfig(BaseModel):
+    """One column of the comparison: a method, its label, and options that differ from the shared ones."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    name: str
+    label: str = ""
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class EvaluationConfig(BaseModel):
+    """An evaluation of several methods on the same problems, prior, reward and matched budget."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    dataset: str = Field("classic", description="dataset name, or path of a CSV")
+    channels: list[str] | None = Field(None, description="channels to use; default all")
+    split: Literal["train", "val", "test"] = Field("test", description="part whose rows are targets")
+    num_problems: int | None = Field(12, ge=1, description="problems, evenly chosen; null for all")
+    horizon: int = Field(24, ge=1, description="values to forecast")
+    context_length: int = Field(512, ge=16, description="values of history")
+    stride: int | None = Field(None, ge=1, description="rows between targets; default the horizon")
+    model: str = Field("bundled", description="MODEL SPEC")
+    reward: str = Field("spectral:gamma=1", description="REWARD SPEC")
+    methods: list[str | MethodConfig] = Field(default_factory=lambda: list(method_names()), min_length=1)
+    inverse_temperature: float = Field(3.0, gt=0, description="lambda of p(x) exp(lambda r(x))")
+    num_rollouts: int = Field(100, ge=1, description="budget: every method gets the nfe of about so many rollouts")
+    num_samples: int = Field(50, ge=2, description="samples a method returns")
+    wave_size: int = Field(10, ge=1, description="leaves a tree evaluates per model call")
+    seed: int = Field(0, ge=0, description="seed of every random draw")
+    problems_in_flight: int = Field(16, ge=1, description="problems searched together; does not change results")
+
+    @field_validator("inverse_temperature", mode="before")
+    @classmethod
+    def _whole_number(cls, value: Any) -> Any:
+        return float(value) if type(value) is int else value
+
+    def method_configs(self) -> list[MethodConfig]:
+        """The methods with their labels filled in."""
+        full = [m if isinstance(m, MethodConfig) else MethodConfig(name=m) for m in self.methods]
+        return [m if m.label else m.model_copy(update={"label": m.name}) for m in full]
+
+    def options_of(self, method: MethodConfig) -> dict[str, Any]:
+        """Options of one method: the shared settings, a matched nfe budget, then its own."""
+        chosen = get_method(method.name)
+        options: dict[str, Any] = {"inverse_temperature": self.inverse_temperature, "num_samples": self.num_samples}
+        if not chosen.reference:
+            nfe = max(self.horizon, round(_BUDGET_SHARE * self.num_rollouts * self.horizon))
+            options |= {"num_rollouts": self.num_rollouts, "max_nfe": nfe}
+        if issubclass(chosen.options, TreeOptions):
+            options["wave_size"] = self.wave_size
+        return options | method.options
+
+    def check(self) -> None:
+        """Everything that can be refused without loading a model or data."""
+        from sdt_dist.data import check_dataset
+        from sdt_dist.models.loading import check_spec
+        from sdt_dist.rewards.spec import parse_reward
+
+        for method in self.method_configs():
+            validate_options(method.name, self.options_of(method))
+        labels = [method.label for method in self.method_configs()]
+        if len(set(labels)) < len(labels):
+            raise ConfigurationError(f"methods: labels {labels} must differ; give each its own label.")
+        check_dataset(self.dataset)
+        check_spec(self.model)
+        if parse_reward(self.reward).view == "text":
+            raise ConfigurationError(f"reward: {self.reward!r} scores text; an evaluation of forecasts needs series.")
+
+    def identity(self) -> dict[str, Any]:
+        """What makes two runs the same: everything but how they are executed."""
+        return {k: v for k, v in self.model_dump(mode="json").items() if k not in EXECUTION_FIELDS}
+
+
+def load_config(path: str | None, overrides: dict[str, Any]) -> EvaluationConfig:
+    """Configuration from a YAML file (None: defaults) with overrides; ConfigurationError names the bad field."""
+    values: Any = {}
+    if path is not None:
+        try:
+            values = yaml.safe_load(Path(path).read_text())
+        except OSError as error:
+            raise ConfigurationError(f"config: {path} cannot be read ({error.strerror}).") from error
+        except yaml.YAMLError as error:
+            raise ConfigurationError(f"config: {path} is not YAML ({error}).") from error
+        if not isinstance(values, dict):
+            raise ConfigurationError(f"config: {path} holds {type(values).__name__}, allowed: a mapping of settings.")
+    config = parse_options(EvaluationConfig, values | overrides, "an evaluation")
+    config.check()
+    return config
