@@ -1,0 +1,121 @@
+"""`sdt forecast`: a probabilistic forecast of one CSV column."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from sdt_dist.search.result import SearchResult
+
+
+def forecast(
+    csv: Annotated[Path, typer.Argument(help="CSV with a numeric column, oldest row first")],
+    column: Annotated[str | None, typer.Option(help="column to forecast; default the last numeric one")] = None,
+    time_column: Annotated[
+        str | None, typer.Option(help="column of times; default the first that looks like it")
+    ] = None,
+    horizon: Annotated[int, typer.Option(min=1, help="values to forecast")] = 24,
+    season: Annotated[int | None, typer.Option(min=1, help="season length; drawn as a naive line in the plot")] = None,
+    method: Annotated[str, typer.Option(help="search method")] = "snis",
+    model: Annotated[str, typer.Option(help="bundled, or a directory that train-forecaster wrote")] = "bundled",
+    reward: Annotated[str, typer.Option(help="e.g. spectral:gamma=1+nonneg")] = "spectral:gamma=1",
+    inverse_temperature: Annotated[float, typer.Option(help="lambda of p(x) exp(lambda r(x))")] = 3.0,
+    rollouts: Annotated[int, typer.Option(min=1, help="rollouts of the search")] = 200,
+    num_samples: Annotated[int, typer.Option(min=2, help="samples that make the quantiles")] = 100,
+    quantiles: Annotated[str, typer.Option(help="comma-separated")] = "0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9",
+    plot: Annotated[Path | None, typer.Option(help="write a fan chart (PNG)")] = None,
+    output: Annotated[Path | None, typer.Option(help="write the forecast as CSV; default: print it")] = None,
+    samples: Annotated[Path | None, typer.Option(help="write every sample as CSV")] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Forecast the next values of a series, as mean and quantiles.
+
+    Examples:
+
+      sdt forecast load.csv --column OT --horizon 96 --plot fan.png --output forecast.csv
+
+      sdt forecast sales.csv --horizon 12 --reward "spectral:gamma=1+nonneg" --quantiles 0.05,0.5,0.95
+    """
+    from sdt_dist.data.series import read_csv
+    from sdt_dist.models.loading import check_spec
+    from sdt_dist.rewards.spec import RewardContext, parse_reward
+    from sdt_dist.search.methods import get_method, validate_options
+
+    levels = _levels(quantiles)
+    options: dict[str, object] = {"inverse_temperature": inverse_temperature, "num_samples": num_samples}
+    if not get_method(method).reference:
+        options["num_rollouts"] = rollouts
+    validate_options(method, options)
+    factory = parse_reward(reward)
+    check_spec(model)
+    table = read_csv(csv, column=column, time_column=time_column)
+    history = table.iloc[:, -1].to_numpy(float)
+
+    from sdt_dist.models.loading import load_model
+    from sdt_dist.search.api import search
+
+    built = factory.build(RewardContext(history=history))
+    result = search(load_model(model), history, built, method=method, max_new_tokens=horizon, seed=seed, **options)
+    times = _future(table, horizon)
+    frame = _frame(result, times, levels)
+    _write(frame, output)
+    if samples is not None:
+        _write(_sample_frame(result, times), samples)
+    if plot is not None:
+        from sdt_dist.evaluation.figures import fan_chart_file
+
+        fan_chart_file(history, result, plot, name=str(table.columns[-1]), season=season)
+
+
+def _levels(text: str) -> list[float]:
+    from sdt_dist.errors import ConfigurationError
+
+    try:
+        levels = [float(item) for item in text.split(",")]
+    except ValueError as error:
+        raise ConfigurationError(f"quantiles: {text!r}, allowed: comma-separated numbers in (0, 1).") from error
+    if not all(0 < level < 1 for level in levels):
+        raise ConfigurationError(f"quantiles: {text!r}, allowed: comma-separated numbers in (0, 1).")
+    return levels
+
+
+def _future(table: pd.DataFrame, horizon: int) -> list[str]:
+    """Times after the last row by the inferred frequency (the last step where none is); row numbers without times."""
+    import pandas as pd
+
+    index = table.index
+    if not isinstance(index, pd.DatetimeIndex):
+        return [str(len(table) + i) for i in range(horizon)]
+    frequency = pd.infer_freq(index[-min(len(index), 50) :]) or (index[-1] - index[-2])
+    future = pd.date_range(index[-1], periods=horizon + 1, freq=frequency)[1:]
+    return [time.isoformat(sep=" ") for time in future]
+
+
+def _frame(result: SearchResult, times: list[str], levels: list[float]) -> pd.DataFrame:
+    import numpy as np
+    import pandas as pd
+
+    paths = np.stack([sample.series for sample in result.samples])  # type: ignore[misc]
+    columns = {f"q{level:g}": np.quantile(paths, level, axis=0) for level in levels}
+    return pd.DataFrame({"timestamp": times, "mean": paths.mean(axis=0), **columns})
+
+
+def _sample_frame(result: SearchResult, times: list[str]) -> pd.DataFrame:
+    import pandas as pd
+
+    return pd.DataFrame({"timestamp": times, **{f"s{i}": s.series for i, s in enumerate(result.samples)}})
+
+
+def _write(frame: pd.DataFrame, path: Path | None) -> None:
+    from sdt_dist.evaluation.results import write_text
+
+    text = frame.to_csv(index=False, float_format="%.8g")
+    if path is None:
+        print(text, end="")
+    else:
+        write_text(path, text)

@@ -1,0 +1,76 @@
+"""`sdt generate`: text from a language model, tilted by a reward."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def generate(
+    prompt: Annotated[str, typer.Argument(help="the prompt")],
+    model: Annotated[str, typer.Option(help="a directory or hub id of a causal language model")],
+    reward: Annotated[str, typer.Option(help="e.g. regex:[0-9]+, answer:yes, length:target=20, or path.py:function")],
+    method: Annotated[str, typer.Option(help="search method")] = "residual_ts",
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="tokens to generate; the prompt does not count")] = 32,
+    inverse_temperature: Annotated[float, typer.Option(help="lambda of p(x) exp(lambda r(x))")] = 1.0,
+    sampling_temperature: Annotated[float, typer.Option(help="temperature of the prior p")] = 1.0,
+    rollouts: Annotated[int, typer.Option(min=1, help="rollouts of the search")] = 50,
+    num_samples: Annotated[int, typer.Option(min=1, help="samples to print")] = 4,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object a sample")] = False,
+) -> None:
+    """Generate text from p(x|prompt) * exp(lambda * r(x)).
+
+    Examples:
+
+      sdt generate "The capital of France is" --model ./my-model --reward "regex:Paris" --inverse-temperature 5
+
+      sdt generate "Once" --model owner/name --reward score.py:my_reward --method dts --rollouts 100
+    """
+    import json
+
+    from sdt_dist.errors import ConfigurationError, ContextError
+    from sdt_dist.models.loading import check_spec, load_model
+    from sdt_dist.rewards.spec import RewardContext, parse_reward
+    from sdt_dist.search.methods import get_method, validate_options
+
+    options: dict[str, object] = {"inverse_temperature": inverse_temperature, "num_samples": num_samples}
+    if not get_method(method).reference:
+        options["num_rollouts"] = rollouts
+    validate_options(method, options)
+    factory = parse_reward(reward)
+    if factory.view == "series":
+        raise ConfigurationError(
+            f"reward: {reward!r} scores forecasts; use regex:, answer:, length: or path.py:function."
+        )
+    check_spec(model)
+    if not prompt:
+        raise ContextError("prompt: empty; a prompt needs at least one token.")
+    loaded = load_model(model)
+    if loaded.is_forecaster:
+        raise ConfigurationError(f"model: {model!r} is a forecaster; use `sdt forecast`.")
+
+    from sdt_dist.search.api import search
+
+    result = search(
+        loaded,
+        prompt,
+        factory.build(RewardContext(prompt=prompt)),
+        method=method,
+        max_new_tokens=max_new_tokens,
+        sampling_temperature=sampling_temperature,
+        seed=seed,
+        **options,
+    )
+    for sample in result.samples:
+        record = {"text": sample.text, "reward": sample.reward, "log_prob": sample.log_prob}
+        print(
+            json.dumps(record)
+            if as_json
+            else f"[reward {sample.reward:.4g}  log p {sample.log_prob:.4g}] {sample.text}"
+        )
+    if not as_json:
+        z = "" if result.log_z is None else f"  log Z {result.log_z:.4g}"
+        ess = "" if result.ess is None else f"  ESS {result.ess:.3g}"
+        print(f"{method}: {result.rollouts} rollouts  nfe {result.nfe}{z}{ess}  {result.wall_s:.1f} s")

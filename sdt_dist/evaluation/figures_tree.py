@@ -1,0 +1,87 @@
+"""Figures of search trees: the most visited part of one tree, and value error against depth on toys (SPEC section 8)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from sdt_dist.models.toy import Toy
+from sdt_dist.search.tree import Tree
+
+
+def draw_tree(tree: Tree, path: Path, *, max_nodes: int = 150) -> None:
+    """Draw the `max_nodes` most visited nodes of a tree: width by visits, colour by value."""
+    count = min(max_nodes, tree.size)
+    nodes = tree.nodes[: tree.size]
+    weight = nodes["visits"].astype(float)
+    kept = set(np.argsort(-weight, kind="stable")[:count].tolist()) | {0}
+    order = [node for node in _depth_first(tree) if node in kept and all(a in kept for a in _ancestors(tree, node))]
+    leaves = [node for node in order if not any(child in kept for child in tree.children(node))]
+    height = {node: float(i) for i, node in enumerate(leaves)}
+    for node in reversed(order):
+        below = [height[child] for child in tree.children(node) if child in height]
+        height.setdefault(node, float(np.mean(below)) if below else 0.0)
+    figure, axes = plt.subplots(figsize=(9, 5), dpi=150)
+    for node in order[1:]:
+        parent = int(nodes["parent"][node])
+        ends = ([nodes["depth"][parent], nodes["depth"][node]], [height[parent], height[node]])
+        axes.plot(*ends, color="#999999", linewidth=0.4 + 2.5 * weight[node] / max(weight[0], 1), zorder=1)
+    with np.errstate(invalid="ignore"):
+        soft = np.where(
+            np.isfinite(nodes["value"]), nodes["value"], np.logaddexp(nodes["log_known"], nodes["log_unknown"])
+        )
+    drawn = axes.scatter(
+        [nodes["depth"][n] for n in order], [height[n] for n in order], c=[soft[n] for n in order], s=18, cmap="viridis",
+        zorder=2,
+    )  # fmt: skip
+    figure.colorbar(drawn, ax=axes, label="value estimate")
+    axes.set_xlabel("depth (tokens)")
+    axes.set_yticks([])
+    axes.set_title(f"{len(order)} most visited of {tree.size} nodes")
+    figure.savefig(path, bbox_inches="tight")
+    plt.close(figure)
+
+
+def _ancestors(tree: Tree, node: int) -> list[int]:
+    found = []
+    while node > 0:
+        node = int(tree.nodes["parent"][node])
+        found.append(node)
+    return found
+
+
+def _depth_first(tree: Tree) -> list[int]:
+    order, stack = [], [0]
+    while stack:
+        node = stack.pop()
+        order.append(node)
+        stack += reversed(tree.children(node))
+    return order
+
+
+def value_error_by_depth(tree: Tree, toy: Toy, values: np.ndarray) -> dict[int, float]:
+    """Mean |v - V| by depth over the nodes of a toy's tree that have an estimate; values [N] are the estimates."""
+    errors: dict[int, list[float]] = {}
+    for node in range(tree.size):
+        if np.isfinite(values[node]):
+            tokens = tree.tokens(node)
+            exact = toy.soft_values[len(tokens)][toy.index(tokens)]
+            errors.setdefault(len(tokens), []).append(abs(float(values[node] - exact)))
+    return {depth: float(np.mean(found)) for depth, found in sorted(errors.items())}
+
+
+def draw_value_error(curves: dict[str, dict[int, float]], path: Path) -> None:
+    """Value error against depth, one curve a method."""
+    figure, axes = plt.subplots(figsize=(6, 3.8), dpi=150)
+    for label, curve in curves.items():
+        axes.plot(list(curve), list(curve.values()), "o-", label=label)
+    axes.set_xlabel("depth (tokens)")
+    axes.set_ylabel("mean |v - V| (lower is better)")
+    axes.legend(frameon=False)
+    figure.savefig(path, bbox_inches="tight")
+    plt.close(figure)
