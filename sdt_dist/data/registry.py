@@ -6,6 +6,7 @@ import hashlib
 import os
 import urllib.request
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pandas as pd
@@ -62,16 +63,20 @@ def _classic(name: str) -> Series:
     from statsmodels.datasets import co2, elnino, sunspots
 
     if name == "co2":
-        monthly = co2.load_pandas().data["co2"].resample("MS").mean().interpolate()
+        monthly = _table(co2)["co2"].resample("MS").mean().interpolate()
         return Series("co2", monthly.to_numpy(np.float64), 12, pd.DatetimeIndex(monthly.index))
     if name == "sunspots":
-        table = sunspots.load_pandas().data
+        table = _table(sunspots)
         times = pd.to_datetime(table["YEAR"].astype(int).astype(str), format="%Y")
         return Series("sunspots", table["SUNACTIVITY"].to_numpy(np.float64), 11, pd.DatetimeIndex(times))
-    table = elnino.load_pandas().data
+    table = _table(elnino)
     values = table.drop(columns="YEAR").to_numpy(np.float64).ravel()
     times = pd.date_range(f"{int(table['YEAR'].iloc[0])}-01-01", periods=len(values), freq="MS")
     return Series("elnino", values, 12, times)
+
+
+def _table(dataset: ModuleType) -> pd.DataFrame:
+    return dataset.load_pandas().data
 
 
 def _ett(name: str) -> list[Series]:

@@ -47,7 +47,7 @@ def read_csv(path: Path, *, column: str | None = None, time_column: str | None =
     if column is not None:
         if column not in numeric.columns:
             raise DataError(f"column {column!r}: not numeric; allowed: {', '.join(map(str, numeric.columns))}.")
-        numeric = numeric[[column]]
+        numeric = numeric.loc[:, [column]]
     if numeric.empty:
         raise DataError(f"data: {path} has no numeric column.")
     finite = np.isfinite(numeric.to_numpy(dtype=np.float64))

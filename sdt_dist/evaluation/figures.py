@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -34,7 +35,7 @@ _COLOURS = [
     "#666666",
 ]
 _MARKERS = "osD^vPX*<>ph"
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "figure.dpi": 150,
     "savefig.bbox": "tight",
     "axes.spines.top": False,

@@ -18,7 +18,7 @@ def crps(samples: np.ndarray, truth: np.ndarray) -> float:
     """
     if len(samples) == 1:
         return float(np.abs(samples[0] - truth).mean())
-    return float(np.mean(scoringrules.crps_ensemble(truth, samples.T, estimator="fair")))
+    return float(np.mean(np.asarray(scoringrules.crps_ensemble(truth, samples.T, estimator="fair"))))
 
 
 def quantile_loss(samples: np.ndarray, truth: np.ndarray) -> float:

@@ -45,6 +45,8 @@ def load_model(spec: str = "bundled", *, device: str | None = None, trust_remote
     """
     check_spec(spec)
     _, name = split_spec(spec)
+    import torch
+
     from sdt_dist.models.forecaster.bundled import forecaster_directory, load_module
     from sdt_dist.models.forecaster.process import Forecaster
     from sdt_dist.models.hf.language import load_language_model
@@ -53,4 +55,5 @@ def load_model(spec: str = "bundled", *, device: str | None = None, trust_remote
     if forecaster_directory(name) is None:
         return load_language_model(name, device=device, trust_remote_code=trust_remote_code)
     module, forecaster_spec = load_module(name)
-    return Forecaster(HFModel(module.to(device or "cpu")), forecaster_spec)
+    module.to(torch.device(device or "cpu"))  # type: ignore[arg-type]
+    return Forecaster(HFModel(module), forecaster_spec)

@@ -93,7 +93,8 @@ class CallableReward(Reward):
     """A user's batched function of token lists, texts, or series [B, horizon]; it returns one float a sample."""
 
     def __init__(self, function: Callable[[Any], Any], view: View) -> None:
-        self.function, self.view = function, view
+        self.function = function
+        self.view: View = view
         self._name = getattr(function, "__name__", type(function).__name__)
 
     @property

@@ -49,7 +49,7 @@ class ForecasterSpec:
                 num_key_value_heads=heads,
                 head_dim=self.head_dim,
                 max_position_embeddings=self.max_length,
-                rope_theta=10000.0,
+                rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
                 tie_word_embeddings=True,
                 pad_token_id=PAD,
                 bos_token_id=None,

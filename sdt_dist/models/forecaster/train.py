@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -139,12 +140,13 @@ def train_forecaster(
     directory, device = Path(config.output), torch.device(config.device)
     directory.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
-    module = _initial_module(config).to(device).train()
+    module = _initial_module(config).train()
+    module.to(device)  # type: ignore[arg-type]
     trainer = Trainer(config, module)
     if (directory / _STATE_FILE).exists():
         trainer.resume(directory)
     source: Source = SyntheticSource() if config.data is None else CsvSource(Path(config.data), config.end_row, device)
-    forward = torch.compile(module) if config.compile else module
+    forward = cast(torch.nn.Module, torch.compile(module)) if config.compile else module
     started, losses = time.monotonic(), []
     with (directory / _CURVE_FILE).open("a") as curve:
         while trainer.step < config.steps:

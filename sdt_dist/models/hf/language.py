@@ -26,7 +26,7 @@ class LanguageModel:
         self.vocab_size = model.vocab_size
         generation = getattr(model.module, "generation_config", None)
         configured = getattr(generation, "eos_token_id", None)
-        self.eos_token_id: int | list[int] | None = configured if configured is not None else tokenizer.eos_token_id
+        self.eos_token_id: int | list[int] | None = configured if configured is not None else tokenizer.eos_token_id  # type: ignore[assignment]
 
     def encode_text(self, text: str) -> list[int]:
         return list(self.tokenizer(text)["input_ids"])  # type: ignore[arg-type]
@@ -37,7 +37,7 @@ class LanguageModel:
     @torch.inference_mode()
     def get_next_token_logits(self, token_sequence: list[int]) -> np.ndarray:
         """Logits [V] after a sequence, by the module itself (the slow reference path)."""
-        ids = torch.tensor([token_sequence], device=self.model.module.device)
+        ids = torch.tensor([token_sequence], device=self.model.device)
         return self.model.module(input_ids=ids).logits[0, -1].float().cpu().numpy()
 
     def get_top_k_tokens(self, sequence: list[int], k: int) -> list[tuple[int, float]]:
@@ -75,4 +75,5 @@ def load_language_model(name: str, *, device: str | None = None, trust_remote_co
         )
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"model: {name!r} cannot be loaded: {str(error).splitlines()[0]}") from error
-    return LanguageModel(HFModel(module.to(target).eval()), tokenizer)
+    module.to(torch.device(target))  # type: ignore[arg-type]
+    return LanguageModel(HFModel(module.eval()), tokenizer)

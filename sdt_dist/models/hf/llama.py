@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 import torch
 from numba import njit
 from torch.nn import functional
 from transformers import LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from sdt_dist.models.hf.decoder import Prompt
 
@@ -63,12 +65,13 @@ class LlamaDecoder:
         self.device = torch.device("cpu")
         self.module = module
         self.num_layers = config.num_hidden_layers
-        self.num_heads, self.num_kv = config.num_attention_heads, config.num_key_value_heads
+        self.num_heads = int(config.num_attention_heads)
+        self.num_kv = int(config.num_key_value_heads or config.num_attention_heads)
         self.head_dim = config.head_dim or config.hidden_size // config.num_attention_heads
         self.epsilon = config.rms_norm_eps
         self.embedding = module.model.embed_tokens.weight.detach()
         self.final_norm, self.head = module.model.norm.weight.detach(), module.lm_head.weight.detach()
-        self.layers = [_LayerWeights(layer) for layer in module.model.layers]
+        self.layers = [_LayerWeights(cast(LlamaDecoderLayer, layer)) for layer in module.model.layers]
         positions = torch.arange(config.max_position_embeddings)[None]
         cos, sin = module.model.rotary_emb(torch.zeros(1, 1, 1), positions)
         self.cos, self.sin = cos[0].detach(), sin[0].detach()
@@ -137,7 +140,7 @@ class LlamaDecoder:
 class _LayerWeights:
     """One layer's weights with query, key, value and gate, up fused."""
 
-    def __init__(self, layer: torch.nn.Module) -> None:
+    def __init__(self, layer: LlamaDecoderLayer) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         parts = (attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight)
         self.qkv = torch.cat([part.detach() for part in parts])

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, PreTrainedModel
 
 from sdt_dist.errors import ContextError
 from sdt_dist.models.hf.decoder import Batch, Decoder, Prompt
@@ -31,7 +31,7 @@ class HFModel:
     True on the CPU, where a row's bits do not depend on its batch.
     """
 
-    def __init__(self, module: torch.nn.Module, *, max_context: int | None = None, cache_bytes: int = 2 << 30) -> None:
+    def __init__(self, module: PreTrainedModel, *, max_context: int | None = None, cache_bytes: int = 2 << 30) -> None:
         if isinstance(module, LlamaForCausalLM) and LlamaDecoder.supports(module):
             self._decoder: Decoder = LlamaDecoder(module)
         else:
@@ -39,7 +39,8 @@ class HFModel:
         self.module = module
         self.vocab_size = int(module.config.vocab_size)
         self.max_context = int(max_context or module.config.max_position_embeddings)
-        self.deterministic = self._decoder.device.type == "cpu"
+        self.device = self._decoder.device
+        self.deterministic = self.device.type == "cpu"
         self.nfe = self.model_calls = self.recomputed_tokens = 0
         self._prompts: dict[bytes, Prompt] = {}
         self._cache = PrefixCache(cache_bytes)

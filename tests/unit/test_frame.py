@@ -1,0 +1,68 @@
+"""The frame: import time and weight, the command line's start, layers, and what the tree may not contain."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def _python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    return done.stdout
+
+
+def test_importing_the_library_is_light() -> None:
+    code = "import sys, json, sdt_dist; print(json.dumps(sorted(sys.modules)))"
+    loaded = set(json.loads(_python(code)))
+    assert "sdt_dist" in loaded
+    assert not loaded & {"torch", "ray", "numba", "transformers", "pandas", "matplotlib", "scipy"}
+
+
+def test_import_takes_less_than_300_ms() -> None:
+    code = "import time; t = time.perf_counter(); import sdt_dist; print(time.perf_counter() - t)"
+    assert min(float(_python(code)) for _ in range(5)) < 0.3
+
+
+@pytest.mark.parametrize("command", [[], ["evaluate"], ["forecast"], ["generate"]])
+def test_help_answers_within_a_second(command: list[str]) -> None:
+    def run() -> float:
+        begin = time.perf_counter()
+        done = subprocess.run([sys.executable, "-m", "cluster.cli", *command, "--help"], capture_output=True, text=True)
+        assert done.returncode == 0 and "Usage" in done.stdout
+        return time.perf_counter() - begin
+
+    assert min(run() for _ in range(5)) < 1.0
+
+
+def test_layers_hold() -> None:
+    tool = Path(sys.executable).parent / "lint-imports"
+    done = subprocess.run([tool], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stdout
+
+
+def test_search_code_never_imports_a_backend() -> None:
+    code = "import sys, sdt_dist.search.api, sdt_dist.search.methods as m; m.method_names(); [m.get_method(n) for n in m.method_names()]; print('torch' in sys.modules, 'transformers' in sys.modules)"
+    assert _python(code).split() == ["False", "False"]
+
+
+def test_tree_holds_no_data_and_no_machine_paths() -> None:
+    files = subprocess.run(["git", "ls-files"], capture_output=True, text=True, cwd=ROOT, check=True).stdout.split()
+    assert files and not [name for name in files if name.endswith((".csv", ".pt", ".pkl", ".bin"))]
+    pattern = re.compile(r"/(?:work|root|home|tmp)/\w")
+    texts = [ROOT / name for name in files if name.endswith((".py", ".md", ".toml", ".yaml", ".json"))]
+    assert not [str(path) for path in texts if path.exists() and pattern.search(path.read_text())]
+
+
+def test_weights_are_part_of_the_package_and_small() -> None:
+    folder = ROOT / "sdt_dist" / "models" / "forecaster" / "weights"
+    names = {path.name for path in folder.iterdir()}
+    assert {"model.safetensors", "forecaster.json", "MODEL_CARD.md"} <= names
+    assert (folder / "model.safetensors").stat().st_size <= 10 * 2**20
