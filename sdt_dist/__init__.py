@@ -15,6 +15,7 @@ _LAZY = {
     "search": "sdt_dist.search.api",
     "SearchResult": "sdt_dist.search.result",
     "SpectralReward": "sdt_dist.rewards.spectral",
+    "Snapshot": "sdt_dist.search.snapshot",
     "Sample": "sdt_dist.protocols",
     "LLMInterface": "sdt_dist.protocols",
 }

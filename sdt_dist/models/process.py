@@ -65,6 +65,11 @@ class TokenProcess:
     def deterministic(self) -> bool:
         return self.model.deterministic
 
+    @property
+    def top_k(self) -> int | None:
+        """The law's top_k: to how many most probable tokens p is cut, or None."""
+        return self.law.top_k
+
     def root(self, context: Any) -> Root:
         """The root of a prompt: a string, or token ids. ContextError when empty or too long."""
         if isinstance(context, str):

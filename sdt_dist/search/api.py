@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from sdt_dist.search.methods import get_method, validate_options
 from sdt_dist.search.options import SearchOptions
 from sdt_dist.search.result import SearchResult
 from sdt_dist.search.session import SearchProblem, Session
+from sdt_dist.search.snapshot import Snapshot
 
 IN_FLIGHT = 64
 
@@ -32,18 +34,21 @@ def run_searches(
     seed: int,
     in_flight: int = IN_FLIGHT,
     on_progress: Progress | None = None,
+    resume: Snapshot | None = None,
 ) -> Iterator[tuple[int, SearchResult | SdtError]]:
     """Search many problems with one method, merging their model requests; yields each as it ends.
 
     Yields (problem index, SearchResult), or (problem index, error) for a problem whose reward or context failed.
-    Results do not depend on which problems run together. ConfigurationError comes before any model call.
+    Results do not depend on which problems run together. `resume` goes on with one problem's saved search. ConfigurationError comes before any model call.
     """
     chosen = get_method(method)
     checked = validate_options(method, options)
 
     def start() -> Iterator[tuple[Session, Any]]:
         for problem in problems:
-            session = Session(problem, process, checked, seed)
+            session = Session(problem, process, checked, seed, resumed=resume)
+            if resume is not None:
+                resume.check(session.header(method))
             yield session, chosen.run(session)
 
     return drive(process, start(), in_flight=in_flight, on_progress=on_progress)
@@ -60,6 +65,7 @@ def search(
     top_k: int | None = None,
     top_p: float | None = None,
     seed: int = 0,
+    resume: Snapshot | str | Path | None = None,
     on_progress: Callable[[int, int], None] | None = None,
     **options: Any,
 ) -> SearchResult:
@@ -69,6 +75,7 @@ def search(
     1-D float array (the history) for forecasters, whose horizon is max_new_tokens. reward: a Reward, or a callable
     that takes a list of finished samples (token lists, generated part only; arrays [B, horizon] for forecasters)
     and returns floats. options: the method's (num_rollouts, inverse_temperature, num_samples, wave_size, ...).
+    resume: a tree method's saved search of the same prompt and reward, to go on with up to a larger budget.
     Raises ConfigurationError, ContextError or RewardError; nothing is computed before options are checked.
     """
     from sdt_dist.models.interface import interface_process
@@ -84,7 +91,13 @@ def search(
     default_view = "series" if getattr(model, "is_forecaster", False) else "tokens"
     problem = SearchProblem(0, process.root(prompt), as_reward(reward, default_view))
     ((_, outcome),) = run_searches(
-        process, [problem], method=method, options=options, seed=seed, on_progress=on_progress
+        process,
+        [problem],
+        method=method,
+        options=options,
+        seed=seed,
+        on_progress=on_progress,
+        resume=Snapshot.load(resume) if isinstance(resume, (str, Path)) else resume,
     )
     if isinstance(outcome, SdtError):
         raise outcome

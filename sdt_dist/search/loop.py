@@ -57,7 +57,7 @@ class TreeRule(Protocol):
 
 def grow(session: Session, tree: Tree, rule: TreeRule) -> Generator[list[Request], list[Reply], None]:
     """Run waves until the budget is spent or the tree is exhausted."""
-    ticket = 0
+    ticket = session.rollouts
     while not rule.is_exhausted(tree) and (count := session.next_wave(rule.options.wave_size)):
         walks = [_start(session, ticket + i) for i in range(count)]
         ticket += count

@@ -8,6 +8,9 @@ import numpy as np
 
 from sdt_dist.errors import SdtError
 from sdt_dist.protocols import Sample
+from sdt_dist.search.resample import systematic
+from sdt_dist.search.snapshot import Snapshot
+from sdt_dist.search.tree import Tree
 
 Distribution = list[tuple[tuple[int, ...], float]]
 
@@ -32,7 +35,8 @@ class SearchResult:
     `log_z` estimates log E_p[exp(lambda r)]; None where a method claims none. `log_z_error` is one standard
     error of log_z; `log_z_unbiased` says whether exp(log_z) is an unbiased estimate of Z.
     `finished` holds every distinct finished sample the search paid for, with its own reward; `probabilities` [S] is
-    the law over (the first S of) them that `samples` were drawn from, where there is one.
+    the law over (the first S of) them that `samples` were drawn from, where there is one. `snapshot` (tree methods)
+    is the search as arrays: `result.snapshot.save(path)`, then `sdt.search(..., resume=path)` with more budget.
     """
 
     method: str
@@ -49,7 +53,8 @@ class SearchResult:
     exhausted: bool = False
     deterministic: bool = True
     tree_stats: dict[str, float] = field(default_factory=dict)
-    tree: object | None = None
+    tree: Tree | None = None
+    snapshot: Snapshot | None = None
     probabilities: np.ndarray | None = None
 
     def distribution(self) -> Distribution:
@@ -65,6 +70,13 @@ class SearchResult:
             )
         pairs = zip(self.finished, self.probabilities.tolist(), strict=False)
         return [(sample.tokens, probability) for sample, probability in pairs if probability > 0]
+
+    def draw(self, num_samples: int, seed: int = 0) -> list[Sample]:
+        """More samples from `distribution()`, without a model call. Raises SdtError like it."""
+        self.distribution()
+        assert self.probabilities is not None
+        rng = np.random.default_rng([self.seed, seed])
+        return [self.finished[i] for i in systematic(self.probabilities, num_samples, rng)]
 
     @property
     def nfe(self) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
 import numpy as np
@@ -27,8 +27,10 @@ from sdt_dist.protocols import (
     Root,
     Sample,
 )
+from sdt_dist.search.blocks import BlockProcess, block_ends
 from sdt_dist.search.options import SearchOptions
 from sdt_dist.search.result import SearchCost, SearchResult
+from sdt_dist.search.snapshot import Snapshot
 from sdt_dist.search.tree import Tree
 
 
@@ -68,10 +70,11 @@ class Session:
     """State that every method shares for one problem."""
 
     problem: SearchProblem
-    process: Process
+    process: Process | BlockProcess
     options: SearchOptions
     seed: int
     clock: Callable[[], float] = time.monotonic
+    resumed: Snapshot | None = None
     nfe: int = 0
     calls: set[int] = field(default_factory=set)
     recomputed_tokens: int = 0
@@ -83,6 +86,35 @@ class Session:
     def __post_init__(self) -> None:
         self._started = self.clock()
         self._index: dict[tuple[int, ...], int] = {}
+        self._earlier_calls = 0
+        self._tokens_per_rollout = self.process.max_new_tokens
+        if self.resumed is not None:
+            self._restore(self.resumed)
+
+    def _restore(self, saved: Snapshot) -> None:
+        """Take over the finished samples and the bill of an earlier search of the same problem."""
+        counters = {name: int(value) for name, value in saved.counters.items() if name != "wall_s"}
+        self.nfe, self.rollouts, self.reward_calls, self.recomputed_tokens, self._earlier_calls = (
+            counters[n] for n in ("nfe", "rollouts", "reward_calls", "recomputed_tokens", "model_calls")
+        )
+        self.wall_s = saved.counters["wall_s"]
+        self._index = {sequence: i for i, sequence in enumerate(saved.sequences)}
+        sequences = (
+            [tuple(t for b in s for t in saved.blocks[b]) for s in saved.sequences] if saved.blocks else saved.sequences
+        )
+        scores = Scores(saved.rewards, saved.components, self.process.decode(self.root, sequences))
+        reasons: list[FinishReason] = [self.process.finish_reason(sequence) for sequence in sequences]
+        self.finished = [_sample(scores, i, float(saved.log_probs[i]), reasons[i]) for i in range(len(sequences))]
+
+    def start_tree(self) -> Tree:
+        """The tree to search on: a new one, or a copy of the resumed search's."""
+        return Tree() if self.resumed is None else Tree.from_arrays(self.resumed.tree.arrays())
+
+    def work_in_blocks(self, block_size: int | None, branch_depths: Sequence[int] | None) -> None:
+        """From now on states are sequences of token blocks (see `blocks`)."""
+        assert not isinstance(self.process, BlockProcess)
+        ends = block_ends(self.process.max_new_tokens, block_size, branch_depths)
+        self.process = BlockProcess(self.process, ends, self.resumed.blocks if self.resumed else ())
 
     @property
     def root(self) -> Root:
@@ -98,7 +130,13 @@ class Session:
 
     def ask(self, requests: Sequence[ExpandRequest | RolloutRequest]) -> Ask:
         """Send model requests and count what they cost."""
-        replies = yield list(requests)
+        process = self.process
+        if isinstance(process, BlockProcess):
+            draws = cast(Sequence[RolloutRequest], requests)
+            answers = cast(list[Rollout], (yield [process.to_tokens(request) for request in draws]))
+            replies: list[Reply] = [process.to_blocks(*pair) for pair in zip(draws, answers, strict=True)]
+        else:
+            replies = yield list(requests)
         for reply in replies:
             self._pay(reply.cost)  # type: ignore[union-attr]
         return replies
@@ -153,7 +191,7 @@ class Session:
         if options.rollout_limit is not None:
             allowed = min(allowed, options.rollout_limit - self.rollouts)
         if options.max_nfe is not None:
-            typical = self.nfe / self.rollouts if self.rollouts else self.process.max_new_tokens
+            typical = self.nfe / self.rollouts if self.rollouts else self._tokens_per_rollout
             left = (options.max_nfe - self.nfe) / max(typical, 1.0)
             allowed = min(allowed, round(left) if self.rollouts else max(round(left), 1))
         return max(allowed, 0)
@@ -164,7 +202,12 @@ class Session:
     def cost(self) -> SearchCost:
         """The counters so far; wall_s is this problem's equal share of the rounds in which it took part."""
         return SearchCost(
-            self.nfe, len(self.calls), self.rollouts, self.reward_calls, self.recomputed_tokens, self.wall_s
+            self.nfe,
+            self._earlier_calls + len(self.calls),
+            self.rollouts,
+            self.reward_calls,
+            self.recomputed_tokens,
+            self.wall_s,
         )
 
     def best(self) -> Sample:
@@ -179,6 +222,7 @@ class Session:
         weights: Sequence[float] | None = None,
         probabilities: np.ndarray | None = None,
         tree: Tree | None = None,
+        notes: dict[str, np.ndarray] | None = None,
         **fields: Any,
     ) -> SearchResult:
         """The result whose samples are finished[chosen]; `probabilities` [S] is the law they were drawn from."""
@@ -193,8 +237,35 @@ class Session:
             deterministic=self.process.deterministic,
             tree_stats={} if tree is None else tree.stats() | {"rollouts": float(self.rollouts)},
             tree=tree,
+            snapshot=None if tree is None else self.snapshot(method, tree, notes or {}),
             probabilities=probabilities,
             **fields,
+        )
+
+    def header(self, method: str) -> dict[str, Any]:
+        """What identifies this search when it is resumed."""
+        return {
+            "method": method,
+            "seed": self.seed,
+            "problem": self.problem.index,
+            "prompt": self.root.digest.hex(),
+            "max_new_tokens": self._tokens_per_rollout,
+            "options": self.options.model_dump(mode="json"),
+        }
+
+    def snapshot(self, method: str, tree: Tree, notes: dict[str, np.ndarray]) -> Snapshot:
+        """The search as it stands, for saving and resuming."""
+        names = list(self.finished[0].components) if self.finished else []
+        return Snapshot(
+            self.header(method),
+            asdict(self.cost()),
+            tree,
+            list(self._index),
+            np.array([sample.reward for sample in self.finished]),
+            np.array([sample.log_prob for sample in self.finished]),
+            {name: np.array([sample.components[name] for sample in self.finished]) for name in names},
+            list(self.process.blocks) if isinstance(self.process, BlockProcess) else [],
+            notes,
         )
 
 

@@ -56,6 +56,15 @@ class Tree:
         root["token"], root["parent"], root["first_child"], root["next_sibling"] = -1, -1, -1, -1
         root["num_remaining"], root["log_known"], root["value"] = -1, -np.inf, np.nan
 
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, np.ndarray]) -> Tree:
+        """The tree that `arrays` came from."""
+        tree = cls(len(arrays["token"]))
+        tree.size = len(tree.nodes)
+        for name in NODE_DTYPE.names or ():
+            tree.nodes[name] = arrays[name]
+        return tree
+
     def reserve(self, extra: int) -> None:
         """Make room for `extra` more nodes."""
         needed = self.size + extra

@@ -6,9 +6,10 @@ multiplicity and goes on from it; rollout states join the tree; values are backe
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from sdt_dist.protocols import RolloutRequest
 from sdt_dist.search.driver import Search
@@ -16,7 +17,7 @@ from sdt_dist.search.kernels import list_children
 from sdt_dist.search.loop import Walk, grow, rollout_request
 from sdt_dist.search.methods import Method
 from sdt_dist.search.options import TreeOptions
-from sdt_dist.search.session import Session
+from sdt_dist.search.session import Reply, Request, Session
 from sdt_dist.search.soft import (
     BOLTZMANN,
     UCT,
@@ -31,14 +32,40 @@ from sdt_dist.search.walks import boltzmann_result, greedy_result
 WEIGHTS = {"horvitz_thompson": weigh_horvitz_thompson, "multiset": weigh_multiset}
 
 
-class DtsOptions(TreeOptions):
+class BlockOptions(TreeOptions):
+    """Options of trees that can branch at some depths only, where children are iid blocks of tokens."""
+
+    block_size: int | None = Field(None, ge=1, description="tokens per block; default: every token is a node")
+    branch_depths: list[int] | None = Field(None, min_length=1, description="depths, besides 0, that may branch")
+
+    @property
+    def in_blocks(self) -> bool:
+        return self.block_size is not None or self.branch_depths is not None
+
+    @model_validator(mode="after")
+    def _one_way(self) -> BlockOptions:
+        if self.block_size is not None and self.branch_depths is not None:
+            raise ValueError("give block_size or branch_depths, not both")
+        if any(depth < 0 for depth in self.branch_depths or ()):
+            raise ValueError("branch_depths must be >= 0")
+        return self
+
+
+class DtsOptions(BlockOptions):
     """Options of dts: the widening law C N^a and the weights of children."""
 
     growth: float = Field(2.0, gt=0, description="C of the widening law draws < C N^a")
     power: float = Field(0.8, gt=0, le=1, description="a of the widening law")
-    weights: Literal["horvitz_thompson", "multiset"] = Field(
-        "horvitz_thompson", description="weights of drawn children; 'multiset' is the DTS paper's own"
+    weights: Literal["horvitz_thompson", "multiset"] | None = Field(
+        None,
+        description="weights of drawn children: 'horvitz_thompson' (tokens) or 'multiset' (blocks; the paper's own)",
     )
+
+    @model_validator(mode="after")
+    def _weights_of_blocks(self) -> DtsOptions:
+        if self.in_blocks and self.weights == "horvitz_thompson":
+            raise ValueError("children that are blocks have weights='multiset'")
+        return self
 
 
 class DtsStarOptions(DtsOptions):
@@ -48,18 +75,21 @@ class DtsStarOptions(DtsOptions):
 
 
 class WideningRule:
-    """Select among drawn children until a node is due another draw; that draw and what follows come from p."""
+    """Select among drawn children until a node is due another draw; that draw and what follows come from p.
 
-    def __init__(self, options: DtsOptions) -> None:
-        self.options = options
-        starred = isinstance(options, DtsStarOptions)
-        self._rule, self._exploration = (UCT, options.c_uct) if starred else (BOLTZMANN, 0.0)
-        self._weigh = WEIGHTS[options.weights]
+    A node is due a draw while draws < growth * visits^power; `weights` is a key of WEIGHTS.
+    """
+
+    def __init__(
+        self, options: TreeOptions, rule: int, exploration: float, growth: float, power: float, weights: str
+    ) -> None:
+        self.options, self._rule, self._exploration = options, rule, exploration
+        self._growth, self._power, self._weigh = growth, power, WEIGHTS[weights]
 
     def advance(self, session: Session, tree: Tree, walk: Walk) -> RolloutRequest | None:
-        o = self.options
+        strength = self.options.inverse_temperature
         walk.node = descend_widening(
-            tree.nodes, walk.node, walk.arm_key, o.inverse_temperature, self._rule, self._exploration, o.growth, o.power
+            tree.nodes, walk.node, walk.arm_key, strength, self._rule, self._exploration, self._growth, self._power
         )
         if tree.is_terminal(walk.node):
             return None
@@ -68,7 +98,7 @@ class WideningRule:
     def _may_stop_below(self, tree: Tree, node: int) -> bool:
         """Whether a child that a draw may repeat could be full, so that the walk must select there instead."""
         children = tree.nodes[list_children(tree.nodes, node)]
-        allowed = self.options.growth * (children["visits"] + 1) ** self.options.power
+        allowed = self._growth * (children["visits"] + 1) ** self._power
         return bool((children["draws"] + 1 >= allowed).any())
 
     def record(self, tree: Tree, walks: list[Walk]) -> None:
@@ -82,17 +112,34 @@ class WideningRule:
         return False
 
 
+def grow_widening(
+    session: Session, options: BlockOptions, rule: int, exploration: float, growth: float, power: float, weights: str
+) -> Generator[list[Request], list[Reply], Tree]:
+    """Grow the session's tree by widening, in blocks where the options say so."""
+    if options.in_blocks:
+        session.work_in_blocks(options.block_size, options.branch_depths)
+    tree = session.start_tree()
+    yield from grow(session, tree, WideningRule(options, rule, exploration, growth, power, weights))
+    return tree
+
+
+def _grow(session: Session, rule: int, exploration: float) -> Generator[list[Request], list[Reply], Tree]:
+    options = session.options
+    assert isinstance(options, DtsOptions)
+    weights = options.weights or ("multiset" if options.in_blocks else "horvitz_thompson")
+    return (yield from grow_widening(session, options, rule, exploration, options.growth, options.power, weights))
+
+
 def run_dts(session: Session) -> Search:
     """Boltzmann selection; samples are tree walks."""
-    tree = Tree()
-    yield from grow(session, tree, WideningRule(session.options))  # type: ignore[arg-type]
+    tree = yield from _grow(session, BOLTZMANN, 0.0)
     return boltzmann_result(session, tree, "dts", exhausted=False)
 
 
 def run_dts_star(session: Session) -> Search:
     """UCT selection; samples are the argmax walk by soft value, then the best."""
-    tree = Tree()
-    yield from grow(session, tree, WideningRule(session.options))  # type: ignore[arg-type]
+    assert isinstance(session.options, DtsStarOptions)
+    tree = yield from _grow(session, UCT, session.options.c_uct)
     return greedy_result(session, tree, "dts_star", "value", exhausted=False)
 
 

@@ -9,15 +9,16 @@ from pydantic import Field
 from sdt_dist.search.driver import Search
 from sdt_dist.search.loop import grow
 from sdt_dist.search.methods import Method
-from sdt_dist.search.methods.maxent_ts import SELECTION, EnumeratingOptions, EnumeratingRule
+from sdt_dist.search.methods.maxent_ts import SELECTION, EnumeratingRule
+from sdt_dist.search.options import TreeOptions
 from sdt_dist.search.session import Session
-from sdt_dist.search.tree import Tree
 from sdt_dist.search.walks import greedy_result
 
 
-class MctsOptions(EnumeratingOptions):
+class MctsOptions(TreeOptions):
     """Options of mcts."""
 
+    expansion_k: int = Field(8, ge=1, description="tokens enumerated at a node")
     selection: Literal["puct", "uct"] = Field("puct", description="upper bound that chooses among children")
     c_puct: float = Field(1.25, ge=0, description="exploration constant of the bound")
 
@@ -26,7 +27,11 @@ def run(session: Session) -> Search:
     """Samples are the most visited walk, then the best by reward."""
     options = session.options
     assert isinstance(options, MctsOptions)
-    tree, rule = Tree(), EnumeratingRule(options, SELECTION[options.selection], options.c_puct, soft=False)
+    selection = SELECTION[options.selection]
+    tree, rule = (
+        session.start_tree(),
+        EnumeratingRule(options, options.expansion_k, selection, options.c_puct, soft=False),
+    )
     yield from grow(session, tree, rule)
     return greedy_result(session, tree, "mcts", "visits", rule.is_exhausted(tree))
 

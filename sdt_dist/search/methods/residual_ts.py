@@ -8,7 +8,7 @@ and keeps both path weights. E[t_i] = Z holds for each walk whatever the others 
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import numpy as np
@@ -46,9 +46,8 @@ class Ticket:
 class MassRule:
     """Walk by mass or prior arms to a residual arm, draw a new token from p there, roll out; back up masses."""
 
-    def __init__(self, options: ResidualOptions) -> None:
-        self.options = options
-        self.tickets: list[Ticket] = []
+    def __init__(self, options: ResidualOptions, tickets: list[Ticket]) -> None:
+        self.options, self.tickets = options, tickets
 
     def advance(self, session: Session, tree: Tree, walk: Walk) -> RolloutRequest:
         self.select(tree, walk)
@@ -116,7 +115,8 @@ def run(session: Session) -> Search:
     """Search one problem; see the module's description."""
     options = session.options
     assert isinstance(options, ResidualOptions)
-    tree, rule = Tree(), MassRule(options)
+    notes = session.resumed.notes if session.resumed is not None else None
+    tree, rule = session.start_tree(), MassRule(options, [] if notes is None else _read_tickets(notes))
     yield from grow(session, tree, rule)
     exhausted = rule.is_exhausted(tree)
     log_priors = np.array([sample.log_prob for sample in session.finished])
@@ -136,8 +136,14 @@ def run(session: Session) -> Search:
         ess=effective_sample_size(outcome.log_weights),
         exhausted=exhausted,
         tree=tree,
+        notes={f.name: np.array([getattr(t, f.name) for t in rule.tickets]) for f in fields(Ticket)},
         probabilities=probabilities if options.draw == "path" else None,
     )
+
+
+def _read_tickets(notes: dict[str, np.ndarray]) -> list[Ticket]:
+    columns = [notes[f.name].tolist() for f in fields(Ticket)]
+    return [Ticket(*row) for row in zip(*columns, strict=True)]
 
 
 def _count_was_fixed(session: Session, count: int) -> bool:

@@ -37,6 +37,8 @@ class Particles:
         self.potential = np.zeros(count)
         self.log_weight = np.zeros(count)
         self.log_z = 0.0
+        self.ancestor = np.arange(count)
+        self.num_draws = 1
 
     def reweight(self, potential: np.ndarray) -> None:
         self.log_weight = self.log_weight + potential - self.potential
@@ -54,6 +56,19 @@ class Particles:
         self.tokens = [self.tokens[i] for i in chosen]
         self.log_prob, self.potential = self.log_prob[chosen], self.potential[chosen]
         self.log_weight = np.zeros(len(chosen))
+        self.ancestor, self.num_draws = self.ancestor[chosen], self.num_draws + 1
+
+    def relative_error(self) -> float | None:
+        """Standard error of Z-hat over Z from the genealogy of the final weights (Lee and Whiteley 2018, eq. 8).
+
+        1 - (N/(N-1))^n (1 - sum over first ancestors of their descendants' weight squared), n the number of draws;
+        conservative for systematic resampling, and the usual error of a mean without resampling.
+        """
+        count = len(self.tokens)
+        if count < 2:
+            return None
+        shares = np.bincount(self.ancestor, weights=normalise(self.log_weight), minlength=count)
+        return float(np.sqrt(max(1.0 - (count / (count - 1)) ** self.num_draws * (1.0 - np.sum(shares**2)), 0.0)))
 
 
 def run(session: Session) -> Search:
@@ -76,12 +91,14 @@ def run(session: Session) -> Search:
     particles.reweight(options.inverse_temperature * session.rewards(indices))
     per_particle = normalise(particles.log_weight)
     ess = effective_sample_size(particles.log_weight)
+    relative_error = particles.relative_error()
     particles.collect()
     probabilities = np.bincount(indices, weights=per_particle, minlength=len(session.finished))
     return session.result(
         "smc",
         systematic(probabilities, options.num_samples, session.rng("resample")).tolist(),
         log_z=particles.log_z,
+        log_z_error=relative_error,
         log_z_unbiased=True,
         ess=ess,
         probabilities=probabilities,
