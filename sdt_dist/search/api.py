@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sdt_dist.errors import SdtError
-from sdt_dist.protocols import Process
+from sdt_dist.protocols import Process, Root
 from sdt_dist.search.driver import Progress, drive
 from sdt_dist.search.methods import get_method, validate_options
 from sdt_dist.search.options import SearchOptions
@@ -45,13 +47,20 @@ def run_searches(
     checked = validate_options(method, options)
 
     def start() -> Iterator[tuple[Session, Any]]:
-        for problem in problems:
+        for given in problems:
+            problem = replace(given, root=_own_root(given))
             session = Session(problem, process, checked, seed, resumed=resume)
             if resume is not None:
                 resume.check(session.header(method))
             yield session, chosen.run(session)
 
     return drive(process, start(), in_flight=in_flight, on_progress=on_progress)
+
+
+def _own_root(problem: SearchProblem) -> Root:
+    """The problem's root under a digest of its own: caches are per problem, so no companion changes what it costs."""
+    digest = hashlib.blake2b(problem.root.digest + problem.index.to_bytes(8, "little"), digest_size=16).digest()
+    return replace(problem.root, digest=digest)
 
 
 def search(

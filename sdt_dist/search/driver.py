@@ -57,19 +57,32 @@ def drive(
             else:
                 yield _close(process, state, outcome)
         begin = time.monotonic()
-        replies = _answer(process, running)
-        outcomes = [_advance(state, answer) for state, answer in zip(running, replies, strict=True)]
-        share = (time.monotonic() - begin) / max(len(running), 1)
-        still = []
-        for state, outcome in zip(running, outcomes, strict=True):
+        chosen = _next_round(running)
+        replies = _answer(process, chosen)
+        outcomes = [_advance(state, answer) for state, answer in zip(chosen, replies, strict=True)]
+        share = (time.monotonic() - begin) / max(len(chosen), 1)
+        ended = set()
+        for state, outcome in zip(chosen, outcomes, strict=True):
             state.session.wall_s += share
             if on_progress is not None:
                 on_progress(state.session.problem.index, state.session.rollouts)
-            if outcome is None:
-                still.append(state)
-            else:
+            if outcome is not None:
+                ended.add(id(state))
                 yield _close(process, state, outcome)
-        running = still
+        running = [state for state in running if id(state) not in ended]
+
+
+def _next_round(running: list[_Running]) -> list[_Running]:
+    """Searches to answer now: those that wait for single steps only, else all.
+
+    A single step is one forward pass and brings its search nearer to its rollouts, so that in the end the rollouts of
+    all searches decode together.
+    """
+    return [s for s in running if all(map(_is_single_step, s.pending))] or running
+
+
+def _is_single_step(request: Request) -> bool:
+    return isinstance(request, ExpandRequest) or (isinstance(request, RolloutRequest) and request.num_tokens == 1)
 
 
 def _close(process: Process, state: _Running, outcome: SearchResult | SdtError) -> tuple[int, SearchResult | SdtError]:

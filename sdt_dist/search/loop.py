@@ -32,6 +32,9 @@ class Walk:
     sample: int = -1
 
 
+_Waiting = tuple[Walk, ExpandRequest | RolloutRequest]
+
+
 class TreeRule(Protocol):
     """Selection, expansion, leaf evaluation and backup of one method."""
 
@@ -102,16 +105,28 @@ def _start(session: Session, ticket: int) -> Walk:
 def _descend(
     session: Session, tree: Tree, rule: TreeRule, walks: list[Walk]
 ) -> Generator[list[Request], list[Reply], None]:
-    active = walks
-    while active:
-        requests = [rule.advance(session, tree, walk) for walk in active]
-        waiting = [(walk, request) for walk, request in zip(active, requests, strict=True) if request is not None]
-        if not waiting:
+    active: list[Walk] = walks
+    held: list[_Waiting] = []
+    while active or held:
+        asked = [(walk, rule.advance(session, tree, walk)) for walk in active]
+        waiting = [(walk, request) for walk, request in asked if request is not None]
+        ready = [pair for pair in waiting if not _runs_to_the_end(session, tree, *pair)]
+        held += [pair for pair in waiting if _runs_to_the_end(session, tree, *pair)]
+        if not ready:
+            ready, held = held, []
+        if not ready:
             return
-        replies = yield from session.ask([request for _, request in waiting])
-        for (walk, request), reply in zip(waiting, replies, strict=True):
+        replies = yield from session.ask([request for _, request in ready])
+        for (walk, request), reply in zip(ready, replies, strict=True):
             _absorb(session, tree, walk, request, reply)
-        active = [walk for walk, _ in waiting if not tree.is_terminal(walk.node)]
+        active = [walk for walk, _ in ready if not tree.is_terminal(walk.node)]
+
+
+def _runs_to_the_end(session: Session, tree: Tree, walk: Walk, request: ExpandRequest | RolloutRequest) -> bool:
+    """Long rollouts wait for the wave's short requests, so that the whole wave decodes in one batch."""
+    if isinstance(request, ExpandRequest):
+        return False
+    return tree.depth(walk.node) + request.num_tokens >= session.process.max_new_tokens
 
 
 def _absorb(session: Session, tree: Tree, walk: Walk, request: ExpandRequest | RolloutRequest, reply: Reply) -> None:

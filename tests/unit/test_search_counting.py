@@ -216,3 +216,17 @@ def test_a_law_that_cannot_be_sampled_is_refused():
     for law in (PriorLaw((0, 9)), PriorLaw((0, 6), sampling_temperature=0.0), PriorLaw((0, 6), top_p=0.0)):
         with pytest.raises(ConfigurationError):
             TokenProcess(interface_process(InstrumentedLM(), 3).model, law, 3)
+
+
+@pytest.mark.parametrize("method", ["sample", "maxent_ts", "residual_ts"])
+def test_problems_with_the_same_prompt_pay_as_if_alone(method):
+    model = Toy(*PARAMETERS["C"])
+    options = OPTIONS[method] | {"inverse_temperature": 5.0}
+
+    def costs(indices: list[int]) -> dict[int, tuple]:
+        process = TokenProcess(model, model.law, model.length)
+        problems = [SearchProblem(i, process.root([0]), model) for i in indices]
+        runs = run_searches(process, problems, method=method, options=options, seed=9)
+        return {i: (run.nfe, run.rollouts, run.cost.recomputed_tokens) for i, run in runs}
+
+    assert costs([0, 1, 2])[1] == costs([1])[1]
