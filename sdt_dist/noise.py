@@ -11,8 +11,10 @@ This module must not know models or searches.
 from __future__ import annotations
 
 import hashlib
+import math
 
 import numpy as np
+from numba import njit
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -42,39 +44,54 @@ def uniform(key: int, index: int) -> float:
     return ((mix64(key + (index + 1) * _GOLDEN) >> 11) + 0.5) / (1 << 53)
 
 
-def gumbel(row_keys: np.ndarray, num_tokens: int) -> np.ndarray:
-    """Gumbel(0, 1) noise [B, V] float32 for row keys [B] uint64, one value per (row key, token).
+def exponential(row_keys: np.ndarray, num_tokens: int) -> np.ndarray:
+    """Exponential(1) noise [B, V] float64 for row keys [B] uint64, one value per (row key, token).
 
-    Each value comes from 32 hashed bits w: E = -log1p(-w) is exponential with full relative precision near
-    0, where the largest Gumbels -log(E) live, so the law is exact to 2^-32 in probability.
+    Each value is E = -log1p(-w) of 32 hashed bits w: it has full relative precision near 0, where the races are won,
+    so that the law of a draw is exact to 2^-32 in probability.
     """
-    keys = np.asarray(row_keys, dtype=np.uint64)
-    mixed = _mix64_array(keys)
-    low = (mixed & np.uint64(0xFFFFFFFF)).astype(np.uint32)[:, None]
-    high = (mixed >> np.uint64(32)).astype(np.uint32)[:, None]
-    x = np.arange(num_tokens, dtype=np.uint32)[None, :] * np.uint32(0x9E3779B9) + low
-    x = _hash32(x) ^ high
-    x = _hash32(x)
-    w = (x.astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-32)
-    np.minimum(w, np.float32(1.0 - 2.0**-24), out=w)
-    np.negative(w, out=w)
-    np.log1p(w, out=w)
-    np.negative(w, out=w)
-    np.log(w, out=w)
-    return np.negative(w, out=w)
+    keys = np.ascontiguousarray(row_keys, dtype=np.uint64)
+    return _exponentials(keys, num_tokens)
 
 
-def _hash32(x: np.ndarray) -> np.ndarray:
-    """A 32-bit avalanche hash of an array (Wellons, "lowbias32"), in place where possible."""
-    x = x ^ (x >> np.uint32(16))
-    x *= np.uint32(0x7FEB352D)
-    x ^= x >> np.uint32(15)
-    x *= np.uint32(0x846CA68B)
-    x ^= x >> np.uint32(16)
-    return x
+def gumbel(row_keys: np.ndarray, num_tokens: int) -> np.ndarray:
+    """Gumbel(0, 1) noise [B, V] float64 for row keys [B] uint64: -log of their exponential noise."""
+    return -np.log(exponential(row_keys, num_tokens))
 
 
-def _mix64_array(x: np.ndarray) -> np.ndarray:
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+@njit(cache=True, error_model="numpy")
+def _exponentials(keys, num_tokens):
+    noise = np.empty((len(keys), num_tokens))
+    for row in range(len(keys)):
+        low, high = hash_key(keys[row])
+        for token in range(num_tokens):
+            noise[row, token] = -math.log1p(-hashed_uniform(token, low, high))
+    return noise
+
+
+@njit(cache=True)
+def hash_key(key):
+    """The two 32-bit halves of a mixed row key, from which all noise of its row comes."""
+    x = np.uint64(key)
+    x = np.uint64((x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9))
+    x = np.uint64((x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB))
+    x = np.uint64(x ^ (x >> np.uint64(31)))
+    return np.uint32(x & np.uint64(0xFFFFFFFF)), np.uint32(x >> np.uint64(32))
+
+
+@njit(cache=True)
+def hashed_uniform(token, low, high):
+    """The uniform w in (0, 1) of a token in a row: 32 hashed bits, exact in float64, never 0 or 1."""
+    x = np.uint32(np.uint32(token) * np.uint32(0x9E3779B9) + low)
+    x = _hash32(np.uint32(_hash32(x) ^ high))
+    return (np.float64(x) + 0.5) * 2.0**-32
+
+
+@njit(cache=True)
+def _hash32(x):
+    """A 32-bit avalanche hash (Wellons, "lowbias32"); the casts keep Numba from widening to 64 bits."""
+    x = np.uint32(x ^ (x >> np.uint32(16)))
+    x = np.uint32(x * np.uint32(0x7FEB352D))
+    x = np.uint32(x ^ (x >> np.uint32(15)))
+    x = np.uint32(x * np.uint32(0x846CA68B))
+    return np.uint32(x ^ (x >> np.uint32(16)))

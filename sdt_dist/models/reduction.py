@@ -2,17 +2,23 @@
 
 The only place where masking, sampling temperature, top-k and top-p act and where tokens are chosen, so that
 rollouts and expansions of every backend share one definition of p. Sums and log-probabilities are float64.
-Numpy only; it must not know models.
+Numpy and Numba only; it must not know models.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from itertools import accumulate
 
 import numpy as np
+from numba import njit
 
-from sdt_dist.noise import gumbel
+from sdt_dist.noise import exponential, hash_key, hashed_uniform
 from sdt_dist.protocols import PriorLaw
+
+_BLOCK = 64  # tokens whose hashes are looked at together; in most blocks nothing can win
+_LOWEST = -708.0  # exp of less is no normal float64
 
 
 def law_scores(logits: np.ndarray, law: PriorLaw) -> np.ndarray:
@@ -45,72 +51,149 @@ def _nucleus(scores: np.ndarray, top_p: float) -> np.ndarray:
     return kept
 
 
-def log_softmax(scores: np.ndarray) -> np.ndarray:
-    """log p [B, V] float64 of unnormalised scores."""
-    top, mass = _mass(scores)
-    return scores - top - np.log(mass.sum(axis=1, keepdims=True))
-
-
 def draw(
     scores: np.ndarray, keys: Sequence[int | None], excluded: Sequence[tuple[int, ...]]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """One token a row outside `excluded`: Gumbel-max with the row's key, or the argmax where the key is None.
+    """One token a row outside `excluded`: a draw with the row's key, or the argmax where the key is None.
 
     scores [B, V] as from `law_scores`. Returns token [B] int32, its log p [B] under the law, the log of the mass
     outside it and `excluded` [B], and the number of tokens with p > 0 there [B] int32.
     """
-    top, mass = _mass(scores)
-    log_total = np.log(mass.sum(axis=1))
-    rows = np.arange(len(scores))
-    token = _perturbed(scores, keys, excluded).argmax(axis=1)
-    log_prob = scores[rows, token] - top[:, 0] - log_total
-    _clear(mass, excluded)
-    mass[rows, token] = 0.0
+    scores = np.ascontiguousarray(scores)
+    greedy = [row for row, key in enumerate(keys) if key is None]
+    tokens = np.full(len(scores), -1, dtype=np.int32)
+    tokens[greedy] = [_first(scores[row], excluded[row]) for row in greedy]
+    row_keys = np.array([key or 0 for key in keys] if greedy else keys, dtype=np.uint64)
+    ends = np.array(list(accumulate(len(left_out) for left_out in excluded)), dtype=np.int64)
+    masked = np.array([token for left_out in excluded for token in left_out], dtype=np.int64)
+    top = scores.max(axis=1).astype(np.float64)
+    total, rest, count = _draw_rows(scores, top, row_keys, ends, masked, tokens)
+    for row in np.flatnonzero(tokens < 0):  # nothing left that float64 can tell from 0
+        tokens[row] = _first(scores[row], excluded[row])
     with np.errstate(divide="ignore"):
-        log_residual = np.log(mass.sum(axis=1)) - log_total
-    return token.astype(np.int32), log_prob, log_residual, np.count_nonzero(mass, axis=1).astype(np.int32)
+        log_total = np.log(total)
+        return tokens, scores[np.arange(len(scores)), tokens] - top - log_total, np.log(rest) - log_total, count
 
 
 def largest(
     scores: np.ndarray, num_children: int, key: int | None, excluded: tuple[int, ...]
 ) -> tuple[np.ndarray, np.ndarray, float, int]:
-    """The `num_children` largest of log p + Gumbel(key), in order (of log p itself where key is None).
+    """The first `num_children` of the race that `draw` runs with this key, in order (of log p where key is None).
 
-    scores [1, V] as from `law_scores`. Returns tokens [K] int32, log p [K], and log mass and count of what remains.
+    They are the largest of log p + Gumbel(key): a draw without replacement whose first is that of `draw`. scores
+    [1, V] as from `law_scores`. Returns tokens [K] int32, log p [K], and log mass and count of what remains.
     """
-    top, mass = _mass(scores)
-    log_total = np.log(mass.sum())
-    perturbed = _perturbed(scores, [key], [excluded])[0]
-    count = min(num_children, int((perturbed > -np.inf).sum()))
-    tokens = np.argsort(-perturbed, kind="stable")[:count].astype(np.int32)
-    log_prob = scores[0, tokens].astype(np.float64) - top[0, 0] - log_total
-    _clear(mass, [(*excluded, *tokens.tolist())])
+    row = np.ascontiguousarray(scores[0])
+    top, mass = float(row.max()), np.empty(len(row))
+    log_total = np.log(_masses(row, top, mass))
+    ranks = row.copy() if key is None else mass / exponential(np.array([key], dtype=np.uint64), len(row))[0]
+    nothing = -np.inf if key is None else 0.0
+    ranks[list(excluded)] = nothing
+    count = min(num_children, int((ranks > nothing).sum()))
+    tokens = np.argsort(-ranks, kind="stable")[:count].astype(np.int32)
+    log_prob = row[tokens].astype(np.float64) - top - log_total
+    mass[list(excluded)] = mass[tokens] = 0.0
     with np.errstate(divide="ignore"):
         return tokens, log_prob, float(np.log(mass.sum()) - log_total), int(np.count_nonzero(mass))
 
 
-def _mass(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Row maxima [B, 1] and exp(scores - max) [B, V], in float64."""
-    top = scores.max(axis=1, keepdims=True).astype(np.float64)
-    return top, np.exp(scores - top)
+def _first(scores: np.ndarray, excluded: tuple[int, ...]) -> int:
+    """The most probable token outside `excluded`."""
+    left = scores.copy()
+    left[list(excluded)] = -np.inf
+    return int(left.argmax())
 
 
-def _clear(mass: np.ndarray, excluded: Sequence[tuple[int, ...]]) -> None:
-    for row, tokens in enumerate(excluded):
-        if tokens:
-            mass[row, list(tokens)] = 0.0
+@njit(cache=True, error_model="numpy")
+def _draw_rows(scores, top, keys, ends, masked, tokens):
+    """Fill in tokens [B] that are -1 (they stay so where no mass is left); total mass, mass and count of the rest.
+
+    ends [B] are the ends of the rows' parts of `masked`. One row at a time, so that its masses stay in the cache.
+    """
+    num_rows, num_tokens = scores.shape
+    total, rest = np.empty(num_rows), np.empty(num_rows)
+    count = np.empty(num_rows, dtype=np.int32)
+    mass = np.empty(num_tokens)
+    for row in range(num_rows):
+        total[row] = _masses(scores[row], top[row], mass)
+        for place in range(ends[row - 1] if row else 0, ends[row]):
+            mass[masked[place]] = 0.0
+        if tokens[row] < 0:
+            tokens[row] = _race(mass, keys[row])
+        if tokens[row] >= 0:
+            mass[tokens[row]] = 0.0
+        rest[row], count[row] = _rest(mass)
+    return total, rest, count
 
 
-def _perturbed(scores: np.ndarray, keys: Sequence[int | None], excluded: Sequence[tuple[int, ...]]) -> np.ndarray:
-    """Scores plus the noise of their keys, -inf at excluded tokens."""
-    keyed = [row for row, key in enumerate(keys) if key is not None]
-    if len(keyed) == len(keys):
-        perturbed = scores + gumbel(np.array(keys, dtype=np.uint64), scores.shape[1])
-    else:
-        perturbed = scores.copy()
-        noise_keys = np.array([keys[row] for row in keyed], dtype=np.uint64)
-        perturbed[keyed] += gumbel(noise_keys, scores.shape[1])
-    for row, tokens in enumerate(excluded):
-        if tokens:
-            perturbed[row, list(tokens)] = -np.inf
-    return perturbed
+@njit(cache=True, error_model="numpy")
+def _race(mass, key):
+    """The first of racers that finish at times E/mass, which is a draw from mass, or -1 where mass is all 0.
+
+    argmax(mass/E) is the Gumbel-max argmax(log mass - log E). As E = -log1p(-w) >= w, a token can only win where
+    w * best < mass, and only there the logarithm is computed; w(1 + w/2) <= E leaves room for rounding.
+    """
+    low, high = hash_key(key)
+    w = np.empty(_BLOCK)
+    best, winner = 0.0, -1
+    for start in range(0, len(mass), _BLOCK):
+        stop = min(_BLOCK, len(mass) - start)
+        hopes = 0
+        for i in range(stop):
+            w[i] = hashed_uniform(start + i, low, high)
+            hopes += w[i] * best < mass[start + i]
+        if hopes == 0:
+            continue
+        for i in range(stop):
+            if w[i] * best < mass[start + i]:
+                speed = mass[start + i] / -math.log1p(-w[i])
+                if speed > best:
+                    best, winner = speed, start + i
+    return winner
+
+
+@njit(cache=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
+def _masses(scores, top, mass):
+    """Write exp(scores - top) [V] float64, 0 where that is no normal number, and return the sum."""
+    total = 0.0
+    for token in range(len(scores)):
+        mass[token] = exp_nonpositive(np.float64(scores[token]) - top)
+        total += mass[token]
+    return total
+
+
+@njit(cache=True, error_model="numpy", fastmath={"reassoc", "nsz"})
+def _rest(mass):
+    """Sum of the masses, and how many are above 0."""
+    total, count = 0.0, 0
+    for value in mass:
+        total += value
+        count += value > 0.0
+    return total, count
+
+
+@njit(cache=True, error_model="numpy", fastmath={"contract"})
+def exp_nonpositive(x):
+    """exp of a float64 <= 0 to one unit in the last place, or 0 below -708: unlike math.exp it vectorises.
+
+    x = k log 2 + r, |r| <= log(2)/2 (log 2 in two parts, as Cody and Waite), and Taylor's series for exp(r).
+    """
+    bounded = max(x, _LOWEST)
+    k = np.floor(bounded * 1.4426950408889634 + 0.5)
+    r = (bounded - k * 0.6931471803691238) - k * 1.9082149292705877e-10
+    series = 1.0 / 6227020800
+    series = series * r + 1.0 / 479001600
+    series = series * r + 1.0 / 39916800
+    series = series * r + 1.0 / 3628800
+    series = series * r + 1.0 / 362880
+    series = series * r + 1.0 / 40320
+    series = series * r + 1.0 / 5040
+    series = series * r + 1.0 / 720
+    series = series * r + 1.0 / 120
+    series = series * r + 1.0 / 24
+    series = series * r + 1.0 / 6
+    series = series * r + 0.5
+    series = series * r + 1.0
+    series = series * r + 1.0
+    power = np.int64((np.int64(k) + 1023) << 52).view(np.float64)
+    return series * power if x > _LOWEST else 0.0

@@ -143,6 +143,12 @@ class Tree:
         """log p(prefix) [N] of every node."""
         return prefix_log_priors(self.nodes, self.size)
 
+    def soft_values(self, inverse_temperature: float) -> np.ndarray:
+        """v [N]: the value where a method keeps one, else log M / lambda with M = K + U (SPEC 1.1); NaN where unknown."""
+        nodes = self.nodes[: self.size]
+        mass = np.logaddexp(nodes["log_known"], nodes["log_unknown"]) / inverse_temperature
+        return np.where(np.isnan(nodes["value"]), mass, nodes["value"])
+
     def stats(self) -> dict[str, float]:
         """Nodes, max and mean depth, mean branching of inner nodes (SPEC 1.2)."""
         nodes = self.nodes[: self.size]

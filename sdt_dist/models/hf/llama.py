@@ -1,8 +1,9 @@
 """A lean decoder for the Llama family: the module's own weights without the module's per-layer overhead.
 
-Attention has two parts with one softmax: the prompt's keys, shared by all rows of a problem (one matrix product a
-problem), and each row's own generated keys (compiled loop over its true length). Rows are padded to multiples of 8
-and a problem's rows to multiples of 4: from there on the CPU's matrix products give every row the same bits.
+A layer is four matrix products and compiled loops between them. Products take hidden states before their RMS norm: its
+weight is folded into the matrices, its scale is one number a row and applied after. Attention runs over the keys of
+the prompt, shared by all rows of a problem, and over each row's own, with one softmax. Rows are padded to multiples
+of 8: from there on the CPU's matrix products give every row the same bits, and the loops always do.
 """
 
 from __future__ import annotations
@@ -19,42 +20,159 @@ from transformers import LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from sdt_dist.models.hf.decoder import Prompt
+from sdt_dist.models.reduction import exp_nonpositive
 
-_ROW_MULTIPLE, _GROUP_MULTIPLE = 8, 4
-_PROMPT_MULTIPLE = 16  # smaller products take another kernel, whose bits differ with the batch
+_ROW_MULTIPLE = 8
+_UNROLL = 4  # head dimensions, and positions, taken together
+_REASSOCIATED = {"reassoc", "contract", "nsz"}  # sums in vector order: fixed by their length, not by the batch
 
 
-@njit(cache=True, fastmath=False)
-def _merge_suffix(query, keys, values, lengths, top, total, output):
-    """Finish softmax attention over each row's own keys, in place of `output` [B, H, D] (the prompt's part).
+@njit(cache=True, error_model="numpy", fastmath=_REASSOCIATED)
+def _rms_scale(x, epsilon):
+    """1 / root mean square of one hidden state [hidden]."""
+    total = np.float32(0.0)
+    for value in x:
+        total += value * value
+    return np.float32(1.0 / math.sqrt(total / len(x) + epsilon))
 
-    query [B, H, D] is scaled; keys, values [B, Hkv, S, D]; lengths [B] include the token just fed. top, total
-    [B, H] are the prompt part's maximum and sum of exponentials.
+
+@njit(cache=True, error_model="numpy", fastmath={"contract"})
+def _rotate(x, heads, cos, sin, num_rotated, epsilon):
+    """Scale the projections `heads` [B, H + 2 Hkv, D] of hidden states x [B, hidden] and turn the first, in place."""
+    half = heads.shape[2] // 2
+    for row in range(len(x)):
+        scale = _rms_scale(x[row], epsilon)
+        for head in range(heads.shape[1]):
+            for d in range(half):
+                left, right = heads[row, head, d] * scale, heads[row, head, d + half] * scale
+                if head < num_rotated:
+                    heads[row, head, d] = left * cos[row, d] - right * sin[row, d]
+                    heads[row, head, d + half] = right * cos[row, d + half] + left * sin[row, d + half]
+                else:
+                    heads[row, head, d], heads[row, head, d + half] = left, right
+
+
+@njit(cache=True, error_model="numpy", fastmath={"contract"})
+def _gate(x, gate_up, gated, epsilon):
+    """silu(gate) * up [B, I] of the projections `gate_up` [B, 2 I] of hidden states x [B, hidden]."""
+    width = gated.shape[1]
+    for row in range(len(x)):
+        scale = _rms_scale(x[row], epsilon)
+        for i in range(width):
+            gate = np.float64(gate_up[row, i] * scale)
+            small = exp_nonpositive(-abs(gate))
+            share = (1.0 if gate >= 0.0 else small) / (1.0 + small)
+            gated[row, i] = np.float32(gate * share) * (gate_up[row, width + i] * scale)
+
+
+@njit(cache=True, error_model="numpy", fastmath={"contract"})
+def _attend(heads, rows, slots, keys, values, own, lengths, output):
+    """Attention of `rows` of one prompt: their keys and values join `own`, the result goes to output [B, H, D].
+
+    heads [B, H + 2 Hkv, D] are scaled queries, keys and values; keys [Hkv, D, L] and values [Hkv, L, D] the prompt's;
+    own [2, slots, Hkv, S, D] the rows' own in their slots, of which `lengths` count the token just fed. Queries go in
+    pairs, so that the prompt is read half as often; an odd last one is its own partner.
     """
-    num_rows, num_heads, dim = query.shape
-    repeat = num_heads // keys.shape[1]
-    scores = np.empty(keys.shape[2], dtype=np.float32)
-    for row in range(num_rows):
-        for head in range(num_heads):
-            kv = head // repeat
-            largest = top[row, head]
-            for position in range(lengths[row]):
-                score = np.float32(0.0)
-                for d in range(dim):
-                    score += query[row, head, d] * keys[row, kv, position, d]
-                scores[position] = score
-                largest = max(largest, score)
-            shrink = np.exp(top[row, head] - largest)
-            weight = total[row, head] * shrink
-            for d in range(dim):
-                output[row, head, d] *= shrink
-            for position in range(lengths[row]):
-                share = np.exp(scores[position] - largest)
-                weight += share
-                for d in range(dim):
-                    output[row, head, d] += share * values[row, kv, position, d]
-            for d in range(dim):
-                output[row, head, d] /= weight
+    num_kv, dim, length = keys.shape
+    num_heads = heads.shape[1] - 2 * num_kv
+    repeat = num_heads // num_kv
+    num_queries = len(rows) * repeat
+    query, mixed = np.empty((2, dim), np.float32), np.empty((2, dim), np.float32)
+    scores = np.empty((2, length + own.shape[3]), np.float32)
+    for kv in range(num_kv):
+        for place in range(len(rows)):
+            slot, row = slots[place], rows[place]
+            own[0, slot, kv, lengths[slot] - 1] = heads[row, num_heads + kv]
+            own[1, slot, kv, lengths[slot] - 1] = heads[row, num_heads + num_kv + kv]
+        for first in range(0, num_queries, 2):
+            for i in range(2):
+                number = min(first + i, num_queries - 1)
+                query[i] = heads[rows[number // repeat], kv * repeat + number % repeat]
+            _pair_scores(query, keys[kv], scores)
+            mixed[:] = 0.0
+            for i in range(2):
+                slot = slots[min(first + i, num_queries - 1) // repeat]
+                _own_scores(query[i], own[0, slot, kv], scores[i, length : length + lengths[slot]])
+                _softmax(scores[i, : length + lengths[slot]])
+            _pair_mix(scores, values[kv], mixed)
+            for i in range(2):
+                number = min(first + i, num_queries - 1)
+                slot = slots[number // repeat]
+                _own_mix(scores[i, length : length + lengths[slot]], own[1, slot, kv], mixed[i])
+                output[rows[number // repeat], kv * repeat + number % repeat] = mixed[i]
+
+
+@njit(cache=True, error_model="numpy", fastmath={"contract"})
+def _pair_scores(query, keys, scores):
+    """Write query [2, D] @ keys [D, L] to the first L columns of scores; both rows sum over d in order."""
+    one, two = scores[0], scores[1]
+    scores[:, : keys.shape[1]] = 0.0
+    for d in range(0, len(keys), _UNROLL):
+        a0, a1, a2, a3 = query[0, d], query[0, d + 1], query[0, d + 2], query[0, d + 3]
+        b0, b1, b2, b3 = query[1, d], query[1, d + 1], query[1, d + 2], query[1, d + 3]
+        k0, k1, k2, k3 = keys[d], keys[d + 1], keys[d + 2], keys[d + 3]
+        for p in range(keys.shape[1]):
+            one[p] = one[p] + a0 * k0[p] + a1 * k1[p] + a2 * k2[p] + a3 * k3[p]
+            two[p] = two[p] + b0 * k0[p] + b1 * k1[p] + b2 * k2[p] + b3 * k3[p]
+
+
+@njit(cache=True, error_model="numpy", fastmath={"contract"})
+def _pair_mix(weights, values, mixed):
+    """Add weights [2, L] @ values [L, D] to mixed [2, D]; both rows sum over positions in order."""
+    one, two = mixed[0], mixed[1]
+    whole = len(values) // _UNROLL * _UNROLL
+    for p in range(0, whole, _UNROLL):
+        a0, a1, a2, a3 = weights[0, p], weights[0, p + 1], weights[0, p + 2], weights[0, p + 3]
+        b0, b1, b2, b3 = weights[1, p], weights[1, p + 1], weights[1, p + 2], weights[1, p + 3]
+        v0, v1, v2, v3 = values[p], values[p + 1], values[p + 2], values[p + 3]
+        for d in range(len(one)):
+            one[d] = one[d] + a0 * v0[d] + a1 * v1[d] + a2 * v2[d] + a3 * v3[d]
+            two[d] = two[d] + b0 * v0[d] + b1 * v1[d] + b2 * v2[d] + b3 * v3[d]
+    for p in range(whole, len(values)):
+        a0, b0, v0 = weights[0, p], weights[1, p], values[p]
+        for d in range(len(one)):
+            one[d] += a0 * v0[d]
+            two[d] += b0 * v0[d]
+
+
+@njit(cache=True, error_model="numpy", fastmath=_REASSOCIATED)
+def _own_scores(query, keys, scores):
+    """Write query [D] . keys [n, D] to scores [n]."""
+    for p in range(len(scores)):
+        total = np.float32(0.0)
+        for d in range(len(query)):
+            total += query[d] * keys[p, d]
+        scores[p] = total
+
+
+@njit(cache=True, error_model="numpy", fastmath={"contract"})
+def _own_mix(weights, values, mixed):
+    """Add weights [n] @ values [n, D] to mixed [D]."""
+    for p in range(len(weights)):
+        weight = weights[p]
+        for d in range(len(mixed)):
+            mixed[d] += weight * values[p, d]
+
+
+@njit(cache=True, error_model="numpy", fastmath=_REASSOCIATED)
+def _softmax(scores):
+    """Turn scores [n] into their softmax."""
+    top = _largest(scores)
+    total = np.float32(0.0)
+    for p in range(len(scores)):
+        scores[p] = np.float32(exp_nonpositive(np.float64(scores[p] - top)))
+        total += scores[p]
+    for p in range(len(scores)):
+        scores[p] /= total
+
+
+@njit(cache=True, fastmath={"nnan", "nsz"})
+def _largest(scores):
+    """The maximum of scores [n]; no-NaN lets it vectorise (a NaN is no index, and spoils its row in any case)."""
+    top = scores[0]
+    for value in scores:
+        top = max(top, value)
+    return top
 
 
 class LlamaDecoder:
@@ -71,10 +189,11 @@ class LlamaDecoder:
         self.epsilon = config.rms_norm_eps
         self.embedding = module.model.embed_tokens.weight.detach()
         self.final_norm, self.head = module.model.norm.weight.detach(), module.lm_head.weight.detach()
-        self.layers = [_LayerWeights(cast(LlamaDecoderLayer, layer)) for layer in module.model.layers]
+        layers = [cast(LlamaDecoderLayer, layer) for layer in module.model.layers]
+        self.layers = [_LayerWeights(layer, self.head_dim) for layer in layers]
         positions = torch.arange(config.max_position_embeddings)[None]
         cos, sin = module.model.rotary_emb(torch.zeros(1, 1, 1), positions)
-        self.cos, self.sin = cos[0].detach(), sin[0].detach()
+        self.cos, self.sin = cos[0].detach().numpy(), sin[0].detach().numpy()
 
     @staticmethod
     def supports(module: torch.nn.Module) -> bool:
@@ -83,7 +202,8 @@ class LlamaDecoder:
             return False
         config = module.config
         plain = config.hidden_act == "silu" and not config.attention_bias and not config.mlp_bias
-        return plain and all(p.dtype == torch.float32 for p in module.parameters())
+        head_dim = config.head_dim or config.hidden_size // config.num_attention_heads
+        return plain and head_dim % _UNROLL == 0 and all(p.dtype == torch.float32 for p in module.parameters())
 
     @torch.inference_mode()
     def encode(self, prompt: Sequence[int]) -> Prompt:
@@ -92,67 +212,56 @@ class LlamaDecoder:
         length = len(ids)
         padded = functional.pad(ids, (0, -length % _ROW_MULTIPLE))
         x = self.embedding[padded]
-        cos, sin = self._rotary(torch.arange(len(padded)))
+        cos, sin = self.cos[: len(padded)], self.sin[: len(padded)]
         caches = []
         for layer in self.layers:
-            query, key, value = self._project(layer, x, cos, sin)
+            heads = self._project(layer, x, cos, sin).transpose(0, 1)
+            query, key, value = heads[: self.num_heads], heads[self.num_heads : -self.num_kv], heads[-self.num_kv :]
             attended = functional.scaled_dot_product_attention(
-                query.transpose(0, 1)[None],
-                key.transpose(0, 1)[None],
-                value.transpose(0, 1)[None],
-                is_causal=True,
-                enable_gqa=self.num_kv != self.num_heads,
+                query[None], key[None], value[None], is_causal=True, scale=1.0, enable_gqa=self.num_kv != self.num_heads
             )
             x = self._finish(layer, x, attended[0].transpose(0, 1).reshape(len(padded), -1))
-            caches.append((_padded(key[:length]), _padded(value[:length])))
+            key, value = key[:, :length].transpose(1, 2), value[:, :length]
+            caches.append((key.contiguous().numpy(), value.contiguous().numpy()))
         last = x[length - 1 : length].expand(_ROW_MULTIPLE, -1)
         return Prompt(length, caches, self._logits(last)[0].clone())
 
     def open(self, prompts: Sequence[Prompt], known: Sequence[list[torch.Tensor]], capacity: int) -> LlamaBatch:
         return LlamaBatch(self, prompts, known, capacity)
 
-    def _rotary(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.cos[positions][:, None], self.sin[positions][:, None]
-
-    def _project(
-        self, layer: _LayerWeights, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Rotated query [B, H, D] and key, and value [B, Hkv, D] of hidden states [B, hidden]."""
-        normed = functional.rms_norm(x, x.shape[-1:], layer.norm_1, self.epsilon)
-        heads = functional.linear(normed, layer.qkv).view(len(x), self.num_heads + 2 * self.num_kv, self.head_dim)
-        rotated = heads[:, : self.num_heads + self.num_kv]
-        half = self.head_dim // 2
-        turned = torch.cat((-rotated[..., half:], rotated[..., :half]), dim=-1)
-        rotated = rotated * cos + turned * sin
-        return rotated[:, : self.num_heads], rotated[:, self.num_heads :], heads[:, self.num_heads + self.num_kv :]
+    def _project(self, layer: _LayerWeights, x: torch.Tensor, cos: np.ndarray, sin: np.ndarray) -> torch.Tensor:
+        """Rotated and scaled queries, rotated keys, and values [B, H + 2 Hkv, D] of hidden states [B, hidden]."""
+        heads = functional.linear(x, layer.qkv).view(len(x), self.num_heads + 2 * self.num_kv, self.head_dim)
+        _rotate(x.numpy(), heads.numpy(), cos, sin, self.num_heads + self.num_kv, self.epsilon)
+        return heads
 
     def _finish(self, layer: _LayerWeights, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
         """Output projection, residuals and the gated MLP."""
-        x = x + functional.linear(attended, layer.out)
-        normed = functional.rms_norm(x, x.shape[-1:], layer.norm_2, self.epsilon)
-        gate, up = functional.linear(normed, layer.gate_up).chunk(2, dim=-1)
-        return x + functional.linear(functional.silu(gate) * up, layer.down)
+        x = torch.addmm(x, attended, layer.out)
+        gate_up = functional.linear(x, layer.gate_up)
+        gated = torch.empty(len(x), gate_up.shape[1] // 2)
+        _gate(x.numpy(), gate_up.numpy(), gated.numpy(), self.epsilon)
+        return torch.addmm(x, gated, layer.down)
 
     def _logits(self, x: torch.Tensor) -> torch.Tensor:
         return functional.linear(functional.rms_norm(x, x.shape[-1:], self.final_norm, self.epsilon), self.head)
 
 
 class _LayerWeights:
-    """One layer's weights with query, key, value and gate, up fused."""
+    """One layer's weights: query, key, value and gate, up fused, norms and the queries' 1/sqrt(D) folded in."""
 
-    def __init__(self, layer: LlamaDecoderLayer) -> None:
+    def __init__(self, layer: LlamaDecoderLayer, head_dim: int) -> None:
         attention, mlp = layer.self_attn, layer.mlp
-        parts = (attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight)
-        self.qkv = torch.cat([part.detach() for part in parts])
-        self.out = attention.o_proj.weight.detach()
-        self.gate_up = torch.cat([mlp.gate_proj.weight.detach(), mlp.up_proj.weight.detach()])
-        self.down = mlp.down_proj.weight.detach()
-        self.norm_1 = layer.input_layernorm.weight.detach()
-        self.norm_2 = layer.post_attention_layernorm.weight.detach()
+        parts = (attention.q_proj.weight / math.sqrt(head_dim), attention.k_proj.weight, attention.v_proj.weight)
+        self.qkv = (torch.cat(parts) * layer.input_layernorm.weight).detach()
+        self.out = attention.o_proj.weight.detach().t()
+        gate_up = torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight])
+        self.gate_up = (gate_up * layer.post_attention_layernorm.weight).detach()
+        self.down = mlp.down_proj.weight.detach().t()
 
 
 class LlamaBatch:
-    """Rows under way: keys and values [layers][B, Hkv, S, D] of their own tokens, and their prompts by length."""
+    """Rows under way; a row keeps one slot of the own keys and values [layers, 2, slots, Hkv, S, D] to its end."""
 
     calls_per_feed = 1
 
@@ -161,10 +270,10 @@ class LlamaBatch:
     ) -> None:
         self._decoder = decoder
         self._prompts = list(prompts)
-        padded = len(prompts) + (-len(prompts)) % _ROW_MULTIPLE
-        shape = (decoder.num_layers, 2, padded, decoder.num_kv, capacity, decoder.head_dim)
-        self._own = torch.zeros(shape)
-        self._lengths = np.zeros(padded, dtype=np.int64)
+        self._slots = np.arange(len(prompts))
+        shape = (decoder.num_layers, 2, len(prompts), decoder.num_kv, capacity, decoder.head_dim)
+        self._own = torch.empty(shape)
+        self._lengths = np.zeros(len(prompts), dtype=np.int64)
         for row, pieces in enumerate(known):
             for piece in pieces:
                 first, count = int(self._lengths[row]), piece.shape[3]
@@ -173,99 +282,36 @@ class LlamaBatch:
         self._group()
 
     def _group(self) -> None:
-        """Order rows by prompt: groups of equal prompt length share one batched product."""
-        by_length: dict[int, dict[int, list[int]]] = {}
+        """Rows of one prompt attend together; padding rows belong to none."""
+        members: dict[int, list[int]] = {}
         for row, prompt in enumerate(self._prompts):
-            by_length.setdefault(prompt.length, {}).setdefault(id(prompt.cache), []).append(row)
-        self._groups = [_Group(self._decoder, self._prompts, list(rows.values())) for rows in by_length.values()]
-        padding = len(self._lengths) - len(self._prompts)
-        starts = [prompt.length for prompt in self._prompts] + [0] * padding
-        self._starts = torch.tensor(starts)
+            members.setdefault(id(prompt.cache), []).append(row)
+        self._groups = [(np.array(rows), self._slots[rows], self._prompts[rows[0]].cache) for rows in members.values()]
+        self._padding = [0] * (-len(self._prompts) % _ROW_MULTIPLE)
+        self._starts = np.array([*(prompt.length for prompt in self._prompts), *self._padding])
 
     @torch.inference_mode()
     def feed(self, tokens: Sequence[int]) -> torch.Tensor:
-        decoder, count = self._decoder, len(self._prompts)
-        padded = len(self._lengths)
-        ids = torch.zeros(padded, dtype=torch.int64)
-        ids[:count] = torch.as_tensor(tokens)
-        offsets = torch.from_numpy(self._lengths.copy())
-        cos, sin = decoder._rotary(self._starts + offsets)
-        rows = torch.arange(padded)
-        self._lengths[:count] += 1
-        x = decoder.embedding[ids]
+        decoder, own = self._decoder, self._own.numpy()
+        x = decoder.embedding[torch.tensor([*tokens, *self._padding])]
+        positions = self._starts.copy()
+        positions[: len(tokens)] += self._lengths[self._slots]
+        cos, sin = decoder.cos[positions], decoder.sin[positions]
+        self._lengths[self._slots] += 1
+        attended = torch.zeros(len(x), decoder.num_heads * decoder.head_dim)
+        output = attended.view(len(x), decoder.num_heads, decoder.head_dim).numpy()
         for number, layer in enumerate(decoder.layers):
-            query, key, value = decoder._project(layer, x, cos, sin)
-            self._own[number, 0][rows, :, offsets] = key
-            self._own[number, 1][rows, :, offsets] = value
-            attended = self._attend(number, query / math.sqrt(decoder.head_dim))
-            x = decoder._finish(layer, x, attended.view(padded, -1))
-        return decoder._logits(x)[:count]
-
-    def _attend(self, number: int, query: torch.Tensor) -> torch.Tensor:
-        padded, heads, dim = query.shape
-        output = torch.zeros(padded, heads, dim)
-        top, total = torch.zeros(padded, heads), torch.ones(padded, heads)
-        for group in self._groups:
-            group.attend(number, query, top, total, output)
-        own = self._own[number].numpy()
-        _merge_suffix(
-            query.contiguous().numpy(), own[0], own[1], self._lengths, top.numpy(), total.numpy(), output.numpy()
-        )
-        return output
+            heads = decoder._project(layer, x, cos, sin).numpy()
+            for rows, slots, cache in self._groups:
+                _attend(heads, rows, slots, *cache[number], own[number], self._lengths, output)
+            x = decoder._finish(layer, x, attended)
+        return decoder._logits(x)[: len(tokens)]
 
     def select(self, rows: Sequence[int]) -> None:
         self._prompts = [self._prompts[row] for row in rows]
-        padded = len(rows) + (-len(rows)) % _ROW_MULTIPLE
-        own = torch.zeros((*self._own.shape[:2], padded, *self._own.shape[3:]))
-        own[:, :, : len(rows)] = self._own[:, :, list(rows)]
-        lengths = np.zeros(padded, dtype=np.int64)
-        lengths[: len(rows)] = self._lengths[list(rows)]
-        self._own, self._lengths = own, lengths
+        self._slots = self._slots[list(rows)]
         self._group()
 
     def values(self, row: int) -> torch.Tensor | None:
-        return self._own[:, :, row, :, : int(self._lengths[row])]
-
-
-class _Group:
-    """Rows whose prompts have one length: their prompts' keys stacked [G, Hkv, L, D], and where rows stand."""
-
-    def __init__(self, decoder: LlamaDecoder, prompts: list[Prompt], rows: list[list[int]]) -> None:
-        width = max(len(members) for members in rows)
-        width += -width % _GROUP_MULTIPLE
-        self._index = torch.tensor([members + [members[0]] * (width - len(members)) for members in rows])
-        self._rows = torch.tensor([row for members in rows for row in members])
-        self._slots = torch.tensor([g * width + i for g, members in enumerate(rows) for i in range(len(members))])
-        caches = [prompts[members[0]].cache for members in rows]
-        self._keys = [_stack([cache[n][0] for cache in caches]).transpose(2, 3) for n in range(decoder.num_layers)]
-        self._values = [_stack([cache[n][1] for cache in caches]) for n in range(decoder.num_layers)]
-        self._num_kv, self._length = decoder.num_kv, prompts[rows[0][0]].length
-
-    def attend(
-        self, number: int, query: torch.Tensor, top: torch.Tensor, total: torch.Tensor, output: torch.Tensor
-    ) -> None:
-        """Write the prompt's part of the attention of this group's rows: maximum, sum and weighted values."""
-        groups, width = self._index.shape
-        _, heads, dim = query.shape
-        repeat = heads // self._num_kv
-        spread = query[self._index].view(groups, width, self._num_kv, repeat, dim).permute(0, 2, 3, 1, 4)
-        scores = spread.reshape(groups, self._num_kv, repeat * width, dim) @ self._keys[number]
-        scores[..., self._length :] = -torch.inf
-        largest = scores.amax(-1, keepdim=True)
-        weights = torch.exp_(scores.sub_(largest))
-        sums = weights.sum(-1)
-        attended = (weights @ self._values[number]).view(groups, heads, width, dim).transpose(1, 2)
-        output[self._rows] = attended.reshape(groups * width, heads, dim)[self._slots]
-        for target, found in ((top, largest), (total, sums)):
-            by_row = found.view(groups, heads, width).transpose(1, 2).reshape(groups * width, heads)
-            target[self._rows] = by_row[self._slots]
-
-
-def _padded(heads: torch.Tensor) -> torch.Tensor:
-    """[L, Hkv, D] to [Hkv, L padded, D] contiguous."""
-    filled = functional.pad(heads, (0, 0, 0, 0, 0, -len(heads) % _PROMPT_MULTIPLE))
-    return filled.transpose(0, 1).contiguous()
-
-
-def _stack(tensors: list[torch.Tensor]) -> torch.Tensor:
-    return tensors[0][None] if len(tensors) == 1 else torch.stack(tensors)
+        slot = self._slots[row]
+        return self._own[:, :, slot, :, : int(self._lengths[slot])]

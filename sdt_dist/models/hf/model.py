@@ -75,10 +75,11 @@ class HFModel:
                 for row, step in zip(rows, steps, strict=True)
             ]
             excluded = [() if step else requests[row].excluded for row, step in zip(rows, steps, strict=True)]
-            columns = draw(scores, keys, excluded)
-            for i, row in enumerate(rows):
-                runs[row].steps.append(tuple(column[i] for column in columns[1:]))
-            return columns[0].tolist()
+            tokens, *columns = draw(scores, keys, excluded)
+            found = zip(*(column.tolist() for column in columns), strict=True)
+            for row, step in zip(rows, found, strict=True):
+                runs[row].steps.append(step)
+            return tokens.tolist()
 
         self._run(runs, law, reduce)
         return [run.rollout(law) for run in runs]
@@ -93,7 +94,8 @@ class HFModel:
             self._check(run)
             run.prompt = self._prompt(run)
         at_root = [i for i, run in enumerate(runs) if not run.known]
-        self._reduce(runs, at_root, [runs[i].prompt.logits for i in at_root], law, reduce)
+        if at_root:
+            self._reduce(runs, at_root, torch.stack([runs[i].prompt.logits for i in at_root]), law, reduce)
         active = [i for i, run in enumerate(runs) if run.wants_more(law)]
         if not active:
             return
@@ -102,7 +104,9 @@ class HFModel:
             logits = batch.feed([runs[i].next_token() for i in active])
             self._count([runs[i] for i in active], batch.calls_per_feed)
             ready = [place for place, i in enumerate(active) if not runs[i].pending]
-            self._reduce(runs, [active[place] for place in ready], list(logits[ready]), law, reduce)
+            if ready:
+                wanted = logits if len(ready) == len(active) else logits[ready]
+                self._reduce(runs, [active[place] for place in ready], wanted, law, reduce)
             working = [place for place, i in enumerate(active) if runs[i].wants_more(law)]
             active, batch = self._leave(runs, active, working, batch)
 
@@ -141,13 +145,10 @@ class HFModel:
             self.nfe, self.model_calls = self.nfe + 1, self.model_calls + 1
         return prompt
 
-    def _reduce(
-        self, runs: list[_Run], rows: list[int], logits: list[torch.Tensor], law: PriorLaw, reduce: _Reduce
-    ) -> None:
-        if rows:
-            scores = law_scores(torch.stack(logits).numpy(), law)
-            for row, token in zip(rows, reduce(rows, scores), strict=True):
-                runs[row].take(token)
+    def _reduce(self, runs: list[_Run], rows: list[int], logits: torch.Tensor, law: PriorLaw, reduce: _Reduce) -> None:
+        scores = law_scores(logits.numpy(), law)
+        for row, token in zip(rows, reduce(rows, scores), strict=True):
+            runs[row].take(token)
 
     def _count(self, fed: list[_Run], num_calls: int) -> None:
         """One feed: rows whose next distribution is wanted are NFE, the others were encoded before."""
