@@ -9,13 +9,18 @@ import pandas as pd
 
 from sdt_dist.data.registry import load_series
 from sdt_dist.data.series import Series
-from sdt_dist.errors import DataError
-from sdt_dist.models.forecaster.tokenizer import MIN_HISTORY, fit_scale
+from sdt_dist.errors import ConfigurationError, ContextError, DataError
+from sdt_dist.models.forecaster.tokenizer import MIN_HISTORY, Scale, fit_scale
+
+SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True, slots=True)
 class ForecastProblem:
-    """history [L] and truth [H] of one window in the user's units; metrics z-score by (loc, scale)."""
+    """history [L] and truth [H] of one window in the user's units; metrics z-score by (loc, scale).
+
+    Where a dataset gives no scale and the history is constant, scale is 1; a model refuses such a history.
+    """
 
     index: int
     name: str
@@ -41,14 +46,14 @@ def load_problems(
     """Windows of a dataset whose targets lie in `split`, in channel order; an even choice of `num_problems`.
 
     stride: rows between targets (default: the horizon, no overlap). Datasets without splits take targets from
-    their last quarter. DataError when nothing fits; ContextError for a history that cannot be scaled.
+    their last quarter, whatever the split. season: replaces the dataset's own. Windows of constant history are kept, so
+    that a run counts them as failed. ConfigurationError for a value out of range; DataError when nothing fits;
+    ContextError when no history can be scaled.
     """
-    chosen = load_series(dataset, season=season)
-    if channels is not None:
-        missing = set(channels) - {series.name for series in chosen}
-        if missing:
-            raise DataError(f"channels: {sorted(missing)[0]!r}, allowed: {', '.join(s.name for s in chosen[:20])}.")
-        chosen = [series for series in chosen if series.name in channels]
+    _check_ranges(split, horizon=horizon, num_problems=num_problems, stride=stride)
+    if context_length < MIN_HISTORY:
+        raise ContextError(f"context_length: {context_length}, allowed: at least {MIN_HISTORY} values of history.")
+    chosen = load_series(dataset, season=season, column=channels)
     windows = [(s, start) for s in chosen for start in _targets(s, split, horizon, stride or horizon, context_length)]
     if not windows:
         raise DataError(
@@ -58,7 +63,18 @@ def load_problems(
     if num_problems is not None and num_problems < len(windows):
         picks = np.linspace(0, len(windows) - 1, num_problems).round().astype(int)
         windows = [windows[i] for i in picks]
-    return [_problem(i, series, start, horizon, context_length) for i, (series, start) in enumerate(windows)]
+    problems = [_problem(i, series, start, horizon, context_length) for i, (series, start) in enumerate(windows)]
+    if all(_own_scale(problem.history) is None for problem in problems):
+        raise ContextError(f"dataset {dataset!r}: every history is constant, so nothing can be forecast by a model.")
+    return problems
+
+
+def _check_ranges(split: str, **counts: int | None) -> None:
+    for name, value in counts.items():
+        if value is not None and value < 1:
+            raise ConfigurationError(f"{name}: {value}, must be >= 1.")
+    if split not in SPLITS:
+        raise DataError(f"split: {split!r}, allowed: {', '.join(SPLITS)}.")
 
 
 def _targets(series: Series, split: str, horizon: int, stride: int, context_length: int) -> list[int]:
@@ -81,7 +97,7 @@ def _targets(series: Series, split: str, horizon: int, stride: int, context_leng
 
 def _problem(index: int, series: Series, start: int, horizon: int, context_length: int) -> ForecastProblem:
     history = series.values[max(0, start - context_length) : start]
-    own = fit_scale(history)
+    own = _own_scale(history) or Scale(float(history.mean()), 1.0)
     return ForecastProblem(
         index=index,
         name=f"{series.name}@{start}",
@@ -94,3 +110,11 @@ def _problem(index: int, series: Series, start: int, horizon: int, context_lengt
         if series.timestamps is None
         else series.timestamps[max(0, start - context_length) : start + horizon],
     )
+
+
+def _own_scale(history: np.ndarray) -> Scale | None:
+    """The scale of a window; None for a constant one."""
+    try:
+        return fit_scale(history)
+    except ContextError:
+        return None

@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import urllib.request
+from collections.abc import Sequence
+from dataclasses import replace
+from http.client import HTTPException
 from pathlib import Path
 from types import ModuleType
 
@@ -12,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from sdt_dist.data.series import Series, read_csv
-from sdt_dist.errors import DataError, unknown_name
+from sdt_dist.errors import ConfigurationError, DataError, unknown_name
 
 _ETT_URL = "https://raw.githubusercontent.com/zhouhaoyi/ETDataset/main/ETT-small/"
 _M4_URL = "https://raw.githubusercontent.com/Mcompetitions/M4-methods/master/Dataset/"
@@ -36,26 +39,46 @@ def dataset_names() -> list[str]:
 
 def check_dataset(dataset: str) -> None:
     """Refuse an unknown name or a missing file before anything is loaded."""
-    if dataset not in _NAMES and not Path(dataset).is_file():
-        if Path(dataset).suffix or "/" in dataset:
-            raise DataError(f"dataset: file {dataset!r} does not exist.")
-        raise unknown_name("dataset", dataset, _NAMES)
+    if dataset in _NAMES or Path(dataset).is_file():
+        return
+    if Path(dataset).is_dir():
+        raise DataError(f"dataset: {dataset!r} is a directory, allowed: a CSV file, or {', '.join(_NAMES)}.")
+    if Path(dataset).suffix or "/" in dataset:
+        raise DataError(f"dataset: file {dataset!r} does not exist.")
+    raise unknown_name("dataset", dataset, _NAMES)
 
 
-def load_series(dataset: str, *, season: int | None = None, column: str | None = None) -> list[Series]:
-    """All channels of a dataset. DataError when a file is missing and cannot be downloaded, or holds bad values."""
+def load_series(dataset: str, *, season: int | None = None, column: str | Sequence[str] | None = None) -> list[Series]:
+    """All channels of a dataset, or those named by `column`. season: replaces the dataset's own (1 for a CSV).
+
+    DataError when a file is missing and cannot be downloaded, lacks a channel, or holds bad values.
+    """
     check_dataset(dataset)
-    if dataset == "classic":
-        return [series for name in CLASSIC for series in load_series(name)]
-    if dataset in CLASSIC:
-        return [_classic(dataset)]
-    if dataset in _MONTH_ROWS:
-        return _ett(dataset)
+    if season is not None and season < 1:
+        raise ConfigurationError(f"season: {season}, must be >= 1.")
+    found = _named(dataset, column) if dataset in _NAMES else _own(Path(dataset), column)
+    return found if season is None else [replace(series, season=season) for series in found]
+
+
+def _named(dataset: str, column: str | Sequence[str] | None) -> list[Series]:
     if dataset == "m4_hourly":
-        return _m4_hourly()
-    table = read_csv(Path(dataset), column=column)
+        found = _m4_hourly()
+    elif dataset in _MONTH_ROWS:
+        found = _ett(dataset)
+    else:
+        found = [_classic(name) for name in (CLASSIC if dataset == "classic" else (dataset,))]
+    if column is None:
+        return found
+    wanted, known = {column} if isinstance(column, str) else set(column), [series.name for series in found]
+    if wanted - set(known):
+        raise DataError(f"channels: {min(wanted - set(known))!r}, allowed: {', '.join(known[:20])}.")
+    return [series for series in found if series.name in wanted]
+
+
+def _own(path: Path, column: str | Sequence[str] | None) -> list[Series]:
+    table = read_csv(path, column=column)
     times = table.index if isinstance(table.index, pd.DatetimeIndex) else None
-    return [Series(str(name), table[name].to_numpy(np.float64), season or 1, times) for name in table.columns]
+    return [Series(str(name), table[name].to_numpy(np.float64), 1, times) for name in table.columns]
 
 
 def _classic(name: str) -> Series:
@@ -109,29 +132,46 @@ def _m4_hourly() -> list[Series]:
 
 
 def find_file(name: str) -> Path:
-    """A dataset's file: in SDT_DATA_DIR, in the cache, or downloaded there and checked against its SHA-256."""
+    """A dataset's file: in SDT_DATA_DIR, in the cache, or downloaded there and checked against its SHA-256.
+
+    A file of which no SHA-256 is known is never downloaded. DataError where it cannot be had.
+    """
     folder = os.environ.get("SDT_DATA_DIR")
     if folder and (Path(folder) / name).is_file():
         return Path(folder) / name
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "sdt-dist" / name
     if not cache.is_file():
-        _download(name, cache)
+        _keep(_download(name), cache)
     return cache
 
 
-def _download(name: str, target: Path) -> None:
+def _download(name: str) -> bytes:
     base, digest = FILES[name]
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with urllib.request.urlopen(base + name.replace("M4-", ""), timeout=20) as reply:
-            content = reply.read()
-    except OSError as error:
+    url, advice = base + name.replace("M4-", ""), "put it into a folder and set SDT_DATA_DIR to that folder."
+    if digest is None:
         raise DataError(
-            f"dataset file {name}: not in SDT_DATA_DIR and cannot be downloaded ({error}); put it into a folder and set "
-            "SDT_DATA_DIR to that folder."
+            f"dataset file {name}: not in SDT_DATA_DIR, and not downloaded, because no checksum of it is known; get it "
+            f"from {url}, {advice}"
+        )
+    try:
+        with urllib.request.urlopen(url, timeout=20) as reply:
+            content = reply.read()
+    except (OSError, HTTPException) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(
+            f"dataset file {name}: not in SDT_DATA_DIR and cannot be downloaded ({reason}); {advice}"
         ) from error
-    if digest is not None and hashlib.sha256(content).hexdigest() != digest:
+    if hashlib.sha256(content).hexdigest() != digest:
         raise DataError(f"dataset file {name}: the download's SHA-256 is not {digest}; nothing was kept.")
+    return content
+
+
+def _keep(content: bytes, target: Path) -> None:
+    """Write a whole file or none."""
     temporary = target.with_suffix(".part")
-    temporary.write_bytes(content)
-    temporary.replace(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content)
+        temporary.replace(target)
+    except OSError as error:
+        raise DataError(f"dataset file {target.name}: cannot be kept in {target.parent} ({error.strerror}).") from error

@@ -14,8 +14,8 @@ from sdt_dist.models.toy import Toy
 from sdt_dist.search.tree import Tree
 
 
-def draw_tree(tree: Tree, path: Path, *, max_nodes: int = 150) -> None:
-    """Draw the `max_nodes` most visited nodes of a tree: width by visits, colour by value."""
+def draw_tree(tree: Tree, path: Path, *, inverse_temperature: float, max_nodes: int = 150) -> None:
+    """Draw the `max_nodes` most visited nodes of a tree: width by visits, colour by soft value."""
     count = min(max_nodes, tree.size)
     nodes = tree.nodes[: tree.size]
     weight = nodes["visits"].astype(float)
@@ -31,15 +31,12 @@ def draw_tree(tree: Tree, path: Path, *, max_nodes: int = 150) -> None:
         parent = int(nodes["parent"][node])
         ends = ([nodes["depth"][parent], nodes["depth"][node]], [height[parent], height[node]])
         axes.plot(*ends, color="#999999", linewidth=0.4 + 2.5 * weight[node] / max(weight[0], 1), zorder=1)
-    with np.errstate(invalid="ignore"):
-        soft = np.where(
-            np.isfinite(nodes["value"]), nodes["value"], np.logaddexp(nodes["log_known"], nodes["log_unknown"])
-        )
+    soft = tree.soft_values(inverse_temperature)
     drawn = axes.scatter(
         [nodes["depth"][n] for n in order], [height[n] for n in order], c=[soft[n] for n in order], s=18, cmap="viridis",
         zorder=2,
     )  # fmt: skip
-    figure.colorbar(drawn, ax=axes, label="value estimate")
+    figure.colorbar(drawn, ax=axes, label="soft value estimate")
     axes.set_xlabel("depth (tokens)")
     axes.set_yticks([])
     axes.set_title(f"{len(order)} most visited of {tree.size} nodes")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import scoringrules
-from tslearn.metrics import cdist_dtw
 
-from sdt_dist.metrics.spectrum import log_l1, power_spectrum, reference_spectrum, spectral_w1
+from sdt_dist.metrics.dtw import dtw_distances
+from sdt_dist.metrics.spectrum import MIN_SEGMENT, log_l1, power_spectrum, reference_spectrum, spectral_w1
 
 QUANTILES = np.arange(1, 10) / 10
 
@@ -50,20 +50,24 @@ def coverage_80(samples: np.ndarray, truth: np.ndarray) -> float:
 
 def dtw(samples: np.ndarray, truth: np.ndarray) -> float:
     """Mean DTW distance of samples to the truth, over the square root of the horizon."""
-    distances = np.asarray(cdist_dtw(samples[:, :, None], truth[None, :, None]))
-    return float(distances.mean() / np.sqrt(len(truth)))
+    return float(dtw_distances(samples, truth).mean() / np.sqrt(len(truth)))
 
 
 def spectral_measures(series: np.ndarray, history: np.ndarray) -> dict[str, float]:
-    """spec_w1 (segment L), spec_w1_half (L/2) and log_l1 (L/2), means over series [S, H] against the history."""
+    """spec_w1 (segment L), spec_w1_half (L/2) and log_l1 (L/2), means over series [S, H] against the history.
+
+    Empty for a horizon below 4, where there is no spectrum to speak of.
+    """
     length = series.shape[1]
-    half = max(4, length // 2)
+    if length < MIN_SEGMENT:
+        return {}
+    half = max(MIN_SEGMENT, length // 2)
     whole_reference, half_reference = (reference_spectrum(history, length, segment) for segment in (length, half))
-    whole, halved = (power_spectrum(series, segment)[1] for segment in (length, half))
+    (whole_axis, whole), (half_axis, halved) = (power_spectrum(series, segment) for segment in (length, half))
     return {
-        "spec_w1": float(spectral_w1(whole, whole_reference).mean()),
-        "spec_w1_half": float(spectral_w1(halved, half_reference).mean()),
-        "log_l1": float(log_l1(halved, half_reference).mean()),
+        "spec_w1": float(spectral_w1(whole, whole_reference, whole_axis).mean()),
+        "spec_w1_half": float(spectral_w1(halved, half_reference, half_axis).mean()),
+        "log_l1": float(log_l1(halved, half_reference, half_axis).mean()),
     }
 
 

@@ -22,16 +22,22 @@ def perplexity(log_probs: Sequence[float], lengths: Sequence[int]) -> float:
 
 
 def classification(predicted: Sequence[str], truth: Sequence[str]) -> dict[str, float]:
-    """Accuracy, macro-F1 and Cohen's kappa."""
+    """Accuracy, macro-F1 and Cohen's kappa; kappa is 1 where all labels, predicted and true, are one class."""
+    labels = sorted({*predicted, *truth})
+    kappa = cohen_kappa_score(truth, predicted, labels=labels) if len(labels) > 1 else 1.0
     return {
         "accuracy": float(accuracy_score(truth, predicted)),
         "macro_f1": float(f1_score(truth, predicted, average="macro")),
-        "kappa": float(cohen_kappa_score(truth, predicted)),
+        "kappa": float(kappa),
     }
 
 
 def generation(predicted: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """BLEU (0 to 100, sacreBLEU) and ROUGE-L (F measure)."""
+    """BLEU (0 to 100, sacreBLEU) and ROUGE-L (F measure).
+
+    BLEU takes the n-gram orders that the answers are long enough for, so that a perfect answer of one word scores 100.
+    """
     scorer = RougeScorer(["rougeL"], use_stemmer=True)
     rouge = [scorer.score(r, p)["rougeL"].fmeasure for p, r in zip(predicted, references, strict=True)]
-    return {"bleu": float(corpus_bleu(list(predicted), [list(references)]).score), "rouge_l": float(np.mean(rouge))}
+    bleu = corpus_bleu(list(predicted), [list(references)], use_effective_order=True)
+    return {"bleu": float(bleu.score), "rouge_l": float(np.mean(rouge))}

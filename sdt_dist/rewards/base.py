@@ -10,6 +10,7 @@ import numpy as np
 
 from sdt_dist.errors import ConfigurationError, RewardError
 from sdt_dist.protocols import Decoded
+from sdt_dist.rewards.checking import checked_partial, checked_terms, weighted_sum
 
 View = Literal["tokens", "text", "series"]
 
@@ -18,15 +19,21 @@ class Reward(ABC):
     """Scores finished samples of one problem. Subclasses give raw terms; `multipliers` weigh them.
 
     `a + b` and `0.5 * a` keep the terms apart. A reward with `has_partial` also scores unfinished samples, as a
-    potential for SMC.
+    potential for SMC. `min_horizon` is the fewest values of a sample that it can score.
     """
 
     has_partial = False
+    min_horizon = 1
 
     @property
     @abstractmethod
     def multipliers(self) -> dict[str, float]:
         """Weight of each term by name."""
+
+    @property
+    def label(self) -> str:
+        """How error messages name this reward."""
+        return type(self).__name__
 
     @abstractmethod
     def components(self, samples: Sequence[Decoded]) -> dict[str, np.ndarray]:
@@ -34,45 +41,42 @@ class Reward(ABC):
 
     def partial(self, samples: Sequence[Decoded]) -> np.ndarray:
         """Potential [B] of unfinished samples."""
-        raise RewardError(f"reward {type(self).__name__} has no partial form.")
+        raise RewardError(f"reward {self.label} has no partial form.")
 
     def score(self, samples: Sequence[Decoded]) -> np.ndarray:
-        """Rewards [B] float64; RewardError unless every term is finite and of shape [B]."""
-        total = np.zeros(len(samples))
-        for name, term in self.components(samples).items():
-            values = np.asarray(term, dtype=np.float64)
-            if values.shape != total.shape or not np.isfinite(values).all():
-                raise RewardError(
-                    f"reward term {name!r}: shape {values.shape} or not finite for {len(samples)} samples."
-                )
-            total += self.multipliers[name] * values
-        return total
+        """Rewards [B] float64; RewardError as in `weighted_sum`."""
+        return weighted_sum(self, samples)[0]
 
     def __add__(self, other: Reward) -> Reward:
         return SumReward([(1.0, self), (1.0, other)])
 
     def __rmul__(self, factor: float) -> Reward:
-        return SumReward([(float(factor), self)])
+        return SumReward([(factor, self)])
 
 
 class SumReward(Reward):
-    """A weighted sum of rewards; a term name that occurs twice gets a number."""
+    """A weighted sum of rewards; a term whose name is taken gets a number. ConfigurationError for a bad factor."""
 
     def __init__(self, parts: list[tuple[float, Reward]]) -> None:
         self.parts: list[tuple[float, Reward]] = []
         for factor, part in parts:
+            if not isinstance(factor, (int, float, np.number)) or not np.isfinite(factor):
+                raise ConfigurationError(f"reward {part.label}: factor {factor!r}, allowed: a finite number.")
             inner = part.parts if isinstance(part, SumReward) else [(1.0, part)]
-            self.parts += [(factor * weight, reward) for weight, reward in inner]
+            self.parts += [(float(factor) * weight, reward) for weight, reward in inner]
         self.has_partial = any(part.has_partial for _, part in self.parts)
+        self.min_horizon = max(part.min_horizon for _, part in self.parts)
+
+    @property
+    def label(self) -> str:
+        return " + ".join(part.label for _, part in self.parts)
 
     def _names(self) -> list[dict[str, str]]:
-        seen: dict[str, int] = {}
+        """For every part, the sum's name of each of its terms; all are different."""
+        taken: set[str] = set()
         names = []
         for _, part in self.parts:
-            mapping = {}
-            for name in part.multipliers:
-                seen[name] = seen.get(name, 0) + 1
-                mapping[name] = name if seen[name] == 1 else f"{name}_{seen[name]}"
+            mapping = {name: _free_name(name, taken) for name in part.multipliers}
             names.append(mapping)
         return names
 
@@ -83,26 +87,43 @@ class SumReward(Reward):
 
     def components(self, samples: Sequence[Decoded]) -> dict[str, np.ndarray]:
         pairs = zip(self.parts, self._names(), strict=True)
-        return {names[n]: term for (_, part), names in pairs for n, term in part.components(samples).items()}
+        return {names[n]: term for (_, part), names in pairs for n, term in checked_terms(part, samples).items()}
 
     def partial(self, samples: Sequence[Decoded]) -> np.ndarray:
-        return sum((f * part.partial(samples) for f, part in self.parts if part.has_partial), np.zeros(len(samples)))
+        terms = (f * checked_partial(part, samples) for f, part in self.parts if part.has_partial)
+        return sum(terms, np.zeros(len(samples)))
+
+
+def _free_name(name: str, taken: set[str]) -> str:
+    """`name`, or the first of name_2, name_3, ... that is free; it is taken from then on."""
+    number, found = 2, name
+    while found in taken:
+        found, number = f"{name}_{number}", number + 1
+    taken.add(found)
+    return found
 
 
 class CallableReward(Reward):
-    """A user's batched function of token lists, texts, or series [B, horizon]; it returns one float a sample."""
+    """A user's batched function of token lists, texts, or series [B, horizon]; it returns one float a sample.
 
-    def __init__(self, function: Callable[[Any], Any], view: View) -> None:
+    Its term has the function's name (`name` where the function has none of its own).
+    """
+
+    def __init__(self, function: Callable[[Any], Any], view: View, name: str | None = None) -> None:
         self.function = function
         self.view: View = view
-        self._name = getattr(function, "__name__", type(function).__name__)
+        self._name = name or getattr(function, "__name__", type(function).__name__)
 
     @property
     def multipliers(self) -> dict[str, float]:
         return {self._name: 1.0}
 
+    @property
+    def label(self) -> str:
+        return self._name
+
     def components(self, samples: Sequence[Decoded]) -> dict[str, np.ndarray]:
-        return {self._name: np.asarray(self.function(view_of(samples, self.view)), dtype=np.float64)}
+        return {self._name: np.asarray(self.function(view_of(samples, self.view)))}
 
 
 def view_of(samples: Sequence[Decoded], view: View) -> Any:

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from tslearn.metrics import cdist_dtw
 
 from sdt_dist.errors import ConfigurationError
+from sdt_dist.metrics.dtw import dtw_distances
 from sdt_dist.models.forecaster.tokenizer import fit_scale
 from sdt_dist.protocols import Decoded
 from sdt_dist.rewards.base import Reward, series_of
@@ -64,6 +64,11 @@ class Bounds(_OneTerm):
         return self.term(series_of(samples))
 
 
+def nonneg(history: np.ndarray, hard: bool = False, floor: float = -1000.0) -> Bounds:
+    """`Bounds` at 0 from below."""
+    return Bounds(history, low=0.0, hard=hard, floor=floor)
+
+
 class Total(_OneTerm):
     """Minus the distance of the sum over the horizon from a known total, per step."""
 
@@ -71,6 +76,8 @@ class Total(_OneTerm):
 
     def __init__(self, history: np.ndarray, value: float) -> None:
         super().__init__(history)
+        if not np.isfinite(value):
+            raise ConfigurationError(f"total: value={value}, allowed: a finite number.")
         self.value = value
 
     def term(self, series: np.ndarray) -> np.ndarray:
@@ -78,11 +85,13 @@ class Total(_OneTerm):
 
 
 class Smoothness(_OneTerm):
-    """Minus the mean squared second difference."""
+    """Minus the mean squared second difference; 0 for samples of one or two values, which have none."""
 
     name = "smoothness"
 
     def term(self, series: np.ndarray) -> np.ndarray:
+        if series.shape[1] < 3:
+            return np.zeros(len(series))
         return -(np.diff(series, n=2, axis=1) ** 2).mean(axis=1) / self.scale**2
 
 
@@ -97,5 +106,4 @@ class DtwTemplate(_OneTerm):
 
     def term(self, series: np.ndarray) -> np.ndarray:
         template = self.history[-series.shape[1] :]
-        distance = cdist_dtw(series[:, :, None] / self.scale, template[None, :, None] / self.scale)
-        return -np.asarray(distance)[:, 0] / series.shape[1]
+        return -dtw_distances(series / self.scale, template / self.scale) / series.shape[1]

@@ -5,21 +5,36 @@ Parsing checks every name and option before a model loads; `build` then makes th
 
 from __future__ import annotations
 
-import importlib.util
-import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from sdt_dist.errors import ConfigurationError, unknown_name
+from sdt_dist.errors import ConfigurationError, ContextError, unknown_name
 from sdt_dist.rewards.base import CallableReward, Reward, SumReward, View
+from sdt_dist.rewards.forecast import Bounds, DtwTemplate, Smoothness, Total, nonneg
+from sdt_dist.rewards.options import read_options, read_value
+from sdt_dist.rewards.spectral import SpectralReward
+from sdt_dist.rewards.text import Answer, Length, Regex, RewardModel
+from sdt_dist.rewards.user_file import load_function, wants_context
 
-_TERM = re.compile(r"^(?:(?P<factor>[-+0-9.eE]+)\*)?(?P<name>[A-Za-z_]\w*)(?::(?P<options>.*))?$")
+_TERM = re.compile(r"^(?:(?P<factor>[-+\w.]+)\*)?(?P<name>[A-Za-z_]\w*)(?::(?P<options>.*))?$")
+_PLUS = re.compile(r"(?<![0-9.][eE])\+(?=\s*(?:[-+\w.]+\*)?[A-Za-z_])")  # not the one of 1e+2
+
+FORECAST_TERMS: dict[str, Callable[..., Reward]] = {
+    "spectral": SpectralReward,
+    "bounds": Bounds,
+    "nonneg": nonneg,
+    "total": Total,
+    "smoothness": Smoothness,
+    "dtw": DtwTemplate,
+}
+TEXT_TERMS: dict[str, Callable[..., Reward]] = {"length": Length}
+FREE_TEXT_TERMS = ("regex", "answer", "reward_model")  # stand alone: what follows the colon may hold any character
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,66 +45,33 @@ class RewardContext:
     prompt: str | None = None
 
 
-def _spectral(history: np.ndarray, gamma: float = 1.0, distance: str = "log_l1", segment: int | None = None) -> Reward:
-    from sdt_dist.rewards.spectral import SpectralReward
-
-    return SpectralReward(history, gamma, distance, None if segment is None else int(segment))  # type: ignore[arg-type]
-
-
-def _bounds(
-    history: np.ndarray, low: float = -np.inf, high: float = np.inf, hard: bool = False, floor: float = -1000.0
-) -> Reward:
-    from sdt_dist.rewards.forecast import Bounds
-
-    return Bounds(history, low, high, hard, floor)
-
-
-def _nonneg(history: np.ndarray, hard: bool = False, floor: float = -1000.0) -> Reward:
-    return _bounds(history, low=0.0, hard=hard, floor=floor)
-
-
-def _total(history: np.ndarray, value: float) -> Reward:
-    from sdt_dist.rewards.forecast import Total
-
-    return Total(history, value)
-
-
-def _smoothness(history: np.ndarray) -> Reward:
-    from sdt_dist.rewards.forecast import Smoothness
-
-    return Smoothness(history)
-
-
-def _dtw(history: np.ndarray) -> Reward:
-    from sdt_dist.rewards.forecast import DtwTemplate
-
-    return DtwTemplate(history)
-
-
-def _length(target: float) -> Reward:
-    from sdt_dist.rewards.text import Length
-
-    return Length(target)
-
-
-FORECAST_TERMS: dict[str, Callable[..., Reward]] = {
-    "spectral": _spectral,
-    "bounds": _bounds,
-    "nonneg": _nonneg,
-    "total": _total,
-    "smoothness": _smoothness,
-    "dtw": _dtw,
-}
-TEXT_TERMS: dict[str, Callable[..., Reward]] = {"length": _length}
-
-
 @dataclass(frozen=True, slots=True)
 class RewardFactory:
-    """A parsed REWARD SPEC; `view` is what samples must offer ("any" for user functions)."""
+    """A parsed REWARD SPEC, for refusing what cannot work before a model runs.
+
+    `view` is what it scores: "series" (forecasts of at least `min_horizon` values), "text" (decoded answers of a
+    language model), "tokens" (their token counts), or "any" (a user's function, which gets series or token lists).
+    """
 
     spec: str
-    view: str
+    view: Literal["series", "text", "tokens", "any"]
     _make: Callable[[RewardContext], Reward]
+    min_horizon: int = 1
+
+    @property
+    def scores_forecasts(self) -> bool:
+        """Whether it may score the samples of a forecaster."""
+        return self.view in ("series", "any")
+
+    @property
+    def scores_text(self) -> bool:
+        """Whether it may score the samples of a language model."""
+        return self.view != "series"
+
+    def check_horizon(self, horizon: int) -> None:
+        """ContextError for forecasts too short for this reward."""
+        if horizon < self.min_horizon:
+            raise ContextError(f"reward {self.spec!r}: horizon {horizon}, must be >= {self.min_horizon}.")
 
     def build(self, context: RewardContext) -> Reward:
         """The reward of one problem; ContextError or ConfigurationError when its context does not fit."""
@@ -98,98 +80,73 @@ class RewardFactory:
 
 def parse_reward(spec: str) -> RewardFactory:
     """Parse a REWARD SPEC; ConfigurationError names the term, what is wrong and what is allowed."""
-    if spec.startswith(("regex:", "answer:")):
-        return _text_factory(spec)
+    kind, colon, argument = spec.partition(":")
+    if colon and kind in FREE_TEXT_TERMS:
+        return _free_text_factory(spec, kind, argument)
     if re.search(r"\.py:\w+$", spec):
         return _file_factory(spec)
-    parts = [_parse_term(term.strip()) for term in re.split(r"\+(?=\s*(?:[0-9.eE-]+\*)?[A-Za-z_])", spec)]
+    parts = [_parse_term(term.strip()) for term in _PLUS.split(spec)]
     is_text = [name in TEXT_TERMS for _, name, _ in parts]
     if any(is_text) and not all(is_text):
         raise ConfigurationError(f"reward: {spec!r} mixes text and forecast terms.")
 
     def make(context: RewardContext) -> Reward:
-        rewards = []
-        for factor, name, options in parts:
-            if name in TEXT_TERMS:
-                rewards.append((factor, TEXT_TERMS[name](**options)))
-            elif context.history is None:
-                raise ConfigurationError(f"reward: {name!r} scores forecasts; this problem has no history.")
-            else:
-                rewards.append((factor, FORECAST_TERMS[name](context.history, **options)))
+        rewards = [(factor, _make_term(name, options, context)) for factor, name, options in parts]
         return rewards[0][1] if len(rewards) == 1 and rewards[0][0] == 1.0 else SumReward(rewards)
 
-    _try_out(make, spec, all(is_text))
-    return RewardFactory(spec, "tokens" if all(is_text) else "series", make)
+    stand_in = RewardContext(history=np.sin(np.arange(512.0)))  # so that option values out of range are found now
+    return RewardFactory(spec, "tokens" if all(is_text) else "series", make, make(stand_in).min_horizon)
 
 
-def _try_out(make: Callable[[RewardContext], Reward], spec: str, is_text: bool) -> None:
-    """Build once on a stand-in history, so that bad option values are found now."""
-    make(RewardContext() if is_text else RewardContext(history=np.sin(np.arange(512.0))))
+def _make_term(name: str, options: dict[str, Any], context: RewardContext) -> Reward:
+    if name in TEXT_TERMS:
+        return TEXT_TERMS[name](**options)
+    if context.history is None:
+        raise ConfigurationError(f"reward: {name!r} scores forecasts; this problem has no history.")
+    return FORECAST_TERMS[name](context.history, **options)
 
 
 def _parse_term(term: str) -> tuple[float, str, dict[str, Any]]:
     match = _TERM.match(term)
     if match is None:
-        raise ConfigurationError(f"reward: term {term!r}, allowed: [factor*]name[:option=value,...].")
+        raise ConfigurationError(
+            f"reward: term {term!r}, allowed: [factor*]name[:option=value,...], or path.py:function alone."
+        )
     name = match["name"]
     if name.startswith("crps"):
         raise ConfigurationError(
             "reward: CRPS needs the true future, which no reward may see; use it as a metric only."
         )
+    if name in FREE_TEXT_TERMS:
+        raise ConfigurationError(
+            f"reward: term {term!r}: {name}:... stands alone, without factor or sum, because its text may hold any "
+            "character; add and scale such rewards in Python, or write a path.py:function."
+        )
     known = FORECAST_TERMS | TEXT_TERMS
     if name not in known:
-        raise unknown_name("reward", name, [*known, "regex", "answer", "path.py:function"])
-    allowed = [p for p in inspect.signature(known[name]).parameters if p != "history"]
-    options: dict[str, Any] = {}
-    for item in filter(None, (match["options"] or "").split(",")):
-        key, equals, value = item.partition("=")
-        if not equals or key not in allowed:
-            raise ConfigurationError(f"reward {name}: option {item!r}, allowed: {', '.join(allowed) or 'none'}.")
-        options[key] = _value(value)
-    missing = [
-        p.name
-        for p in inspect.signature(known[name]).parameters.values()
-        if p.default is p.empty and p.name != "history" and p.name not in options
-    ]
-    if missing:
-        raise ConfigurationError(f"reward {name}: option {missing[0]!r} is missing.")
-    return float(match["factor"] or 1.0), name, options
+        raise unknown_name("reward", name, [*known, *FREE_TEXT_TERMS, "path.py:function"])
+    factor = read_value(name, "factor", match["factor"] or "1", float)
+    return factor, name, read_options(name, known[name], match["options"] or "")
 
 
-def _value(text: str) -> Any:
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    try:
-        return float(text)
-    except ValueError:
-        return text
-
-
-def _text_factory(spec: str) -> RewardFactory:
-    from sdt_dist.rewards.text import Answer, Regex
-
-    kind, _, argument = spec.partition(":")
+def _free_text_factory(spec: str, kind: str, argument: str) -> RewardFactory:
+    if not argument.strip():
+        raise ConfigurationError(f"reward {kind}: nothing follows {spec!r}, allowed: {kind}:text.")
+    if kind == "reward_model":
+        RewardModel(argument, "")
+        return RewardFactory(spec, "text", lambda context: RewardModel(argument, context.prompt))
     reward = Regex(argument) if kind == "regex" else Answer(argument)
     return RewardFactory(spec, "text", lambda context: reward)
 
 
 def _file_factory(spec: str) -> RewardFactory:
     """A user's function of token lists or series; or, if it takes `context`, of those and the RewardContext."""
-    name, _, function_name = spec.rpartition(":")
-    path = Path(name)
-    if not path.is_file():
-        raise ConfigurationError(f"reward: file {name!r} does not exist.")
-    module_spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert module_spec is not None and module_spec.loader is not None
-    module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        raise ConfigurationError(f"reward: {name} has no function {function_name!r}.")
-    wants_context = "context" in inspect.signature(function).parameters
+    file, _, name = spec.rpartition(":")
+    function = load_function(Path(file), name)
+    takes_context = wants_context(function)
 
     def make(context: RewardContext) -> Reward:
         view: View = "tokens" if context.history is None else "series"
-        return CallableReward(partial(function, context=context) if wants_context else function, view)
+        return CallableReward(partial(function, context=context) if takes_context else function, view, name)
 
     return RewardFactory(spec, "any", make)

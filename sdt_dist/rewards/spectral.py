@@ -10,8 +10,8 @@ from typing import Literal
 
 import numpy as np
 
-from sdt_dist.errors import ConfigurationError
-from sdt_dist.metrics.spectrum import DISTANCES, power_spectrum, reference_spectrum
+from sdt_dist.errors import ConfigurationError, ContextError
+from sdt_dist.metrics.spectrum import DISTANCES, MIN_SEGMENT, power_spectrum, reference_spectrum
 from sdt_dist.models.forecaster.tokenizer import fit_scale
 from sdt_dist.protocols import Decoded
 from sdt_dist.rewards.base import Reward, series_of
@@ -24,7 +24,8 @@ class SpectralReward(Reward):
 
     reference: the history [L]; samples and history are standardised by its mean and std. gamma: weight of the
     distance. distance: log_l1 (default), wasserstein or kl (`metrics.spectrum`). segment: Welch segment, default half
-    the sample's length. Override `task` or `divergence` for other terms.
+    the sample's length. Samples need `min_horizon` values, one segment: 4 unless `segment` is set. Override `task` or
+    `divergence` for other terms.
     """
 
     has_partial = True
@@ -37,10 +38,13 @@ class SpectralReward(Reward):
         segment: int | None = None,
     ) -> None:
         if distance not in DISTANCES:
-            raise ConfigurationError(f"distance: {distance!r}, allowed: {', '.join(DISTANCES)}.")
-        if not gamma >= 0 or (segment is not None and segment < 4):
-            raise ConfigurationError(f"gamma: {gamma}, must be >= 0; segment: {segment}, must be >= 4 or None.")
+            raise ConfigurationError(f"spectral: distance={distance!r}, allowed: {', '.join(DISTANCES)}.")
+        if not 0 <= gamma < np.inf:
+            raise ConfigurationError(f"spectral: gamma={gamma}, must be finite and >= 0.")
+        if segment is not None and not (isinstance(segment, int) and segment >= MIN_SEGMENT):
+            raise ConfigurationError(f"spectral: segment={segment}, must be a whole number >= {MIN_SEGMENT}, or None.")
         self.gamma, self.distance, self.segment = float(gamma), distance, segment
+        self.min_horizon = segment or MIN_SEGMENT
         self._scale = fit_scale(reference)
         self._history = self._standardise(np.asarray(reference, dtype=np.float64))
         self._spectra: dict[tuple[int, int], np.ndarray] = {}
@@ -60,9 +64,11 @@ class SpectralReward(Reward):
     def divergence(self, standardised: np.ndarray) -> np.ndarray:
         """D [B] of standardised series [B, L]."""
         length = standardised.shape[1]
-        segment = self.segment or max(4, length // 2)
-        _, spectra = power_spectrum(standardised, segment)
-        return DISTANCES[self.distance](spectra, self._reference(length, segment))
+        if length < self.min_horizon:
+            raise ContextError(f"spectral: horizon {length}, must be >= {self.min_horizon}, the length of one segment.")
+        segment = self.segment or max(MIN_SEGMENT, length // 2)
+        frequencies, spectra = power_spectrum(standardised, segment)
+        return DISTANCES[self.distance](spectra, self._reference(length, segment), frequencies)
 
     def partial(self, samples: Sequence[Decoded]) -> np.ndarray:
         """-gamma D of what is there so far, 0 while it is shorter than 16 values."""

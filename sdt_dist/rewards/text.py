@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from sdt_dist.errors import ConfigurationError
+from sdt_dist.errors import CheckpointError, ConfigurationError, RewardError
 from sdt_dist.protocols import Decoded
 from sdt_dist.rewards.base import Reward, view_of
 
@@ -47,10 +50,80 @@ class Length(Reward):
     multipliers = {"length": 1.0}  # type: ignore[assignment]  # noqa: RUF012
 
     def __init__(self, target: float) -> None:
-        if not target > 0:
-            raise ConfigurationError(f"length: target={target}, must be > 0.")
+        if not 0 < target < np.inf:
+            raise ConfigurationError(f"length: target={target}, must be finite and > 0.")
         self.target = target
 
     def components(self, samples: Sequence[Decoded]) -> dict[str, np.ndarray]:
         counts = np.array([len(sample.tokens) for sample in samples], dtype=np.float64)
         return {"length": -np.abs(counts - self.target) / self.target}
+
+
+class RewardModel(Reward):
+    """The one output of a Transformers sequence-classification model on prompt + text.
+
+    model: a directory or hub id with safetensors weights; code from the hub never runs. It loads at the first scoring,
+    once a process, on CUDA where there is one and else on the CPU in float32. prompt: what the answers continue.
+    batch_size: texts a forward pass. Raises ConfigurationError or CheckpointError for a model that cannot be used, and
+    RewardError for texts beyond its length.
+    """
+
+    multipliers = {"reward_model": 1.0}  # type: ignore[assignment]  # noqa: RUF012
+
+    def __init__(self, model: str, prompt: str | None, batch_size: int = 16) -> None:
+        if prompt is None:
+            raise ConfigurationError("reward_model: needs the prompt as text; forecasts and token ids have none.")
+        directory = Path(model)
+        if not directory.is_dir() and (model.startswith((".", "/", "~")) or model.count("/") != 1):
+            raise ConfigurationError(f"reward_model: {model!r} is neither a directory nor a hub id 'owner/name'.")
+        if directory.is_dir() and not list(directory.glob("*.safetensors")):
+            raise CheckpointError(f"reward_model: {model} holds no .safetensors weights; pickles are refused.")
+        self.model, self.prompt, self.batch_size = model, prompt, batch_size
+
+    def components(self, samples: Sequence[Decoded]) -> dict[str, np.ndarray]:
+        tokenizer, module = _load_scorer(self.model)
+        texts = [self.prompt + text for text in view_of(samples, "text")]
+        size = 1 if tokenizer.pad_token_id is None else self.batch_size
+        batches = [texts[start : start + size] for start in range(0, len(texts), size)]
+        return {"reward_model": np.concatenate([np.zeros(0), *(_outputs(tokenizer, module, b) for b in batches)])}
+
+
+def _outputs(tokenizer: Any, module: Any, texts: list[str]) -> np.ndarray:
+    """The model's output [B] for texts, padded on the right: positions of real tokens do not move."""
+    import torch
+
+    batch = tokenizer(texts, return_tensors="pt", padding=len(texts) > 1, padding_side="right")
+    ids, mask = (batch[name].to(module.device) for name in ("input_ids", "attention_mask"))
+    limit = min(tokenizer.model_max_length, getattr(module.config, "max_position_embeddings", ids.shape[1]))
+    if ids.shape[1] > limit:
+        raise RewardError(f"reward_model: prompt and answer have {ids.shape[1]} tokens, allowed: {limit}.")
+    with torch.inference_mode():
+        return module(input_ids=ids, attention_mask=mask).logits[:, 0].double().cpu().numpy()
+
+
+@cache
+def _load_scorer(name: str) -> tuple[Any, Any]:
+    """(tokenizer, module) of a reward model, shared by all problems of a process."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        module, report = AutoModelForSequenceClassification.from_pretrained(
+            name,
+            dtype=torch.float32 if device == "cpu" else "auto",
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"reward_model: {name!r} cannot be loaded: {' '.join(str(error).split())}") from error
+    if module.config.num_labels != 1:
+        raise ConfigurationError(f"reward_model: {name!r} has {module.config.num_labels} outputs, allowed: 1.")
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])[0]
+        raise CheckpointError(f"reward_model: {name!r} lacks the weights {missing!r}; it is no trained reward model.")
+    if tokenizer.pad_token_id is not None:
+        module.config.pad_token_id = tokenizer.pad_token_id  # where causal models look for the last real token
+    return tokenizer, module.to(device).eval()

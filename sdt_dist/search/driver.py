@@ -10,10 +10,9 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from sdt_dist.errors import RewardError, SdtError
 from sdt_dist.protocols import ExpandRequest, Process, RolloutRequest
+from sdt_dist.rewards.checking import checked_partial, weighted_sum
 from sdt_dist.search.result import SearchResult
 from sdt_dist.search.session import Reply, Request, ScoreRequest, Scores, Session
 
@@ -123,25 +122,13 @@ def _answer(process: Process, running: Sequence[_Running]) -> list[list[Reply]]:
 
 
 def _score(session: Session, request: ScoreRequest) -> Scores:
-    """Decode and score finished sequences of one problem; RewardError unless rewards are finite [B]."""
-    reward = session.problem.reward
+    """Decode and score sequences of one problem; RewardError names the problem, the reward and what is wrong."""
+    problem = session.problem
     decoded = session.process.decode(session.root, request.sequences)
-    if request.partial:
-        return Scores(np.asarray(reward.partial(decoded), dtype=np.float64), {}, decoded)  # type: ignore[attr-defined]
-    components = {name: np.asarray(term, dtype=np.float64) for name, term in reward.components(decoded).items()}
-    multipliers = reward.multipliers
-    rewards = np.zeros(len(decoded))
-    for name, term in components.items():
-        if term.shape != rewards.shape:
-            raise RewardError(
-                f"reward {type(reward).__name__}, term {name!r}, problem {session.problem.index}: shape {term.shape} "
-                f"for {len(decoded)} samples, allowed: one number per sample."
-            )
-        rewards += multipliers[name] * term
-    bad = np.flatnonzero(~np.isfinite(rewards))
-    if len(bad):
-        raise RewardError(
-            f"reward {type(reward).__name__}, problem {session.problem.index}: value {rewards[bad[0]]} for sample "
-            f"{decoded[bad[0]].tokens[:8]}..., allowed: finite numbers; give hard violations a finite floor."
-        )
+    try:
+        if request.partial:
+            return Scores(checked_partial(problem.reward, decoded), {}, decoded)
+        rewards, components = weighted_sum(problem.reward, decoded)
+    except RewardError as error:
+        raise RewardError(f"problem {problem.index}: {error}") from error
     return Scores(rewards, components, decoded)

@@ -119,6 +119,37 @@ def test_a_context_too_short_to_scale_is_refused(csv):
     assert load_problems(csv(a=np.arange(100.0)), horizon=5, context_length=16)
 
 
+@pytest.mark.parametrize(
+    "bad", [{"horizon": 0}, {"horizon": -3}, {"stride": 0}, {"num_problems": 0}, {"season": 0}, {"season": -1}]
+)
+def test_counts_below_one_are_refused(csv, bad):
+    (name, value), path = next(iter(bad.items())), csv(a=np.arange(100.0))
+    with pytest.raises(ConfigurationError, match=f"{name}: {value}, must be >= 1"):
+        load_problems(path, **({"horizon": 5} | bad))
+
+
+def test_an_unknown_split_is_refused_for_every_dataset(csv):
+    for dataset in (csv(a=np.arange(100.0)), "co2"):
+        with pytest.raises(DataError, match=r"split: 'tets', allowed: train, val, test"):
+            load_problems(dataset, horizon=5, split="tets")
+
+
+def test_a_season_replaces_that_of_a_named_dataset():
+    assert {p.season for p in load_problems("classic", horizon=12, season=5)} == {5}
+    assert {p.season for p in load_problems("classic", horizon=12)} == {11, 12}
+    assert [s.name for s in load_series("classic", column="elnino")] == ["elnino"]
+
+
+def test_a_flat_window_is_one_problem_among_others(csv):
+    values = np.random.default_rng(0).standard_normal(200).cumsum()
+    values[140:170] = 4.0
+    problems = load_problems(csv(a=values), horizon=5, context_length=20)
+    flat = [p for p in problems if np.ptp(p.history) == 0]
+    assert {p.name for p in flat} == {"a@160", "a@165", "a@170"} and len(problems) == 10
+    assert {(p.loc, p.scale) for p in flat} == {(4.0, 1.0)}
+    assert all(p.scale == p.history.std() for p in problems if np.ptp(p.history))
+
+
 @pytest.mark.parametrize("value", [0.0, 0.1, -1e9])
 def test_a_constant_series_is_refused(csv, value):
     with pytest.raises(ContextError, match="constant"):
@@ -139,8 +170,10 @@ def test_wrong_columns_are_refused_by_name(csv):
         load_series(path, column="temprature")
     with pytest.raises(DataError, match=r"'place': not numeric; allowed: temperature"):
         load_series(path, column="place")
-    with pytest.raises(DataError, match=r"channels: 'humidity', allowed: temperature"):
+    with pytest.raises(DataError, match=r"'humidity'. Known: place, temperature"):
         load_problems(path, horizon=5, channels=["humidity"])
+    with pytest.raises(DataError, match=r"channels: 'humidity', allowed: co2"):
+        load_problems("co2", horizon=5, channels=["humidity"])
     with pytest.raises(DataError, match=r"time_column 'place': not ISO 8601"):
         read_csv(Path(path), time_column="place")
     with pytest.raises(DataError, match="no numeric column"):
@@ -152,10 +185,51 @@ def test_missing_and_broken_files_are_refused(tmp_path):
         load_series(str(tmp_path / "nowhere.csv"))
     with pytest.raises(DataError, match=r"nowhere\.csv.*does not exist"):
         read_csv(tmp_path / "nowhere.csv")
-    for content in (b"", b"\xff\xfe\x00", b"a,b\n1,2\n1,2,3\n"):
+    for content in (b"", b"\xff\xfe\x00", b"\x80\x04\x95\n\x00", b"a,b\n1,2\n1,2,3\n", b"a,b\n1,2,3\n4,5,6\n"):
         (tmp_path / "broken.csv").write_bytes(content)
-        with pytest.raises(DataError, match=r"broken\.csv is not a CSV"):
+        with pytest.raises(DataError, match=r"broken\.csv is not a CSV") as error:
             load_series(str(tmp_path / "broken.csv"))
+        assert "\n" not in str(error.value)
+    with pytest.raises(DataError, match=r"cannot be read.*directory.*allowed: a CSV file"):
+        read_csv(tmp_path)
+    with pytest.raises(DataError, match="is a directory, allowed: a CSV file"):
+        load_series(str(tmp_path))
+
+
+TIMES = [f"2024-01-0{day}" for day in range(1, 7)]
+
+
+def test_one_text_cell_does_not_make_a_column_vanish(csv):
+    values = ["1", "2", "3", "4,5", "5", "6"]
+    path = csv(when=TIMES, a=np.arange(6.0), b=values, place=list("xyzxyz"))
+    for column in (None, "b", ["a", "b"]):
+        with pytest.raises(DataError, match=r"column 'b': '4,5' in row 3 is text"):
+            load_series(path, column=column)
+    assert [s.name for s in load_series(path, column="a")] == ["a"]
+    values[3] = "4.5"
+    assert [s.name for s in load_series(csv(a=np.arange(6.0), b=values, place=list("xyzxyz")))] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("row", "cell", "words"),
+    [
+        (2, "", "no time in row 2"),
+        (0, "", "no time in row 0"),
+        (3, "noon", "'noon' in row 3"),
+        (3, TIMES[2], "'2024-01-03' in row 3 is not after '2024-01-03'.*oldest first"),
+        (1, "2023-12-31", "'2023-12-31' in row 1 is not after '2024-01-01'"),
+        (4, "2024-01-05T00:00:00+01:00", "time"),
+    ],
+)
+@pytest.mark.parametrize("named", [True, False])
+def test_a_time_column_is_whole_and_increasing(csv, row, cell, words, named):
+    path = Path(csv(when=[*TIMES[:row], cell, *TIMES[row + 1 :]], a=np.arange(6.0)))
+    with pytest.raises(DataError, match=rf"time.?column 'when'.*{'' if cell == 'noon' and named else words}") as error:
+        read_csv(path, time_column="when" if named else None)
+    assert "\n" not in str(error.value)
+    newest_first = Path(csv(when=TIMES[::-1], a=np.arange(6.0)))
+    with pytest.raises(DataError, match=r"row 1 is not after.*oldest first"):
+        read_csv(newest_first)
 
 
 def test_unknown_datasets_get_a_suggestion_and_known_ones_pass():
@@ -167,8 +241,16 @@ def test_unknown_datasets_get_a_suggestion_and_known_ones_pass():
 
 
 class Quiet(SimpleHTTPRequestHandler):
+    """Serves files; with `truncate`, it breaks off after half of the promised bytes."""
+
+    truncate = False
+
     def log_message(self, format: str, *args: object) -> None:
         return
+
+    def copyfile(self, source, outputfile) -> None:
+        content = source.read()
+        outputfile.write(content[: len(content) // 2] if self.truncate else content)
 
 
 @pytest.fixture
@@ -210,11 +292,35 @@ def test_a_download_is_kept_once_and_not_asked_again(home, tmp_path):
 
 
 def test_a_file_that_cannot_be_had_says_where_to_put_it(home, tmp_path):
-    home(None)
+    home("0" * 64)
     (tmp_path / "public" / "ETTh2.csv").unlink()
     with pytest.raises(DataError, match=r"ETTh2\.csv.*cannot be downloaded.*404.*SDT_DATA_DIR"):
         find_file("ETTh2.csv")
     assert cached(tmp_path) == []
+
+
+def test_a_truncated_download_keeps_nothing(home, tmp_path, monkeypatch):
+    home("0" * 64)
+    monkeypatch.setattr(Quiet, "truncate", True)
+    with pytest.raises(DataError, match=r"ETTh2\.csv.*cannot be downloaded.*IncompleteRead.*SDT_DATA_DIR"):
+        find_file("ETTh2.csv")
+    assert cached(tmp_path) == []
+
+
+def test_without_a_checksum_nothing_is_downloaded(home, tmp_path, monkeypatch):
+    home(None)
+    with pytest.raises(DataError, match=r"ETTh2\.csv.*no checksum.*get it from http.*SDT_DATA_DIR"):
+        find_file("ETTh2.csv")
+    assert cached(tmp_path) == []
+    monkeypatch.setenv("SDT_DATA_DIR", str(tmp_path / "public"))
+    assert find_file("ETTh2.csv") == tmp_path / "public" / "ETTh2.csv"
+
+
+def test_a_cache_that_cannot_be_written_is_an_error_of_one_line(home, tmp_path):
+    home(hashlib.sha256((tmp_path / "public" / "ETTh2.csv").read_bytes()).hexdigest())
+    (tmp_path / "cache").write_text("in the way")
+    with pytest.raises(DataError, match=r"ETTh2\.csv: cannot be kept"):
+        find_file("ETTh2.csv")
 
 
 def raw(name: str) -> pd.DataFrame:

@@ -8,8 +8,10 @@ import scoringrules
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from scipy.stats import wasserstein_distance
 
 from sdt_dist.metrics.aggregate import paired_difference, ratio_of_means, ratio_of_sums, summarise
+from sdt_dist.metrics.dtw import dtw_distances
 from sdt_dist.metrics.forecast import (
     coverage_80,
     crps,
@@ -93,6 +95,14 @@ def test_dtw_forgives_shifts_and_nothing_else():
     assert dtw(truth[None] + 2.0, np.zeros(5)) == pytest.approx(np.sqrt((4 * 4 + 9) / 5))
 
 
+def test_dtw_distances_by_hand():
+    """[1, 2, 3] to [2, 2, 2, 3, 4] pairs 1-2, 2-2, 2-2, 3-3, 3-4; [5, 5, 5] pays 3 * 9 + 4 + 1."""
+    template = np.array([2.0, 2.0, 2.0, 3.0, 4.0])
+    rows = np.array([[1.0, 2.0, 3.0], [5.0, 5.0, 5.0], [2.0, 3.0, 4.0]])
+    np.testing.assert_allclose(dtw_distances(rows, template), np.sqrt([2.0, 32.0, 0.0]), rtol=1e-15)
+    assert dtw_distances(np.arange(6.0).reshape(1, 6)[:, ::2], np.array([0.0, 2.0, 4.0])).tolist() == [0.0]
+
+
 @pytest.mark.parametrize(("slope", "offset"), [(2.0, 0.0), (0.5, -40.0), (100.0, 7.0)])
 def test_measures_do_not_depend_on_units(slope, offset):
     rng = np.random.default_rng(3)
@@ -113,6 +123,29 @@ def test_spec_w1_of_two_tones_is_their_distance(first, second):
     assert measures["spec_w1"] == pytest.approx(abs(first - second), abs=1 / 120)
     assert measures["spec_w1_half"] == pytest.approx(abs(first - second), abs=1 / 60)
     assert spectral_measures(np.sin(first * steps[:240])[None], np.sin(first * steps))["spec_w1"] < 1 / 120
+
+
+@pytest.mark.parametrize("length", [5, 9, 14, 15, 24])
+def test_distances_use_the_frequencies_of_their_spectra(length):
+    series, history = (np.random.default_rng(length).standard_normal(size) for size in (length, 5 * length))
+    measures = spectral_measures(series[None], history)
+    half = max(4, length // 2)
+    for name, segment in (("spec_w1", length), ("spec_w1_half", half)):
+        axis, power = power_spectrum(series, segment)
+        want = wasserstein_distance(axis, axis, power, reference_spectrum(history, length, segment))
+        assert measures[name] == pytest.approx(want, rel=1e-12)
+    axis, power = power_spectrum(series, half)
+    assert axis[-1] == (1.0 if half % 2 == 0 else (half - 1) / half)
+    assert log_l1(10 * power, power, axis) == pytest.approx(np.log(10) * axis[-1])
+
+
+def test_short_horizons_have_no_spectrum_and_flat_histories_have_finite_measures():
+    flat, rng = np.full(96, 3.0), np.random.default_rng(0)
+    for horizon in (1, 2, 3):
+        measures = forecast_measures(rng.standard_normal((4, horizon)), np.ones(horizon), flat, 1, 3.0, 1.0)
+        assert set(measures) == {"crps", "wql_loss", "wql_scale", "mase", "coverage_80", "dtw"}
+    measures = spectral_measures(rng.standard_normal((4, 24)), flat - 3.0)
+    assert measures["spec_w1"] == 1.0 and np.isfinite(list(measures.values())).all()
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, -7.3, 1e3 / 3])
@@ -227,6 +260,10 @@ def test_perfect_and_hopeless_answers():
     labels = ["a", "b", "c", "a"]
     assert classification(labels, labels) == {"accuracy": 1.0, "macro_f1": 1.0, "kappa": 1.0}
     assert classification(["a", "a"], ["a", "b"]) == pytest.approx({"accuracy": 0.5, "macro_f1": 1 / 3, "kappa": 0.0})
+    assert classification(["a", "a"], ["a", "a"]) == {"accuracy": 1.0, "macro_f1": 1.0, "kappa": 1.0}
+    assert classification(["b", "b"], ["a", "a"]) == {"accuracy": 0.0, "macro_f1": 0.0, "kappa": 0.0}
+    assert generation(["yes", "blue"], ["yes", "blue"]) == pytest.approx({"bleu": 100.0, "rouge_l": 1.0})
+    assert generation(["yes", "blue"], ["no", "red"]) == {"bleu": 0.0, "rouge_l": 0.0}
     lines = ["the cat sat on the mat", "a dog ran far away today"]
     assert generation(lines, lines) == pytest.approx({"bleu": 100.0, "rouge_l": 1.0})
     assert generation(["x"] * 2, lines) == {"bleu": 0.0, "rouge_l": 0.0}

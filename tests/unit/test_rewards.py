@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import sdt_dist as sdt
-from sdt_dist.errors import ConfigurationError, ContextError, RewardError
+from sdt_dist.errors import CheckpointError, ConfigurationError, ContextError, RewardError
+from sdt_dist.metrics.forecast import spectral_measures
 from sdt_dist.metrics.spectrum import DISTANCES
 from sdt_dist.models.process import TokenProcess
 from sdt_dist.models.toy import Toy
@@ -18,7 +19,9 @@ from sdt_dist.rewards.base import CallableReward, Reward
 from sdt_dist.rewards.forecast import Bounds, DtwTemplate, Smoothness, Total
 from sdt_dist.rewards.spec import RewardContext, parse_reward
 from sdt_dist.rewards.spectral import SpectralReward
-from sdt_dist.rewards.text import Answer, Length, Regex
+from sdt_dist.rewards.text import Answer, Length, Regex, RewardModel
+from sdt_dist.search.api import run_searches
+from sdt_dist.search.session import SearchProblem
 from tests.search_helpers import PARAMETERS
 
 HISTORY = np.random.default_rng(0).standard_normal(200).cumsum()
@@ -62,6 +65,16 @@ def test_divergence_is_positive_and_gamma_is_its_weight(distance):
     assert SpectralReward(HISTORY, 1.0, distance, segment=32).score(samples).tolist() != scores.tolist()
 
 
+@pytest.mark.parametrize("length", [4, 9, 15, 32])
+def test_the_reward_is_minus_the_metric(length):
+    samples, z = SERIES[:3, :length], (SERIES[:3, :length] - HISTORY.mean()) / HISTORY.std()
+    for row, z_row in zip(samples, z, strict=True):
+        metric = spectral_measures(z_row[None], (HISTORY - HISTORY.mean()) / HISTORY.std())
+        for distance, name in (("wasserstein", "spec_w1_half"), ("log_l1", "log_l1")):
+            score = SpectralReward(HISTORY, 1.0, distance).score(decoded([row]))
+            assert score == pytest.approx([-metric[name]], rel=1e-9)
+
+
 @pytest.mark.parametrize(("length", "segment"), [(16, 32), (300, None), (3, None)])
 def test_lengths_that_have_no_spectrum_are_refused_not_truncated(length, segment):
     with pytest.raises(ContextError, match=r"segment|history"):
@@ -94,6 +107,22 @@ def test_sums_and_multiples_keep_every_term_apart():
     assert not np.array_equal(components["bounds"], components["bounds_2"])
 
 
+def test_no_term_of_a_sum_is_lost_when_names_collide():
+    def constant(value: float, name: str) -> Reward:
+        return CallableReward(lambda batch: [value] * len(batch), "tokens", name)
+
+    names = ["f", "f", "f_2", "f_2", "f", "f_2_2"]
+    total = sum((constant(2.0**i, n) for i, n in enumerate(names[1:], 1)), start=constant(1.0, names[0]))
+    assert len(total.multipliers) == len(total.components([Decoded((1,))])) == len(names)
+    assert total.score([Decoded((1,))]).tolist() == [2.0 ** len(names) - 1]
+
+
+@pytest.mark.parametrize("factor", [np.nan, np.inf, "2"])
+def test_a_factor_that_is_not_a_finite_number_is_refused(factor):
+    with pytest.raises(ConfigurationError, match=r"Bounds: factor.*finite number"):
+        factor * Bounds(HISTORY, 0.0)
+
+
 def test_bounds_measure_the_mean_excess_in_standard_deviations_of_the_history():
     soft, hard = Bounds(HISTORY, -1.0, 2.0), Bounds(HISTORY, -1.0, 2.0, hard=True, floor=-7.0)
     samples = decoded([[-1.0, 0.0, 2.0, 1.0], [-3.0, 0.0, 4.0, 1.0], [2.0, 2.0, 2.0, 2.0 + 1e-9]])
@@ -111,6 +140,8 @@ def test_straight_lines_are_perfectly_smooth_and_parabolas_are_not():
     scores = Smoothness(HISTORY).score(decoded([steps, 5 - 3 * steps, np.full(10, 2.0), steps**2]))
     assert scores[:3].tolist() == [0.0, 0.0, 0.0]
     assert scores[3] == pytest.approx(-4 / HISTORY.std() ** 2)
+    for horizon in (1, 2):
+        assert Smoothness(HISTORY).score(decoded(SERIES[:, :horizon])).tolist() == [0.0] * len(SERIES)
 
 
 @pytest.mark.parametrize("length", [1, 5, 200])
@@ -184,6 +215,94 @@ def test_a_wrong_shape_stops_the_search_and_names_the_reward(value):
         Misshapen(value).score([Decoded((0, 0, 0))])
 
 
+class Steered(Lopsided):
+    """0, with the partial form that `value` computes from the number of samples."""
+
+    has_partial = True
+
+    def components(self, samples: Sequence[Decoded]) -> dict[str, np.ndarray]:
+        return {"lopsided": np.zeros(len(samples))}
+
+    def partial(self, samples: Sequence[Decoded]) -> np.ndarray:
+        return self.value(len(samples))
+
+
+@pytest.mark.parametrize(
+    ("partial", "what"),
+    [
+        (lambda n: np.full(n, np.nan), "value nan for sample"),
+        (lambda n: np.zeros(n + 1), r"shape \(\d+,\) for \d+ samples"),
+        (lambda n: ["high"] * n, "numbers"),
+        (lambda n: 1 / 0, "ZeroDivisionError"),
+    ],
+)
+def test_smc_refuses_a_bad_partial_form(partial, what):
+    for reward in (Steered(partial), 0.5 * Steered(partial) + Length(2)):
+        with pytest.raises(RewardError, match=f"problem 0: reward Steered.*{what}"):
+            search_toy(reward, method="smc")
+    assert search_toy(Steered(np.zeros), method="smc").samples
+
+
+def missing_key(batch):
+    raise KeyError("no such\nkey")
+
+
+def in_words(batch):
+    return ["1.0"] * len(batch)
+
+
+def nothing(batch):
+    return None
+
+
+def ragged(batch):
+    return [[1.0], [1.0, 2.0]]
+
+
+def up(batch):
+    return [np.inf] * len(batch)
+
+
+def down(batch):
+    return [-np.inf] * len(batch)
+
+
+@pytest.mark.parametrize(
+    ("function", "what"),
+    [
+        (missing_key, "KeyError"),
+        (in_words, "allowed: numbers"),
+        (nothing, "allowed: numbers"),
+        (ragged, "ValueError"),
+        (up, "value inf"),
+        (down, "value -inf"),
+    ],
+)
+def test_a_broken_function_is_named_and_stops_its_own_problem_only(function, what):
+    mine = CallableReward(function, "tokens")
+    process = SearchableToy().process(3)
+    rewards = [mine, Length(3), Length(6) + 2.0 * mine, mine + CallableReward(down, "tokens")]
+    problems = [SearchProblem(i, process.root([0]), reward) for i, reward in enumerate(rewards)]
+    outcomes = dict(run_searches(process, problems, method="snis", options={"num_rollouts": 10}, seed=0))
+    for index in (0, 2, 3):
+        assert isinstance(outcomes[index], RewardError)
+        assert all(word in str(outcomes[index]) for word in (f"problem {index}", function.__name__, what))
+        assert "\n" not in str(outcomes[index])
+    assert outcomes[1].best.reward == 0.0
+
+
+def test_terms_without_multipliers_and_sums_that_overflow_are_refused():
+    class Nameless(Lopsided):
+        def components(self, samples: Sequence[Decoded]) -> dict[str, np.ndarray]:
+            return {"other": np.zeros(len(samples))}
+
+    with pytest.raises(RewardError, match=r"Nameless.*\['other'\].*\['lopsided'\]"):
+        Nameless(0.0).score([Decoded((0,))])
+    huge = CallableReward(lambda batch: [1e308] * len(batch), "tokens", "huge")
+    with pytest.raises(RewardError, match=r"huge \+ huge, weighted sum: value inf"):
+        (5.0 * huge + 5.0 * huge).score([Decoded((0,))])
+
+
 def test_a_searched_sum_reports_each_sample_with_its_own_terms():
     def first(sequences: list[list[int]]) -> list[float]:
         return [float(tokens[0]) for tokens in sequences]
@@ -212,6 +331,7 @@ SPECS = {
     "bounds:low=-1,high=1,hard=true,floor=-5": lambda h: Bounds(h, -1.0, 1.0, True, -5.0),
     "nonneg:hard=true,floor=-7": lambda h: Bounds(h, low=0.0, hard=True, floor=-7.0),
     "total:value=1e+2": lambda h: Total(h, 100.0),
+    "1e+2*nonneg+1E-1*dtw": lambda h: 100.0 * Bounds(h, low=0.0) + 0.1 * DtwTemplate(h),
     "-1*smoothness": lambda h: -1.0 * Smoothness(h),
 }
 
@@ -237,7 +357,27 @@ def test_a_spec_is_the_reward_it_writes_down(spec):
         ("length", ["length", "'target' is missing"]),
         ("bounds:low=3,high=1", ["bounds", "low=3.0", "high=1.0", "low < high"]),
         ("bounds:hard=true,floor=-inf", ["bounds", "floor=-inf", "finite"]),
-        ("spectral:distance=dtw", ["distance", "'dtw'", "log_l1, wasserstein, kl"]),
+        ("spectral:distance=dtw", ["spectral", "distance=dtw", "log_l1, wasserstein, kl"]),
+        ("bounds:low=abc", ["bounds", "low=abc", "a finite number"]),
+        ("bounds:low=3,low=4", ["bounds", "'low'", "twice"]),
+        ("bounds:hard=maybe", ["bounds", "hard=maybe", "true or false"]),
+        ("spectral:gamma=abc", ["spectral", "gamma=abc", "a finite number"]),
+        ("spectral:gamma=inf", ["spectral", "gamma=inf", "a finite number"]),
+        ("spectral:segment=abc", ["spectral", "segment=abc", "a whole number"]),
+        ("spectral:segment=inf", ["spectral", "segment=inf", "a whole number"]),
+        ("spectral:segment=10.5", ["spectral", "segment=10.5", "a whole number"]),
+        ("length:target=abc", ["length", "target=abc", "a finite number"]),
+        ("total:value=abc", ["total", "value=abc", "a finite number"]),
+        ("total:value=nan", ["total", "value=nan", "a finite number"]),
+        ("e*nonneg", ["nonneg", "factor=e", "a finite number"]),
+        ("1..5*nonneg", ["nonneg", "factor=1..5", "a finite number"]),
+        ("nonneg+1e999*nonneg", ["nonneg", "factor=1e999", "a finite number"]),
+        ("1e*spectral", ["spectral", "factor=1e", "a finite number"]),
+        ("nonneg+regex:a", ["regex", "stands alone", "path.py:function"]),
+        ("2*answer:yes", ["answer", "stands alone"]),
+        ("nonneg+mine.py:f", ["nonneg+mine.py", "does not exist", "stands alone"]),
+        ("mine.py:f+nonneg", ["'mine.py:f'", "path.py:function alone"]),
+        ("regex:", ["regex", "nothing follows"]),
         ("spectral:gamma=-1", ["gamma", "-1.0", ">= 0"]),
         ("spectral:segment=2", ["segment", "2", ">= 4"]),
         ("length:target=0", ["length", "target=0", "> 0"]),
@@ -256,6 +396,46 @@ def test_a_wrong_spec_names_the_term_what_is_wrong_and_what_is_allowed(spec, wor
     assert [word for word in words if word not in str(error.value)] == []
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: SpectralReward(HISTORY, np.inf),
+        lambda: SpectralReward(HISTORY, np.nan),
+        lambda: SpectralReward(HISTORY, segment=10.5),
+        lambda: Bounds(HISTORY, np.nan),
+        lambda: Total(HISTORY, np.nan),
+        lambda: Length(np.inf),
+    ],
+)
+def test_python_callers_get_the_same_checks(make):
+    with pytest.raises(ConfigurationError):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("spec", "forecasts", "text"),
+    [("spectral+nonneg", True, False), ("length:target=5", False, True), ("regex:a", False, True)],
+)
+def test_a_factory_says_what_it_scores_before_a_model_runs(spec, forecasts, text):
+    factory = parse_reward(spec)
+    assert (factory.scores_forecasts, factory.scores_text) == (forecasts, text)
+
+
+@pytest.mark.parametrize(
+    ("spec", "shortest"), [("nonneg", 1), ("smoothness", 1), ("spectral", 4), ("nonneg+2*spectral:segment=16", 16)]
+)
+def test_a_horizon_without_a_spectrum_is_refused_before_a_model_runs(spec, shortest):
+    factory = parse_reward(spec)
+    reward = factory.build(RewardContext(history=HISTORY))
+    factory.check_horizon(shortest)
+    assert np.isfinite(reward.score(decoded(SERIES[:, :shortest]))).all()
+    with pytest.raises(ContextError, match=f"horizon {shortest - 1}, must be >= {shortest}"):
+        factory.check_horizon(shortest - 1)
+    if shortest > 1:
+        with pytest.raises(ContextError, match=f"spectral: horizon {shortest - 1}, must be >= {shortest}"):
+            reward.score(decoded(SERIES[:, : shortest - 1]))
+
+
 def test_a_forecast_term_needs_a_history():
     with pytest.raises(ConfigurationError, match=r"nonneg.*no history"):
         parse_reward("nonneg").build(RewardContext(prompt="text"))
@@ -272,6 +452,31 @@ def test_a_users_function_sees_what_the_model_makes(tmp_path, context, samples):
     for missing in ("length", "size_s"):
         with pytest.raises(ConfigurationError, match=f"no function '{missing}'"):
             parse_reward(f"{file}:{missing}")
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "reason"),
+    [
+        ("x = 1\ndef f(batch:\n", 2, "SyntaxError"),
+        ("x = 1\n\nimport not_a_module\n", 3, "ModuleNotFoundError: No module named 'not_a_module'"),
+        ("def g():\n    raise ValueError('a\\nb')\n\ng()\n", 2, "ValueError: a b"),
+        ("raise SystemExit(3)\n", 1, "SystemExit: 3"),
+    ],
+)
+def test_a_file_that_does_not_run_is_refused_with_its_line(tmp_path, text, line, reason):
+    file = tmp_path / "mine.py"
+    file.write_text(text)
+    with pytest.raises(ConfigurationError) as error:
+        parse_reward(f"{file}:f")
+    assert f"{file}, line {line}: {reason}" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_errors_of_a_users_file_name_its_function(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("def odd(batch, context):\n    return [float('nan')] * len(batch)\n")
+    with pytest.raises(RewardError, match="reward odd, term 'odd': value nan"):
+        parse_reward(f"{file}:odd").build(RewardContext(history=HISTORY)).score(decoded(SERIES))
 
 
 @pytest.mark.parametrize(
@@ -295,3 +500,74 @@ def test_text_rewards_are_exact(spec, view, scores):
 def test_a_reward_refuses_samples_without_its_view(reward, view):
     with pytest.raises(RewardError, match=f"needs the {view}"):
         reward.score([Decoded((1, 2))])
+
+
+def save_scorer(folder, kind: str, num_labels: int = 1):
+    """A tiny random sequence classifier, or causal model, with a tokenizer of words, in a folder."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoModelForSequenceClassification,
+        BertConfig,
+        LlamaConfig,
+        PreTrainedTokenizerFast,
+    )
+
+    words = {word: i for i, word in enumerate(["<pad>", "<unk>", "good", "bad", "is", "it"])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>").save_pretrained(folder)
+    sizes = {"vocab_size": 6, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2}
+    config_class = BertConfig if kind == "bert" else LlamaConfig
+    config = config_class(
+        **sizes, num_attention_heads=2, max_position_embeddings=24, num_labels=num_labels, initializer_range=0.5
+    )
+    torch.manual_seed(0)
+    family = AutoModelForCausalLM if kind == "causal" else AutoModelForSequenceClassification
+    module = family.from_config(config).eval()
+    module.save_pretrained(folder)
+    return module, words
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+def test_a_reward_model_scores_by_its_own_logit_of_prompt_and_text(tmp_path, kind):
+    import torch
+
+    module, words = save_scorer(tmp_path, kind)
+    answers = ["good", "bad bad", "it is good is it bad", "", "is bad"]
+    factory = parse_reward(f"reward_model:{tmp_path}")
+    assert (factory.view, factory.scores_forecasts) == ("text", False)
+    with torch.inference_mode():
+        rows = [[words[w] for w in f"it is {answer}".split()] for answer in answers]
+        logits = [float(module(torch.tensor([row])).logits[0, 0]) for row in rows]
+    assert np.ptp(logits) > 0.01
+    have = factory.build(RewardContext(prompt="it is ")).score(texts(*answers))
+    assert have == pytest.approx(logits, abs=1e-5)
+    for size in (1, 2, 3):
+        reward = RewardModel(str(tmp_path), "it is ", batch_size=size)
+        assert reward.score(texts(*answers)) == pytest.approx(logits, abs=1e-5)
+        assert reward.score(texts(*answers)).tolist() == reward.score(texts(*answers)).tolist()
+    assert RewardModel(str(tmp_path), "bad ").score(texts("good")) != pytest.approx(have[:1], abs=1e-3)
+    with pytest.raises(RewardError, match="25 tokens, allowed: 24"):
+        reward.score(texts("good " * 23))
+
+
+def test_reward_models_that_cannot_be_used_are_refused(tmp_path):
+    for name in ("nowhere", str(tmp_path / "nowhere"), "a/b/c"):
+        with pytest.raises(ConfigurationError, match="neither a directory nor a hub id"):
+            parse_reward(f"reward_model:{name}")
+    (tmp_path / "pickle").mkdir()
+    (tmp_path / "pickle" / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"no \.safetensors"):
+        parse_reward(f"reward_model:{tmp_path / 'pickle'}")
+    for kind, labels, error, what in (
+        ("llama", 3, ConfigurationError, "3 outputs, allowed: 1"),
+        ("causal", 1, CheckpointError, "lacks the weights"),
+    ):
+        save_scorer(tmp_path / kind, kind, labels)
+        factory = parse_reward(f"reward_model:{tmp_path / kind}")
+        with pytest.raises(error, match=what):
+            factory.build(RewardContext(prompt="it")).score(texts("is"))
+        with pytest.raises(ConfigurationError, match="needs the prompt"):
+            factory.build(RewardContext(history=HISTORY))

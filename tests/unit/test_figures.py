@@ -1,0 +1,72 @@
+"""Figures show what the result files hold and nothing else (SPEC section 8)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+from sdt_dist.evaluation import figures
+from sdt_dist.evaluation.config import EvaluationConfig
+from sdt_dist.evaluation.figures_tree import draw_tree, draw_value_error, value_error_by_depth
+from sdt_dist.evaluation.runner import make_plan, run_evaluation
+from tests.search_helpers import run_toy, toy
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> figures.Run:
+    config = EvaluationConfig(
+        dataset="classic", num_problems=3, horizon=16, context_length=96, num_rollouts=8, num_samples=6, wave_size=4,
+        methods=["sample", "snis", "residual_ts"],
+    )  # fmt: skip
+    directory: Path = tmp_path_factory.mktemp("run")
+    run_evaluation(make_plan(config), directory)
+    return figures.Run(directory)
+
+
+def test_every_point_of_quality_against_cost_is_in_the_summary(run):
+    figure = figures.quality_against_cost(run)
+    summary = json.loads((run.directory / "summary.json").read_text())
+    for axes, cost in zip(figure.axes[:2], ("nfe", "wall_s"), strict=True):
+        drawn = {(float(bars[0].get_xdata()[0]), float(bars[0].get_ydata()[0])) for bars in axes.containers}
+        assert drawn == {(row[cost]["mean"], row["crps"]["mean"]) for row in summary.values()}
+    plt.close(figure)
+
+
+def test_a_method_without_lines_has_no_point(run):
+    without = figures.Run(run.directory)
+    del without.summary["snis"]
+    figure = figures.quality_against_cost(without)
+    assert len(figure.axes[0].containers) == 2
+    plt.close(figure)
+
+
+def test_the_mean_forecast_loses_power_at_every_frequency(run):
+    """PSD(E x) <= E PSD(x), in the drawn curves; both are geometric means over the same problems."""
+    figure = figures.spectra(run)
+    curves = {line.get_label(): np.asarray(line.get_ydata()) for line in figure.axes[0].lines}
+    assert (curves["mean of base samples"] <= curves["base samples"] * (1 + 1e-9)).all()
+    plt.close(figure)
+
+
+def test_all_figures_are_written(run):
+    names = {path.name for path in figures.draw_all(run.directory)}
+    assert {"quality_cost.png", "rewards.png", "spectra.png", "fans.png", "diversity.png"} <= names
+    assert all((run.directory / "figures" / name).stat().st_size > 5000 for name in names)
+
+
+def test_value_error_is_zero_once_the_tree_is_exhausted(tmp_path):
+    model = toy("U")
+    whole = run_toy("U", "residual_ts", 0, num_rollouts=100)
+    part = run_toy("U", "residual_ts", 0, num_rollouts=6, wave_size=1)
+    values = [run.tree.soft_values(model.inverse_temperature) for run in (whole, part)]
+    exact, rough = (value_error_by_depth(r.tree, model, v) for r, v in zip((whole, part), values, strict=True))
+    assert set(exact) == {0, 1, 2, 3}
+    assert max(exact.values()) < 1e-9 < rough[0]
+    draw_value_error({"whole": exact, "part": rough}, tmp_path / "error.png")
+    draw_tree(part.tree, tmp_path / "tree.png", inverse_temperature=model.inverse_temperature)
+    assert (tmp_path / "error.png").stat().st_size > 5000
+    assert (tmp_path / "tree.png").stat().st_size > 5000
