@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import sys
+from collections.abc import Callable
 
 import typer
 
@@ -14,29 +16,51 @@ from cluster.commands.report import report
 from cluster.commands.train_forecaster import train_forecaster
 from sdt_dist.errors import SdtError
 
+MISTAKE, INTERRUPTED = 2, 130
+_AFTER_A_STOP = {
+    "evaluate": "; finished work is kept, and --resume goes on from it",
+    "train-forecaster": "; the same command goes on from the last checkpoint",
+}
+
+
+class _Stopped(BaseException):
+    """Ctrl-C within a command, with what it leaves. Typer turns KeyboardInterrupt itself into a silent exit."""
+
+
+def _stoppable(name: str, command: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(command)
+    def run(*arguments: object, **options: object) -> None:
+        try:
+            command(*arguments, **options)
+        except KeyboardInterrupt:
+            raise _Stopped(_AFTER_A_STOP.get(name, "")) from None
+
+    return run
+
+
 app = typer.Typer(
     name="sdt",
-    help="Draw samples from p(x|c) * exp(lambda * r(x)) by tree search over a frozen generative model.",
+    help="Draw samples from p(x|c) * exp(lambda * r(x)) by tree search over a frozen generative model.\n\n"
+    "Example:\n\n  sdt evaluate --output results/quickstart",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     add_completion=False,
 )
-for command in (evaluate, forecast, generate, train_forecaster, report, doctor):
-    app.command(command.__name__.replace("_", "-"))(command)
-
-MISTAKE, INTERRUPTED = 2, 130
+for _command in (evaluate, forecast, generate, train_forecaster, report, doctor):
+    _name = _command.__name__.replace("_", "-")
+    app.command(_name)(_stoppable(_name, _command))
 
 
 def main() -> None:
-    """Entry point: SdtError ends with exit code 2, Ctrl-C with 130, both without a traceback."""
+    """Entry point: SdtError ends with one line and exit code 2, Ctrl-C with 130, both without a traceback."""
     try:
         app()
     except SdtError as error:
-        print(f"sdt: {error}", file=sys.stderr)
+        print(f"sdt: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(MISTAKE)
-    except KeyboardInterrupt:
-        print("sdt: stopped; finished work is kept, and --resume goes on from it.", file=sys.stderr)
+    except _Stopped as stopped:
+        print(f"sdt: stopped{stopped}.", file=sys.stderr)
         sys.exit(INTERRUPTED)
 
 

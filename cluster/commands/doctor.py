@@ -4,7 +4,12 @@ from __future__ import annotations
 
 
 def doctor() -> None:
-    """Print versions, cores, memory, GPUs, the bundled model and the data directory; says what is missing."""
+    """Print versions, cores, memory, GPUs, the bundled model and the data directory; says what is missing.
+
+    Example:
+
+      sdt doctor
+    """
     import os
     import platform
     from importlib.metadata import PackageNotFoundError, version

@@ -39,6 +39,7 @@ def evaluate(
       sdt evaluate examples/etth1_alignment.yaml --output results/etth1 --resume
     """
     from sdt_dist.evaluation.config import load_config
+    from sdt_dist.evaluation.results import check_directory
     from sdt_dist.evaluation.runner import make_plan, run_evaluation
 
     given: dict[str, Any] = {
@@ -54,6 +55,7 @@ def evaluate(
     }
     settings = load_config(config, {name: value for name, value in given.items() if value is not None})
     plan = make_plan(settings)
+    check_directory(output, settings, plan.problems, resume=resume)
     _announce(plan, output)
     if dry_run:
         return
@@ -105,22 +107,27 @@ def _bar() -> Any:
         def done(self, line: Line) -> None:
             self._rich.update(self._task, advance=1, description=line["label"])
             if line["status"] != "ok":
-                self._rich.console.print(f"{line['label']} on {line['name']} failed: {line['error']}")
+                reason = " ".join(line["error"].split())
+                told = f"{line['label']} on {line['name']} failed: {reason}"
+                self._rich.console.print(told, markup=False, highlight=False, soft_wrap=True)
 
     return Bar()
 
 
 def _finish(output: Path) -> None:
     """The table, where to look further, and exit code 1 when nothing succeeded."""
-    import json
+    import sys
 
     from sdt_dist.evaluation.figures import draw_all
     from sdt_dist.evaluation.report import print_table
+    from sdt_dist.evaluation.results import ResultLog
 
+    lines = ResultLog(output).lines
+    if all(line["status"] != "ok" for line in lines):
+        reason = " ".join(lines[0]["error"].split()) if lines else "there was none"
+        print(f"sdt: every search failed, the first because: {reason}", file=sys.stderr)
+        raise typer.Exit(1)
     figures = draw_all(output)
     print_table(output)
     print(f"\n{len(figures)} figures in {output / 'figures'}, table in {output / 'summary.md'}, every sample in "
           f"{output / 'samples.jsonl'}")  # fmt: skip
-    summary = json.loads((output / "summary.json").read_text())
-    if all(row["success_rate"]["mean"] == 0 for row in summary.values()):
-        raise typer.Exit(1)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
+    from sdt_dist.rewards.base import Reward
+    from sdt_dist.rewards.spec import RewardFactory
     from sdt_dist.search.result import SearchResult
 
 
@@ -42,8 +47,9 @@ def forecast(
       sdt forecast sales.csv --horizon 12 --reward "spectral:gamma=1+nonneg" --quantiles 0.05,0.5,0.95
     """
     from sdt_dist.data.series import read_csv
-    from sdt_dist.models.loading import check_spec
-    from sdt_dist.rewards.spec import RewardContext, parse_reward
+    from sdt_dist.models.forecaster.tokenizer import fit_scale
+    from sdt_dist.models.loading import check_spec, load_model
+    from sdt_dist.rewards.spec import parse_reward
     from sdt_dist.search.methods import get_method, validate_options
 
     levels = _levels(quantiles)
@@ -55,21 +61,23 @@ def forecast(
     check_spec(model)
     table = read_csv(csv, column=column, time_column=time_column)
     history = table.iloc[:, -1].to_numpy(float)
+    fit_scale(history)
+    times = _future(table, horizon)
+    built = _reward(factory, history, horizon)
+    _prepare_outputs(output=output, samples=samples, plot=plot)
 
-    from sdt_dist.models.loading import load_model
     from sdt_dist.search.api import search
 
-    built = factory.build(RewardContext(history=history))
     result = search(load_model(model), history, built, method=method, max_new_tokens=horizon, seed=seed, **options)
-    times = _future(table, horizon)
     frame = _frame(result, times, levels)
-    _write(frame, output)
+    writers: list[Callable[[], None]] = [lambda: _write(frame, output)]
     if samples is not None:
-        _write(_sample_frame(result, times), samples)
+        writers.append(lambda: _write(_sample_frame(result, times), samples))
     if plot is not None:
         from sdt_dist.evaluation.figures import fan_chart_file
 
-        fan_chart_file(history, result, plot, name=str(table.columns[-1]), season=season)
+        writers.append(lambda: fan_chart_file(history, result, plot, name=str(table.columns[-1]), season=season))
+    _write_all(writers)
 
 
 def _levels(text: str) -> list[float]:
@@ -84,16 +92,61 @@ def _levels(text: str) -> list[float]:
     return levels
 
 
+def _reward(factory: RewardFactory, history: np.ndarray, horizon: int) -> Reward:
+    """The reward of this history, tried out; refused before the model loads where it cannot score such a forecast."""
+    from sdt_dist.errors import ConfigurationError
+    from sdt_dist.evaluation.runner import try_reward
+
+    if not factory.scores_forecasts:
+        raise ConfigurationError(f"reward: {factory.spec!r} scores text; a forecast needs a reward of series.")
+    return try_reward(factory, history, horizon)
+
+
 def _future(table: pd.DataFrame, horizon: int) -> list[str]:
-    """Times after the last row by the inferred frequency (the last step where none is); row numbers without times."""
+    """Times after the last row by the inferred frequency (the last step where none is); row numbers without times.
+
+    DataError for times that do not increase, or that run out of the calendar.
+    """
+    import warnings
+
     import pandas as pd
+
+    from sdt_dist.errors import DataError
 
     index = table.index
     if not isinstance(index, pd.DatetimeIndex):
         return [str(len(table) + i) for i in range(horizon)]
-    frequency = pd.infer_freq(index[-min(len(index), 50) :]) or (index[-1] - index[-2])
-    future = pd.date_range(index[-1], periods=horizon + 1, freq=frequency)[1:]
+    if index.hasnans or not index.is_monotonic_increasing or not index.is_unique:
+        raise DataError("time column: times must increase from row to row, with none missing; sort or fill them.")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # later pandas give an offset, which date_range takes too
+        frequency = pd.infer_freq(index[-min(len(index), 50) :]) or (index[-1] - index[-2])
+    try:
+        future = pd.date_range(index[-1], periods=horizon + 1, freq=frequency)[1:]
+    except (OverflowError, ValueError) as error:
+        raise DataError(f"time column: {horizon} steps after {index[-1]} are no times ({error}).") from error
     return [time.isoformat(sep=" ") for time in future]
+
+
+def _prepare_outputs(**paths: Path | None) -> None:
+    """Make the folders of the files to write, so that nothing is searched for that cannot be kept."""
+    from sdt_dist.errors import ConfigurationError, ResultsError
+
+    given = {name: path for name, path in paths.items() if path is not None}
+    if len({path.resolve() for path in given.values()}) < len(given):
+        raise ConfigurationError(f"{', '.join(given)}: the same file twice; give each its own.")
+    if "plot" in given:
+        from sdt_dist.evaluation.figures import image_suffixes
+
+        if given["plot"].suffix.lower() not in image_suffixes():
+            raise ConfigurationError(f"plot: {str(given['plot'])!r}, allowed endings: {', '.join(image_suffixes())}.")
+    for name, path in given.items():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ResultsError(f"{name}: {path} cannot be written ({error.strerror}); give another path.") from error
+        if path.is_dir() or not os.access(path.parent, os.W_OK):
+            raise ResultsError(f"{name}: {path} cannot be written (not a file in a writable folder).")
 
 
 def _frame(result: SearchResult, times: list[str], levels: list[float]) -> pd.DataFrame:
@@ -112,10 +165,30 @@ def _sample_frame(result: SearchResult, times: list[str]) -> pd.DataFrame:
 
 
 def _write(frame: pd.DataFrame, path: Path | None) -> None:
+    """Write a table, or print it: where no path is given, and where the path fails, so that it is not lost."""
+    from sdt_dist.errors import ResultsError
     from sdt_dist.evaluation.results import write_text
 
     text = frame.to_csv(index=False, float_format="%.8g")
     if path is None:
         print(text, end="")
-    else:
+        return
+    try:
         write_text(path, text)
+    except ResultsError as error:
+        print(text, end="")
+        raise ResultsError(f"{error} It is printed instead.") from error
+
+
+def _write_all(writers: list[Callable[[], None]]) -> None:
+    """Write every output that can be written, then raise one ResultsError for the others."""
+    from sdt_dist.errors import ResultsError
+
+    failures = []
+    for write in writers:
+        try:
+            write()
+        except ResultsError as error:
+            failures.append(str(error))
+    if failures:
+        raise ResultsError(" ".join(failures))

@@ -40,7 +40,7 @@ def generate(
         options["num_rollouts"] = rollouts
     validate_options(method, options)
     factory = parse_reward(reward)
-    if factory.view == "series":
+    if not factory.scores_text:
         raise ConfigurationError(
             f"reward: {reward!r} scores forecasts; use regex:, answer:, length: or path.py:function."
         )

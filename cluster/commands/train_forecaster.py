@@ -9,7 +9,7 @@ import typer
 
 
 def train_forecaster(
-    output: Annotated[Path, typer.Option(help="directory of weights, spec and curve; resumed when it exists")],
+    output: Annotated[Path, typer.Option(help="directory of weights, spec and curve; a stopped run in it goes on")],
     data: Annotated[Path | None, typer.Option(help="CSV to fine-tune on; default: synthetic series")] = None,
     init: Annotated[str | None, typer.Option(help="'bundled' or a directory to start from; default: random")] = None,
     end_row: Annotated[int | None, typer.Option(min=1, help="use rows before this one only")] = None,
@@ -22,7 +22,7 @@ def train_forecaster(
 ) -> None:
     """Train a forecaster on synthetic series, or fine-tune one on your own (rows before a cut-off).
 
-    Example:
+    Examples:
 
       sdt train-forecaster --init bundled --data load.csv --end-row 8640 --output runs/load
 
@@ -37,7 +37,15 @@ def train_forecaster(
         output=str(output), steps=steps, batch_size=batch_size, muon_lr=muon_lr, adam_lr=adam_lr, seed=seed,
         device=device, init=init, data=None if data is None else str(data), end_row=end_row, checkpoint_every=100,
     )  # fmt: skip
-    with Progress() as bar:
-        task = bar.add_task("training", total=steps)
-        train(config, on_step=lambda step, loss: bar.update(task, completed=step))
+    bar = Progress()
+    task = bar.add_task("training", total=steps)
+
+    def on_step(step: int, _: float) -> None:
+        bar.start()  # with the first step, so that a mistake is told without a bar
+        bar.update(task, completed=step)
+
+    try:
+        train(config, on_step=on_step)
+    finally:
+        bar.stop()
     print(f"forecaster: {output} (use it as --model {output})")

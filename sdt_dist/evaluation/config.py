@@ -82,8 +82,15 @@ class EvaluationConfig(BaseModel):
             raise ConfigurationError(f"methods: labels {labels} must differ; give each its own label.")
         check_dataset(self.dataset)
         check_spec(self.model)
-        if parse_reward(self.reward).view == "text":
+        reward = parse_reward(self.reward)
+        if not reward.scores_forecasts:
             raise ConfigurationError(f"reward: {self.reward!r} scores text; an evaluation of forecasts needs series.")
+        reward.check_horizon(self.horizon)
+        if self.context_length < self.horizon:
+            raise ConfigurationError(
+                f"context_length: {self.context_length}, must be >= the horizon of {self.horizon}, because spectra compare "
+                "a forecast with as long a piece of its history."
+            )
 
     def identity(self) -> dict[str, Any]:
         """What makes two runs the same: everything but how they are executed."""
@@ -94,14 +101,23 @@ def load_config(path: str | None, overrides: dict[str, Any]) -> EvaluationConfig
     """Configuration from a YAML file (None: defaults) with overrides; ConfigurationError names the bad field."""
     values: Any = {}
     if path is not None:
-        try:
-            values = yaml.safe_load(Path(path).read_text())
-        except OSError as error:
-            raise ConfigurationError(f"config: {path} cannot be read ({error.strerror}).") from error
-        except yaml.YAMLError as error:
-            raise ConfigurationError(f"config: {path} is not YAML ({error}).") from error
-        if not isinstance(values, dict):
-            raise ConfigurationError(f"config: {path} holds {type(values).__name__}, allowed: a mapping of settings.")
+        values = _read(Path(path))
     config = parse_options(EvaluationConfig, values | overrides, "an evaluation")
     config.check()
     return config
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The mapping of settings in a YAML file, its values unchecked."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigurationError(f"config: {path} cannot be read ({error.strerror}).") from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigurationError(f"config: {path} is not YAML in UTF-8 ({error}).") from error
+    if not isinstance(values, dict):
+        raise ConfigurationError(f"config: {path} holds {type(values).__name__}, allowed: a mapping of settings.")
+    odd = [name for name in values if not isinstance(name, str)]
+    if odd:
+        raise ConfigurationError(f"config: {path} has the setting {odd[0]!r}, allowed: names of settings.")
+    return values

@@ -14,10 +14,12 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from sdt_dist.data.problems import ForecastProblem
+from sdt_dist.errors import ResultsError
 from sdt_dist.evaluation.results import Line, ResultLog, read_problems
-from sdt_dist.metrics.spectrum import power_spectrum, reference_spectrum
+from sdt_dist.metrics.spectrum import MIN_SEGMENT, power_spectrum, reference_spectrum
 from sdt_dist.search.result import SearchResult
 
 Lines = dict[str, dict[int, Line]]
@@ -29,11 +31,17 @@ _COLOURS = [
     "#CC79A7",
     "#D55E00",
     "#56B4E9",
-    "#000000",
-    "#8C6BB1",
+    "#6A3D9A",
     "#8B4513",
-    "#666666",
+    "#7F7F7F",
+    "#B2B200",
+    "#E7298A",
+    "#1B2A5C",
+    "#7FC97F",
+    "#A50026",
 ]
+_BASE_COLOUR, _ALIGNED_COLOUR, _SAMPLE_COLOUR = _COLOURS[1], _COLOURS[0], _COLOURS[4]
+_FAN = (("#CFE3F2", 10, 90), ("#8FBEDD", 25, 75))
 _MARKERS = "osD^vPX*<>ph"
 _STYLE: dict[Any, Any] = {
     "figure.dpi": 150,
@@ -61,18 +69,41 @@ class Run:
 
     @property
     def base(self) -> str | None:
-        return "sample" if "sample" in self.lines else None
+        """The label of plain sampling."""
+        return self._first(("sample",))
 
     @property
     def aligned(self) -> str | None:
         """The label shown as "aligned": the first tree or particle sampler of the run."""
-        return next((label for name in _ALIGNED for label in self.lines if label == name), None)
+        return self._first(_ALIGNED)
+
+    @property
+    def horizon(self) -> int:
+        return min(len(problem.truth) for problem in self.problems.values())
+
+    def style(self, label: str) -> dict[str, Any]:
+        """Colour and marker of a label, the same in every figure of the run."""
+        place = list(self.lines).index(label)
+        return {"color": _COLOURS[place % len(_COLOURS)], "fmt": _MARKERS[place % len(_MARKERS)]}
+
+    def _first(self, methods: tuple[str, ...]) -> str | None:
+        used = {label: next(iter(lines.values()))["method"] for label, lines in self.lines.items()}
+        return next((label for name in methods for label in used if used[label] == name), None)
+
+
+def image_suffixes() -> list[str]:
+    """Endings of the file names that a figure can be written to."""
+    return sorted(f".{kind}" for kind in Figure().canvas.get_supported_filetypes())
 
 
 def draw_all(directory: Path) -> list[Path]:
-    """Draw every figure that the run's files support into figures/; returns the paths."""
+    """Draw every figure that the run's files support into figures/; returns the paths, none where every search failed.
+
+    ResultsError when the disk refuses.
+    """
     run, folder = Run(directory), directory / "figures"
-    folder.mkdir(exist_ok=True)
+    if not run.lines:
+        return []
     painters: dict[str, Callable[[Run], Figure | None]] = {
         "quality_cost": quality_against_cost,
         "rewards": reward_distributions,
@@ -86,28 +117,57 @@ def draw_all(directory: Path) -> list[Path]:
         for name, painter in painters.items():
             figure = painter(run)
             if figure is not None:
-                figure.savefig(folder / f"{name}.png")
-                plt.close(figure)
+                _save(figure, folder / f"{name}.png")
                 written.append(folder / f"{name}.png")
     return written
 
 
+def _save(figure: Figure, path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path)
+    except OSError as error:
+        raise ResultsError(f"output: {path} cannot be written ({error.strerror}); the results are kept.") from error
+    finally:
+        plt.close(figure)
+
+
 def _points(axes: Axes, run: Run, x: str, y: str) -> None:
     """One labelled marker with both intervals a method that has both measures."""
-    shown = [label for label in run.summary if x in run.summary[label] and y in run.summary[label]]
-    for i, label in enumerate(shown):
-        across, up = run.summary[label][x], run.summary[label][y]
-        axes.errorbar(
-            across["mean"],
-            up["mean"],
-            xerr=_error(across),
-            yerr=_error(up),
-            fmt=_MARKERS[i % len(_MARKERS)],
-            color=_COLOURS[i % len(_COLOURS)],
-            capsize=2,
-            markersize=6,
-            label=label,
-        )
+    for label in run.lines:
+        row = run.summary.get(label, {})
+        if x in row and y in row:
+            bars = axes.errorbar(
+                row[x]["mean"],
+                row[y]["mean"],
+                xerr=_error(row[x]),
+                yerr=_error(row[y]),
+                capsize=2,
+                markersize=8,
+                markeredgecolor="white",
+                markeredgewidth=0.6,
+                elinewidth=1.0,
+                **run.style(label),
+            )
+            for part in (*bars[1], *bars[2]):
+                part.set_alpha(0.45)
+            bars[0].set_label(label)
+
+
+def _legend(axes: Axes) -> None:
+    """Names beside the axes; markers only."""
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+
+
+def _log_axis(axes: Axes) -> None:
+    """A logarithmic x axis with few, plain numbers."""
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    few = LogLocator(subs=(1.0, 3.0) if high / low > 30 else (1.0, 2.0, 5.0)) if high / low > 6 else MaxNLocator(5)
+    axes.xaxis.set_major_locator(few)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _error(found: dict[str, float]) -> list[list[float]]:
@@ -116,14 +176,19 @@ def _error(found: dict[str, float]) -> list[list[float]]:
 
 def quality_against_cost(run: Run) -> Figure:
     """CRPS against nfe and against wall time, with 95% intervals."""
-    figure, panels = plt.subplots(1, 2, figsize=(9, 3.8), sharey=True)
-    for axes, x, title in zip(panels, ("nfe", "wall_s"), ("NFE per problem", "seconds per problem"), strict=True):
+    figure, panels = plt.subplots(1, 2, figsize=(9.5, 4.2), sharey=True, layout="constrained")
+    for axes, x, title in zip(
+        panels,
+        ("nfe", "wall_s"),
+        ("NFE per problem (matched, so methods share one)", "seconds per problem"),
+        strict=True,
+    ):
         _points(axes, run, x, "crps")
-        axes.set_xscale("log")
+        _log_axis(axes)
         axes.set_xlabel(title)
     panels[0].set_ylabel("CRPS (lower is better)")
-    panels[1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    figure.suptitle("Quality against cost: mean over problems, 95% bootstrap intervals")
+    _legend(panels[1])
+    figure.suptitle(f"Quality against cost: mean over problems ({len(run.problems)}), 95% bootstrap intervals")
     return figure
 
 
@@ -133,8 +198,8 @@ def reward_distributions(run: Run) -> Figure:
     values = [[r for line in run.lines[label].values() for r in line["rewards"]] for label in labels]
     figure, axes = plt.subplots(figsize=(8, 0.34 * len(labels) + 1.4))
     boxes = axes.boxplot(values, orientation="horizontal", showfliers=False, patch_artist=True, widths=0.6)
-    for i, box in enumerate(boxes["boxes"]):
-        box.set(facecolor=_COLOURS[i % len(_COLOURS)], alpha=0.55)
+    for label, box in zip(labels, boxes["boxes"], strict=True):
+        box.set(facecolor=run.style(label)["color"], alpha=0.55)
     for median in boxes["medians"]:
         median.set(color="black")
     axes.set_yticks(range(1, len(labels) + 1), labels)
@@ -161,7 +226,7 @@ def _mean_spectrum(run: Run, pick: Callable[[ForecastProblem], np.ndarray | None
 
 def spectra(run: Run) -> Figure | None:
     """Power spectra of history, truth, base and aligned samples, and the collapse of the mean forecast."""
-    if run.base is None:
+    if run.base is None or run.horizon < MIN_SEGMENT:
         return None
 
     def samples(label: str) -> Callable[[ForecastProblem], np.ndarray | None]:
@@ -175,11 +240,11 @@ def spectra(run: Run) -> Figure | None:
     curves = [
         ("history", lambda p: p.history, "#000000", "-"),
         ("true future", lambda p: p.truth, "#666666", "--"),
-        ("base samples", samples(run.base), _COLOURS[1], "-"),
+        ("base samples", samples(run.base), _BASE_COLOUR, "-"),
     ]
     if run.aligned is not None:
-        curves.append((f"aligned samples ({run.aligned})", samples(run.aligned), _COLOURS[0], "-"))
-    curves.append(("mean of base samples", mean_of(run.base), _COLOURS[1], ":"))
+        curves.append((f"aligned samples ({run.aligned})", samples(run.aligned), _ALIGNED_COLOUR, "-"))
+    curves.append(("mean of base samples", mean_of(run.base), _BASE_COLOUR, ":"))
     figure, axes = plt.subplots(figsize=(6.5, 4))
     for label, pick, colour, style in curves:
         axes.semilogy(*_mean_spectrum(run, pick), style, color=colour, label=label, linewidth=1.8)
@@ -191,14 +256,19 @@ def spectra(run: Run) -> Figure | None:
 
 
 def fans(run: Run) -> Figure | None:
-    """Fan charts of up to four problems, base above aligned."""
+    """Fan charts of up to three problems, base above aligned."""
     rows = [label for label in (run.base, run.aligned) if label is not None]
     if not rows:
         return None
     indices = sorted(run.problems)
-    chosen = [indices[i] for i in np.linspace(0, len(indices) - 1, min(4, len(indices))).round().astype(int)]
+    chosen = [indices[i] for i in np.linspace(0, len(indices) - 1, min(3, len(indices))).round().astype(int)]
     figure, grid = plt.subplots(
-        len(rows), len(chosen), figsize=(3.2 * len(chosen), 2.5 * len(rows)), squeeze=False, sharex="col", sharey="col"
+        len(rows),
+        len(chosen),
+        figsize=(max(6.5, 3.3 * len(chosen)), 2.7 * len(rows)),
+        squeeze=False,
+        sharex="col",
+        sharey="col",
     )
     for column, index in enumerate(chosen):
         problem = run.problems[index]
@@ -206,29 +276,30 @@ def fans(run: Run) -> Figure | None:
             if index in run.lines[label]:
                 samples = np.array(run.lines[label][index]["samples"])
                 _fan(grid[row, column], problem.history, samples, problem.truth)
-            grid[row, column].set_title(f"{problem.name}: {label}", fontsize=8)
-    handles, names = grid[0, 0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="lower center", ncols=len(names), frameon=False, fontsize=8)
-    figure.tight_layout(rect=(0, 0.06, 1, 1))
+            grid[row, column].set_title(f"{problem.name}: {label}", fontsize=10)
+        grid[-1, column].set_xlabel("steps from now")
+    found = dict(pair for axes in grid.flat for pair in zip(*axes.get_legend_handles_labels()[::-1], strict=True))
+    figure.tight_layout(rect=(0, 0.07, 1, 1))
+    figure.legend(found.values(), found.keys(), loc="lower center", ncols=len(found), frameon=False, fontsize=9)
     return figure
 
 
 def _fan(axes: Axes, history: np.ndarray, samples: np.ndarray, truth: np.ndarray | None) -> None:
     horizon = samples.shape[1]
-    tail = history[-2 * horizon :]
+    tail = history[-(3 * horizon // 2) :]
     future = np.arange(horizon)
     axes.plot(np.arange(-len(tail), 0), tail, color="black", linewidth=0.9, label="history")
-    for low, high, alpha in ((10, 90, 0.25), (25, 75, 0.35)):
+    for colour, low, high in _FAN:
         edges = np.percentile(samples, [low, high], axis=0)
-        axes.fill_between(future, *edges, color=_COLOURS[0], alpha=alpha, linewidth=0, label=f"{low}–{high}%")
-    axes.plot(future, np.median(samples, axis=0), color=_COLOURS[0], linewidth=1.2, label="median")
-    axes.plot(future, samples[0], color=_COLOURS[4], linewidth=0.7, label="one sample")
+        axes.fill_between(future, *edges, color=colour, linewidth=0, label=f"{low}–{high}%")
+    axes.plot(future, np.median(samples, axis=0), color=_ALIGNED_COLOUR, linewidth=1.6, label="median")
+    axes.plot(future, samples[0], color=_SAMPLE_COLOUR, linewidth=0.8, label="one sample")
     if truth is not None:
-        axes.plot(future, truth, color="#444444", linestyle="--", linewidth=1.0, label="truth")
+        axes.plot(future, truth, color="#222222", linestyle="--", linewidth=1.2, label="truth")
 
 
 def fan_chart_file(history: np.ndarray, result: SearchResult, path: Path, *, name: str, season: int | None) -> None:
-    """One forecast as a fan chart, with the seasonal-naive line where a season is given."""
+    """One forecast as a fan chart, with the seasonal-naive line where a season is given. ResultsError as `draw_all`."""
     samples = np.stack([sample.series for sample in result.samples])  # type: ignore[misc]
     with plt.rc_context(_STYLE):
         figure, axes = plt.subplots(figsize=(8, 3.6))
@@ -238,9 +309,8 @@ def fan_chart_file(history: np.ndarray, result: SearchResult, path: Path, *, nam
             axes.plot(naive, color="#999999", linestyle=":", label=f"last season ({season})")
         axes.set_title(f"{name}: {samples.shape[1]} steps, {len(samples)} samples by {result.method}")
         axes.set_xlabel("steps from now")
-        axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
-        figure.savefig(path)
-        plt.close(figure)
+        _legend(axes)
+        _save(figure, path)
 
 
 def diversity_against_reward(run: Run) -> Figure:
@@ -249,13 +319,13 @@ def diversity_against_reward(run: Run) -> Figure:
     _points(axes, run, "reward_mean", "distinct_samples")
     axes.set_xlabel("mean reward (right is better)")
     axes.set_ylabel("distinct samples (higher is more diverse)")
-    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    _legend(axes)
     return figure
 
 
 def log_z_and_ess(run: Run) -> Figure | None:
     """ESS and the stated error of log Z by method."""
-    labels = [label for label in run.summary if "ess" in run.summary[label] and "log_z" in run.summary[label]]
+    labels = [label for label in run.lines if {"ess", "log_z"} <= run.summary.get(label, {}).keys()]
     if not labels:
         return None
     figure, panels = plt.subplots(1, 2, figsize=(8.5, 0.4 * len(labels) + 1.5), sharey=True)
@@ -265,7 +335,9 @@ def log_z_and_ess(run: Run) -> Figure | None:
         for i, label in enumerate(labels):
             found = run.summary[label].get(key)
             if found is not None:
-                axes.errorbar(found["mean"], i, xerr=_error(found), fmt="o", color=_COLOURS[i % 10], capsize=3)
+                axes.errorbar(found["mean"], i, xerr=_error(found), capsize=3, **run.style(label))
+            else:
+                axes.annotate("none stated", (0.02, i), xycoords=("axes fraction", "data"), va="center", fontsize=8)
         axes.set_xlabel(title)
     panels[0].set_yticks(range(len(labels)), labels)
     panels[0].set_ylim(len(labels) - 0.5, -0.5)

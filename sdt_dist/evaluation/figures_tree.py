@@ -9,6 +9,7 @@ import numpy as np
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import MaxNLocator
 
 from sdt_dist.models.toy import Toy
 from sdt_dist.search.tree import Tree
@@ -38,6 +39,7 @@ def draw_tree(tree: Tree, path: Path, *, inverse_temperature: float, max_nodes: 
     )  # fmt: skip
     figure.colorbar(drawn, ax=axes, label="soft value estimate")
     axes.set_xlabel("depth (tokens)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_yticks([])
     axes.set_title(f"{len(order)} most visited of {tree.size} nodes")
     figure.savefig(path, bbox_inches="tight")
@@ -78,6 +80,7 @@ def draw_value_error(curves: dict[str, dict[int, float]], path: Path) -> None:
     for label, curve in curves.items():
         axes.plot(list(curve), list(curve.values()), "o-", label=label)
     axes.set_xlabel("depth (tokens)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel("mean |v - V| (lower is better)")
     axes.legend(frameon=False)
     figure.savefig(path, bbox_inches="tight")

@@ -21,6 +21,7 @@ from sdt_dist.search.result import SearchResult
 
 Line = dict[str, Any]
 SAMPLES, CONFIG, PROBLEMS = "samples.jsonl", "config.yaml", "problems.json"
+_HEAD = {"problem", "name", "method", "label", "seed", "status", "samples"}
 
 
 def write_text(path: Path, text: str) -> None:
@@ -28,32 +29,77 @@ def write_text(path: Path, text: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(path.name + ".tmp")
-        with temporary.open("w") as handle:
-            handle.write(text)
-            handle.flush()
-            os.fsync(handle.fileno())
-        temporary.replace(path)
+        try:
+            with temporary.open("w", encoding="utf-8") as handle:
+                handle.write(text)
+                handle.flush()
+                os.fsync(handle.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise ResultsError(f"output: {path} cannot be written ({error.strerror}); finished work is kept.") from error
 
 
-def open_directory(directory: Path, config: EvaluationConfig, *, resume: bool) -> None:
-    """Prepare an output directory. ResultsError when it holds results and is not resumed, or another configuration's."""
-    saved = directory / CONFIG
-    if (directory / SAMPLES).exists() and not resume:
+def check_directory(
+    directory: Path, config: EvaluationConfig, problems: list[ForecastProblem], *, resume: bool
+) -> None:
+    """ResultsError when an output directory is not ours, or holds results that this run cannot go on from.
+
+    That is: not resumed, of another configuration, or of other data under the same name.
+    """
+    has_results = (directory / SAMPLES).exists()
+    if has_results and not resume:
         raise ResultsError(f"output: {directory} already holds results; add --resume, or give another directory.")
-    if saved.exists():
-        before = yaml.safe_load(saved.read_text())
-        known = EvaluationConfig.model_validate(before).identity() if isinstance(before, dict) else {}
-        now = config.identity()
-        different = sorted(key for key in now if known.get(key) != now[key])
-        if different and (directory / SAMPLES).exists():
-            field = different[0]
-            raise ResultsError(
-                f"output: {directory} holds results of another configuration ({field}: {known.get(field)!r}, now "
-                f"{now[field]!r}); give another directory."
-            )
-    write_text(saved, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    if not has_results and not (directory / CONFIG).exists():
+        return
+    known, now = _saved_config(directory).identity(), config.identity()
+    if not has_results:
+        return
+    different = sorted(key for key in now if known[key] != now[key])
+    if different:
+        field = different[0]
+        raise ResultsError(
+            f"output: {directory} holds results of another configuration ({field}: {known[field]!r}, now "
+            f"{now[field]!r}); give another directory."
+        )
+    if _text(directory / PROBLEMS) != _problems_text(problems):
+        raise ResultsError(
+            f"output: {directory} holds results of other data: dataset {config.dataset!r} has changed since, or "
+            f"{PROBLEMS} has; give another directory."
+        )
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def _saved_config(directory: Path) -> EvaluationConfig:
+    try:
+        return EvaluationConfig.model_validate(yaml.safe_load((directory / CONFIG).read_text(encoding="utf-8")))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ResultsError(
+            f"output: {directory / CONFIG} is no configuration that `sdt evaluate` wrote ({type(error).__name__}); give "
+            "another directory."
+        ) from error
+
+
+def open_directory(
+    directory: Path, config: EvaluationConfig, problems: list[ForecastProblem], *, resume: bool
+) -> ResultLog:
+    """Prepare an output directory: config.yaml, problems.json and the log. ResultsError as in `check_directory`."""
+    check_directory(directory, config, problems, resume=resume)
+    write_text(directory / CONFIG, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    write_text(directory / PROBLEMS, _problems_text(problems))
+    return ResultLog(directory)
+
+
+def methods_by_label(directory: Path) -> dict[str, str]:
+    """{label: method} of the run in a directory; ResultsError when it holds no configuration of ours."""
+    return {method.label: method.name for method in _saved_config(directory).method_configs()}
 
 
 class ResultLog:
@@ -66,15 +112,19 @@ class ResultLog:
     def _recover(self) -> list[Line]:
         if not self.path.exists():
             return []
-        content = self.path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content):
-            with self.path.open("r+b") as handle:
-                handle.truncate(len(whole))
         try:
-            return [json.loads(line) for line in whole.splitlines()]
-        except json.JSONDecodeError as error:
+            content = self.path.read_bytes()
+            whole = content[: content.rfind(b"\n") + 1]
+            if len(whole) < len(content):
+                with self.path.open("r+b") as handle:
+                    handle.truncate(len(whole))
+            lines = [json.loads(line) for line in whole.splitlines()]
+        except (OSError, ValueError) as error:
             raise ResultsError(f"output: {self.path} has a damaged line ({error}); move the file away.") from error
+        for number, line in enumerate(lines, start=1):
+            if not isinstance(line, dict) or not line.keys() >= _HEAD:
+                raise ResultsError(f"output: {self.path} has a damaged line {number}; move the file away.")
+        return lines
 
     def done(self) -> set[tuple[int, str]]:
         """(problem, label) pairs that need no more work."""
@@ -83,7 +133,7 @@ class ResultLog:
     def append(self, line: Line) -> None:
         """Add one line and sync it. ResultsError when the disk refuses; a torn line is dropped on resume."""
         try:
-            with self.path.open("a") as handle:
+            with self.path.open("a", encoding="utf-8") as handle:
                 handle.write(json.dumps(line, separators=(",", ":")) + "\n")
                 handle.flush()
                 os.fsync(handle.fileno())
@@ -130,7 +180,7 @@ def _rounded(series: np.ndarray | None) -> list[float]:
     return [] if series is None else [float(f"{value:.8g}") for value in series]
 
 
-def write_problems(directory: Path, problems: list[ForecastProblem]) -> None:
+def _problems_text(problems: list[ForecastProblem]) -> str:
     """problems.json: histories, truths and scales, in the user's units."""
     records = [
         {
@@ -144,15 +194,20 @@ def write_problems(directory: Path, problems: list[ForecastProblem]) -> None:
         }
         for p in problems
     ]
-    write_text(directory / PROBLEMS, json.dumps(records))
+    return json.dumps(records)
 
 
 def read_problems(directory: Path) -> list[ForecastProblem]:
-    """What `write_problems` wrote; ResultsError when the directory holds no run."""
+    """The problems of a run; ResultsError when the directory holds none."""
     path = directory / PROBLEMS
     if not path.is_file():
         raise ResultsError(f"results: {directory} holds no {PROBLEMS}; give a directory that `sdt evaluate` wrote.")
-    records = json.loads(path.read_text())
-    return [
-        ForecastProblem(**(r | {"history": np.array(r["history"]), "truth": np.array(r["truth"])})) for r in records
-    ]
+    try:
+        records = json.loads(path.read_text(encoding="utf-8"))
+        return [
+            ForecastProblem(**(r | {"history": np.array(r["history"]), "truth": np.array(r["truth"])})) for r in records
+        ]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ResultsError(
+            f"results: {path} is damaged ({error}); give a directory that `sdt evaluate` wrote."
+        ) from error

@@ -6,13 +6,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from sdt_dist.data.problems import ForecastProblem, load_problems
 from sdt_dist.errors import SdtError
 from sdt_dist.evaluation.config import EvaluationConfig, MethodConfig
-from sdt_dist.evaluation.results import Line, ResultLog, open_directory, result_line, write_problems
+from sdt_dist.evaluation.results import Line, ResultLog, open_directory, result_line
 from sdt_dist.evaluation.summary import Summary, recompute
-from sdt_dist.protocols import Process
-from sdt_dist.rewards.spec import RewardContext, parse_reward
+from sdt_dist.protocols import Decoded, Process
+from sdt_dist.rewards.base import Reward
+from sdt_dist.rewards.spec import RewardContext, RewardFactory, parse_reward
 from sdt_dist.search.api import run_searches
 from sdt_dist.search.methods import get_method
 from sdt_dist.search.session import SearchProblem
@@ -41,7 +44,10 @@ class Plan:
 
 
 def make_plan(config: EvaluationConfig) -> Plan:
-    """Load the data (no model) and cut the problems. Raises DataError, ContextError or ConfigurationError."""
+    """Load the data (no model), cut the problems and try the reward on them.
+
+    Raises DataError, ContextError, ConfigurationError or, when no problem's reward works, RewardError.
+    """
     problems = load_problems(
         config.dataset,
         horizon=config.horizon,
@@ -51,7 +57,33 @@ def make_plan(config: EvaluationConfig) -> Plan:
         stride=config.stride,
         channels=config.channels,
     )
+    _try_rewards(parse_reward(config.reward), problems, config.horizon)
     return Plan(config, problems)
+
+
+def try_reward(factory: RewardFactory, history: np.ndarray, horizon: int) -> Reward:
+    """The reward of a history [L], after it scored the history's end as if that were a forecast [horizon].
+
+    So a reward that can score no such forecast is refused before anything is searched, with its own SdtError.
+    """
+    factory.check_horizon(horizon)
+    reward = factory.build(RewardContext(history=history))
+    reward.score([Decoded((), series=np.resize(history[-horizon:], horizon).astype(np.float64))])
+    return reward
+
+
+def _try_rewards(factory: RewardFactory, problems: list[ForecastProblem], horizon: int) -> None:
+    """The first problem's error when no problem's reward works; where one does, a run records the others as failed."""
+    first: SdtError | None = None
+    for problem in problems:
+        try:
+            try_reward(factory, problem.history, horizon)
+        except SdtError as error:
+            first = first or error
+        else:
+            return
+    if first is not None:
+        raise first
 
 
 class Progress:
@@ -79,9 +111,7 @@ def run_evaluation(
     """
     progress = progress or Progress()
     config = plan.config
-    open_directory(output, config, resume=resume)
-    write_problems(output, plan.problems)
-    log = ResultLog(output)
+    log = open_directory(output, config, plan.problems, resume=resume)
     done = log.done()
     todo = {
         method.label: [p for p in plan.problems if (p.index, method.label) not in done]

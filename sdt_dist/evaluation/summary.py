@@ -1,4 +1,7 @@
-"""summary.json, truth.json and summary.md, computed from problems.json and samples.jsonl only (SPEC section 8)."""
+"""summary.json, truth.json and summary.md, computed from problems.json and samples.jsonl only (SPEC section 8).
+
+Metrics are imported where they are computed: their libraries load torch, which planning a run must not.
+"""
 
 from __future__ import annotations
 
@@ -9,41 +12,25 @@ from typing import Any
 import numpy as np
 
 from sdt_dist.data.problems import ForecastProblem
+from sdt_dist.errors import ResultsError
 from sdt_dist.evaluation.results import Line, ResultLog, read_problems, write_text
-from sdt_dist.metrics.aggregate import paired_difference, ratio_of_sums, summarise
-from sdt_dist.metrics.forecast import forecast_measures, spectral_measures
-from sdt_dist.metrics.text import distinct_n, perplexity
-
-Row = dict[str, float]
-Summary = dict[str, dict[str, dict[str, float]]]
-TABLE = [
-    ("crps", "CRPS", "lower"),
-    ("wql", "WQL", "lower"),
-    ("mase", "MASE", "lower"),
-    ("coverage_80", "80% coverage", "near .80"),
-    ("spec_w1", "Spec-W1 (L)", "near the truth's"),
-    ("spec_w1_half", "Spec-W1 (L/2)", "near the truth's"),
-    ("log_l1", "log-L1", "near the truth's"),
-    ("reward_mean", "reward", "higher"),
-    ("reward_best", "best reward", "higher"),
-    ("ess", "ESS", "higher"),
-    ("log_z", "log Z", "-"),
-    ("distinct_samples", "distinct", "higher"),
-    ("nfe", "NFE", "matched"),
-    ("wall_s", "s/problem", "lower"),
-]
+from sdt_dist.evaluation.tables import Row, Summary, to_markdown
 
 
 def measures_of(line: Line, problem: ForecastProblem) -> Row:
     """All measures of one result line; a failed line has success_rate 0 and nothing else."""
     if line["status"] != "ok" or not line["samples"]:
         return {"success_rate": 0.0}
+    from sdt_dist.metrics.forecast import forecast_measures, spectral_measures
+    from sdt_dist.metrics.text import distinct_n, perplexity
+
     samples = np.array(line["samples"], dtype=np.float64)
     row = forecast_measures(samples, problem.truth, problem.history, problem.season, problem.loc, problem.scale)
     mean = (samples.mean(axis=0, keepdims=True) - problem.loc) / problem.scale
     lengths = [len(tokens) for tokens in line["tokens"]]
+    of_mean = spectral_measures(mean, (problem.history - problem.loc) / problem.scale)
+    row |= {f"{name}_of_mean": value for name, value in of_mean.items() if name == "log_l1"}
     row |= {
-        "log_l1_of_mean": spectral_measures(mean, (problem.history - problem.loc) / problem.scale)["log_l1"],
         "reward_mean": float(np.mean(line["rewards"])),
         "reward_best": line["best_reward"],
         "distinct_samples": float(len({tuple(tokens) for tokens in line["tokens"]})),
@@ -65,12 +52,18 @@ def tabulate(directory: Path) -> dict[str, dict[int, Row]]:
     problems = {problem.index: problem for problem in read_problems(directory)}
     table: dict[str, dict[int, Row]] = {}
     for line in ResultLog(directory).lines:
+        if line["problem"] not in problems:
+            raise ResultsError(
+                f"results: {directory} has a result of problem {line['problem']}, which it does not hold."
+            )
         table.setdefault(line["label"], {})[line["problem"]] = measures_of(line, problems[line["problem"]])
     return table
 
 
 def summarise_table(table: dict[str, dict[int, Row]]) -> Summary:
     """{label: {metric: {mean, low, high}}}; each metric over the problems that have it, WQL as a ratio of sums."""
+    from sdt_dist.metrics.aggregate import ratio_of_sums, summarise
+
     summary: Summary = {}
     for label, rows in table.items():
         names = sorted({name for row in rows.values() for name in row} - {"wql_loss", "wql_scale"})
@@ -84,6 +77,9 @@ def summarise_table(table: dict[str, dict[int, Row]]) -> Summary:
 
 def truth_measures(problems: list[ForecastProblem]) -> dict[str, Any]:
     """The true futures' own spectral measures against their histories: where a method should come near."""
+    from sdt_dist.metrics.aggregate import summarise
+    from sdt_dist.metrics.forecast import spectral_measures
+
     rows = [spectral_measures(((p.truth - p.loc) / p.scale)[None], (p.history - p.loc) / p.scale) for p in problems]
     means = {name: summarise(np.array([row[name] for row in rows])) for name in rows[0]}
     return {"summary": means, "problems": {p.name: row for p, row in zip(problems, rows, strict=True)}}
@@ -97,58 +93,3 @@ def recompute(directory: Path) -> Summary:
     write_text(directory / "truth.json", json.dumps(truth, indent=1))
     write_text(directory / "summary.md", to_markdown(summary, truth, table))
     return summary
-
-
-def cell(summary: Summary, label: str, metric: str) -> str:
-    """A mean as people read it, or a dash."""
-    found = summary[label].get(metric)
-    return "–" if found is None else _number(found["mean"])
-
-
-def _number(value: float) -> str:
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}" if abs(value) < 0.01 else f"{value:.3f}"
-
-
-def to_markdown(summary: Summary, truth: dict[str, Any], table: dict[str, dict[int, Row]]) -> str:
-    """The table of means, the truth's own spectra below it, and paired differences to `sample`."""
-    shown = [column for column in TABLE if any(column[0] in row for row in summary.values())]
-    lines = [
-        "| method | " + " | ".join(f"{title} ({better})" for _, title, better in shown) + " |",
-        "|---|" + "---:|" * len(shown),
-    ]
-    for label in summary:
-        lines.append(f"| {label} | " + " | ".join(cell(summary, label, metric) for metric, _, _ in shown) + " |")
-    known = truth["summary"]
-    own = [_number(known[metric]["mean"]) if metric in known else "" for metric, _, _ in shown]
-    lines.append("| *true future* | " + " | ".join(own) + " |")
-    problems = len(next(iter(table.values()), {}))
-    lines += ["", f"Means over {problems} problems; 95% bootstrap intervals are in summary.json."]
-    return "\n".join(lines + _paired(table)) + "\n"
-
-
-def _paired(table: dict[str, dict[int, Row]]) -> list[str]:
-    """Differences to plain sampling on the same problems, with 95% intervals."""
-    base = table.get("sample")
-    if base is None or len(table) < 2:
-        return []
-    metrics = ("crps", "spec_w1", "log_l1", "reward_mean")
-    lines = [
-        "",
-        "Paired differences to `sample` (mean [95% interval]):",
-        "",
-        "| method | " + " | ".join(metrics) + " |",
-    ]
-    lines.append("|---|" + "---:|" * len(metrics))
-    for label, rows in table.items():
-        if label == "sample":
-            continue
-        cells = []
-        for metric in metrics:
-            both = [i for i in rows if metric in rows[i] and metric in base.get(i, {})]
-            if not both:
-                cells.append("–")
-                continue
-            found = paired_difference(*(np.array([t[i][metric] for i in both]) for t in (rows, base)))
-            cells.append(f"{found['mean']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]")
-        lines.append(f"| {label} | " + " | ".join(cells) + " |")
-    return lines

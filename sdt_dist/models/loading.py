@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sdt_dist.errors import ConfigurationError, MissingExtraError, unknown_name
+
+if TYPE_CHECKING:
+    import torch
 
 BACKENDS = ("hf",)
 _EXTRAS = ("vllm", "mlx")
@@ -18,7 +21,7 @@ def split_spec(spec: str) -> tuple[str, str]:
         prefix, rest = "hf", spec
     if prefix in _EXTRAS:
         raise MissingExtraError(
-            f"model: backend {prefix!r} is not part of this release; serve {rest!r} with hf:{rest} instead."
+            f"model: the {prefix!r} backend is not part of this release yet; use hf:{rest} (Transformers) instead."
         )
     if prefix not in BACKENDS:
         raise unknown_name("model backend", prefix, [*BACKENDS, *_EXTRAS])
@@ -37,6 +40,20 @@ def check_spec(spec: str) -> None:
         raise ConfigurationError(f"model: {name!r} does not exist; give 'bundled', a directory, or a hub id.")
 
 
+def torch_device(name: str) -> torch.device:
+    """A torch device that this machine has; ConfigurationError otherwise."""
+    import torch
+
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: a torch that was built without CUDA
+        gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+        mps = ["mps"] if torch.backends.mps.is_available() else []
+        raise ConfigurationError(f"device: {name!r}, this machine has: {', '.join(['cpu', *gpus, *mps])}.") from error
+    return device
+
+
 def load_model(spec: str = "bundled", *, device: str | None = None, trust_remote_code: bool = False) -> Any:
     """A `Forecaster` (bundled, or a directory that `sdt train-forecaster` saved) or a `LanguageModel`.
 
@@ -45,7 +62,7 @@ def load_model(spec: str = "bundled", *, device: str | None = None, trust_remote
     """
     check_spec(spec)
     _, name = split_spec(spec)
-    import torch
+    target = None if device is None else torch_device(device)
 
     from sdt_dist.models.forecaster.bundled import forecaster_directory, load_module
     from sdt_dist.models.forecaster.process import Forecaster
@@ -55,5 +72,6 @@ def load_model(spec: str = "bundled", *, device: str | None = None, trust_remote
     if forecaster_directory(name) is None:
         return load_language_model(name, device=device, trust_remote_code=trust_remote_code)
     module, forecaster_spec = load_module(name)
-    module.to(torch.device(device or "cpu"))  # type: ignore[arg-type]
+    if target is not None:
+        module.to(target)  # type: ignore[arg-type]
     return Forecaster(HFModel(module), forecaster_spec)

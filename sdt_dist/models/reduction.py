@@ -18,6 +18,7 @@ from sdt_dist.noise import exponential, hash_key, hashed_uniform
 from sdt_dist.protocols import PriorLaw
 
 _BLOCK = 64  # tokens whose hashes are looked at together; in most blocks nothing can win
+_RACE, _NO_TOKEN = -1, -2  # instead of a token: draw one, or leave it
 _LOWEST = -708.0  # exp of less is no normal float64
 
 
@@ -61,18 +62,13 @@ def draw(
     """
     scores = np.ascontiguousarray(scores)
     greedy = [row for row, key in enumerate(keys) if key is None]
-    tokens = np.full(len(scores), -1, dtype=np.int32)
+    tokens = np.full(len(scores), _RACE, dtype=np.int32)
     tokens[greedy] = [_first(scores[row], excluded[row]) for row in greedy]
     row_keys = np.array([key or 0 for key in keys] if greedy else keys, dtype=np.uint64)
-    ends = np.array(list(accumulate(len(left_out) for left_out in excluded)), dtype=np.int64)
-    masked = np.array([token for left_out in excluded for token in left_out], dtype=np.int64)
-    top = scores.max(axis=1).astype(np.float64)
-    total, rest, count = _draw_rows(scores, top, row_keys, ends, masked, tokens)
+    top, log_total, log_rest, count = _account(scores, row_keys, excluded, tokens)
     for row in np.flatnonzero(tokens < 0):  # nothing left that float64 can tell from 0
         tokens[row] = _first(scores[row], excluded[row])
-    with np.errstate(divide="ignore"):
-        log_total = np.log(total)
-        return tokens, scores[np.arange(len(scores)), tokens] - top - log_total, np.log(rest) - log_total, count
+    return tokens, scores[np.arange(len(scores)), tokens] - top - log_total, log_rest, count
 
 
 def largest(
@@ -83,30 +79,48 @@ def largest(
     They are the largest of log p + Gumbel(key): a draw without replacement whose first is that of `draw`. scores
     [1, V] as from `law_scores`. Returns tokens [K] int32, log p [K], and log mass and count of what remains.
     """
-    row = np.ascontiguousarray(scores[0])
-    top, mass = float(row.max()), np.empty(len(row))
-    log_total = np.log(_masses(row, top, mass))
-    ranks = row.copy() if key is None else mass / exponential(np.array([key], dtype=np.uint64), len(row))[0]
-    nothing = -np.inf if key is None else 0.0
+    scores = np.ascontiguousarray(scores)
+    row_keys = np.array([key or 0], dtype=np.uint64)
+    if key is None:
+        ranks, nothing = scores[0].astype(np.float64), -np.inf
+    else:
+        ranks, nothing = np.empty(scores.shape[1]), 0.0
+        _masses(scores[0], float(scores[0].max()), ranks)
+        ranks /= exponential(row_keys, len(ranks))[0]
     ranks[list(excluded)] = nothing
     count = min(num_children, int((ranks > nothing).sum()))
     tokens = np.argsort(-ranks, kind="stable")[:count].astype(np.int32)
-    log_prob = row[tokens].astype(np.float64) - top - log_total
-    mass[list(excluded)] = mass[tokens] = 0.0
+    taken = [(*excluded, *tokens.tolist())]
+    top, log_total, log_rest, rest = _account(scores, row_keys, taken, np.array([_NO_TOKEN], dtype=np.int32))
+    return tokens, scores[0, tokens].astype(np.float64) - top[0] - log_total[0], float(log_rest[0]), int(rest[0])
+
+
+def _account(
+    scores: np.ndarray, row_keys: np.ndarray, excluded: Sequence[tuple[int, ...]], tokens: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Run the races that `tokens` [B] asks for, in place; row maxima, log sums above them, logs and counts of the rest.
+
+    Both `draw` and `largest` come here: the same compiled sums give both the same bits.
+    """
+    ends = np.array(list(accumulate(len(left_out) for left_out in excluded)), dtype=np.int64)
+    masked = np.array([token for left_out in excluded for token in left_out], dtype=np.int64)
+    top = scores.max(axis=1).astype(np.float64)
+    total, rest, count = _account_rows(scores, top, row_keys, ends, masked, tokens)
     with np.errstate(divide="ignore"):
-        return tokens, log_prob, float(np.log(mass.sum()) - log_total), int(np.count_nonzero(mass))
+        log_total = np.log(total)
+        return top, log_total, np.log(rest) - log_total, count
 
 
 def _first(scores: np.ndarray, excluded: tuple[int, ...]) -> int:
     """The most probable token outside `excluded`."""
-    left = scores.copy()
+    left = scores.astype(np.float64)
     left[list(excluded)] = -np.inf
     return int(left.argmax())
 
 
 @njit(cache=True, error_model="numpy")
-def _draw_rows(scores, top, keys, ends, masked, tokens):
-    """Fill in tokens [B] that are -1 (they stay so where no mass is left); total mass, mass and count of the rest.
+def _account_rows(scores, top, keys, ends, masked, tokens):
+    """Fill in tokens [B] that are _RACE (they stay so where no mass is left); total mass, mass and count of the rest.
 
     ends [B] are the ends of the rows' parts of `masked`. One row at a time, so that its masses stay in the cache.
     """
@@ -115,14 +129,15 @@ def _draw_rows(scores, top, keys, ends, masked, tokens):
     count = np.empty(num_rows, dtype=np.int32)
     mass = np.empty(num_tokens)
     for row in range(num_rows):
-        total[row] = _masses(scores[row], top[row], mass)
+        _masses(scores[row], top[row], mass)
+        total[row] = _sum(mass)
         for place in range(ends[row - 1] if row else 0, ends[row]):
             mass[masked[place]] = 0.0
-        if tokens[row] < 0:
+        if tokens[row] == _RACE:
             tokens[row] = _race(mass, keys[row])
         if tokens[row] >= 0:
             mass[tokens[row]] = 0.0
-        rest[row], count[row] = _rest(mass)
+        rest[row], count[row] = _sum(mass), _count_positive(mass)
     return total, rest, count
 
 
@@ -152,24 +167,31 @@ def _race(mass, key):
     return winner
 
 
-@njit(cache=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
+@njit(cache=True, error_model="numpy")
 def _masses(scores, top, mass):
-    """Write exp(scores - top) [V] float64, 0 where that is no normal number, and return the sum."""
-    total = 0.0
+    """Write exp(scores - top) [V] float64, 0 where that is no normal number."""
     for token in range(len(scores)):
         mass[token] = exp_nonpositive(np.float64(scores[token]) - top)
-        total += mass[token]
+
+
+@njit(cache=True, fastmath={"reassoc", "nsz"})
+def _sum(values):
+    """Sum of values [n] in vector order.
+
+    Nothing is written here: beside a store the compiler chooses between two orders by where the arrays lie in memory.
+    """
+    total = 0.0
+    for i in range(len(values)):
+        total += values[i]
     return total
 
 
-@njit(cache=True, error_model="numpy", fastmath={"reassoc", "nsz"})
-def _rest(mass):
-    """Sum of the masses, and how many are above 0."""
-    total, count = 0.0, 0
-    for value in mass:
-        total += value
-        count += value > 0.0
-    return total, count
+@njit(cache=True)
+def _count_positive(values):
+    count = 0
+    for i in range(len(values)):
+        count += values[i] > 0.0
+    return count
 
 
 @njit(cache=True, error_model="numpy", fastmath={"contract"})

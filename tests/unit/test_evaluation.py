@@ -13,6 +13,7 @@ from pathlib import Path
 
 import matplotlib.image
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -20,9 +21,10 @@ import yaml
 from cluster.cli import main
 from sdt_dist.errors import ConfigurationError, ResultsError
 from sdt_dist.evaluation.config import EvaluationConfig, load_config
+from sdt_dist.evaluation.figures import draw_all
 from sdt_dist.evaluation.results import ResultLog, read_problems
 from sdt_dist.evaluation.runner import Progress, make_plan, run_evaluation
-from sdt_dist.evaluation.summary import recompute
+from sdt_dist.evaluation.summary import recompute, tabulate
 from sdt_dist.models.loading import load_model
 from sdt_dist.protocols import Decoded
 from sdt_dist.rewards.spec import RewardContext, parse_reward
@@ -230,11 +232,82 @@ def test_a_directory_with_results_is_refused_and_left_alone(copy, evaluate, chan
     assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
 
 
-def test_a_damaged_line_in_the_middle_is_refused(copy):
-    lines = (copy / "samples.jsonl").read_text().splitlines(keepends=True)
-    (copy / "samples.jsonl").write_text("".join([lines[0], "{broken\n", *lines[1:]]))
+@pytest.mark.parametrize("line", [b"{broken\n", b"[1]\n", b'{"problem": 0}\n', b"\xff\n"])
+def test_a_damaged_line_in_the_middle_is_refused(copy, line):
+    lines = (copy / "samples.jsonl").read_bytes().splitlines(keepends=True)
+    (copy / "samples.jsonl").write_bytes(b"".join([lines[0], line, *lines[1:]]))
     with pytest.raises(ResultsError, match="damaged"):
         ResultLog(copy)
+
+
+@pytest.mark.parametrize("text", [b"name: my own\n", b"- list\n", b"a: [\n", b"\xff", None])
+def test_a_directory_whose_configuration_is_not_ours_is_refused_and_left_alone(copy, evaluate, text):
+    """With results beside it, and, where there is a file at all, without."""
+    path = copy / "config.yaml"
+    path.unlink() if text is None else path.write_bytes(text)
+    for _ in range(1 if text is None else 2):
+        before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+        with pytest.raises(ResultsError, match=r"config\.yaml"):
+            evaluate(copy, SETTINGS, resume=True)
+        assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
+        (copy / "samples.jsonl").unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("text", ["{", "[{}]", "[1]", '[{"history": [], "truth": []}]', "[]"])
+def test_damaged_problems_are_refused(copy, text):
+    (copy / "problems.json").write_text(text)
+    with pytest.raises(ResultsError, match="problem"):
+        recompute(copy)
+
+
+def test_data_that_changed_under_the_same_path_are_noticed(tmp_path, evaluate):
+    def write(first: float) -> None:
+        values = np.sin(np.arange(200) / 4)
+        values[150] = first
+        pd.DataFrame({"load": values}).to_csv(tmp_path / "own.csv", index=False)
+
+    settings = SETTINGS | {"dataset": str(tmp_path / "own.csv"), "num_problems": 1, "methods": ["sample"]}
+    write(0.1)
+    evaluate(tmp_path / "run", settings)
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    write(0.2)
+    with pytest.raises(ResultsError, match="has changed"):
+        evaluate(tmp_path / "run", settings, resume=True)
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+    write(0.1)
+    evaluate(tmp_path / "run", settings, resume=True)
+
+
+def _tables(text: str) -> list[dict[str, dict[str, str]]]:
+    """{row: {column: cell}} of every Markdown table in a text."""
+    tables: list[list[list[str]]] = [[]]
+    for line in text.splitlines():
+        if line.startswith("|"):
+            tables[-1].append([part.strip() for part in line.strip("|").split("|")])
+        elif tables[-1]:
+            tables.append([])
+    return [{row[0]: dict(zip(t[0][1:], row[1:], strict=True)) for row in t[2:]} for t in tables if t]
+
+
+def test_the_summary_has_intervals_ratios_and_paired_differences(finished):
+    summary, table = json.loads((finished / "summary.json").read_text()), tabulate(finished)
+    means, intervals, ratios, differences = _tables((finished / "summary.md").read_text())
+    assert list(means) == list(intervals) == [*method_names(), "*true future*"]
+    found = summary["snis"]["crps"]
+    assert intervals["snis"]["CRPS"] == f"{found['mean']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
+    assert list(ratios["snis"]) == ["CRPS", "Spec-W1 (L)", "Spec-W1 (L/2)", "log-L1"]
+    assert list(differences["snis"]) == [*ratios["snis"], "reward"]
+    for label in set(method_names()) - {"sample"}:
+        own, base = (np.array([table[name][i]["spec_w1_half"] for i in range(3)]) for name in (label, "sample"))
+        assert ratios[label]["Spec-W1 (L/2)"].startswith(f"{own.mean() / base.mean():.3f} [")
+        assert differences[label]["Spec-W1 (L/2)"].startswith(f"{(own - base).mean():+.3f} [")
+
+
+def test_a_horizon_without_a_spectrum_is_evaluated_without_one(tmp_path, evaluate):
+    evaluate(tmp_path / "run", FEW | {"horizon": 2, "reward": "smoothness", "num_problems": 1})
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert "crps" in summary["sample"] and "spec_w1" not in summary["sample"]
+    assert "spectra" not in {path.stem for path in draw_all(tmp_path / "run")}
 
 
 def test_resume_starts_afresh_where_there_is_nothing_and_seeds_decide(tmp_path, evaluate):

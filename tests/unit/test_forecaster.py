@@ -15,16 +15,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from sdt_dist.data import load_problems
-from sdt_dist.errors import CheckpointError, ConfigurationError, ContextError, DataError
-from sdt_dist.models.forecaster import batches, bundled, synthetic, train
+from sdt_dist.errors import CheckpointError, ConfigurationError, ContextError, DataError, ResultsError
+from sdt_dist.models.forecaster import batches, bundled, synthetic, train, trainer
 from sdt_dist.models.forecaster.batches import CsvSource, SyntheticSource, token_batch
 from sdt_dist.models.forecaster.bundled import BUNDLED, WEIGHTS_FILE, load_module
 from sdt_dist.models.forecaster.spec import FORMAT, SPEC_FILE, ForecasterSpec
 from sdt_dist.models.forecaster.tokenizer import FIRST_BIN, MIN_HISTORY, Scale, ValueTokenizer
-from sdt_dist.models.forecaster.train import TrainConfig, train_forecaster
+from sdt_dist.models.forecaster.train import CURVE_FILE, train_forecaster
+from sdt_dist.models.forecaster.trainer import CHECKPOINT_FILE, TrainConfig
 from sdt_dist.models.loading import load_model
 from sdt_dist.protocols import RolloutRequest
 from sdt_dist.rewards.spec import RewardContext, parse_reward
@@ -152,6 +154,11 @@ def _weights(directory: Path) -> dict[str, bytes]:
     return {name: value.numpy().tobytes() for name, value in load_file(directory / WEIGHTS_FILE).items()}
 
 
+def _step(directory: Path) -> int:
+    with safe_open(directory / CHECKPOINT_FILE, framework="pt") as file:
+        return int(file.metadata()["step"])
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
     return train_forecaster(_config(tmp_path_factory.mktemp("trained")))
@@ -169,16 +176,101 @@ def test_training_resumes_exactly(trained, tmp_path, stop_at):
 
     with pytest.raises(_Stopped):
         train_forecaster(_config(tmp_path, checkpoint_every=stop_at), on_step=stop)
-    assert json.loads((tmp_path / "state.json").read_text())["step"] == stop_at
+    assert _step(tmp_path) == stop_at
     steps: list[int] = []
     train_forecaster(_config(tmp_path), on_step=lambda step, _: steps.append(step))
     assert steps == list(range(stop_at + 1, 7))
     assert _weights(tmp_path) == _weights(trained)
 
 
+@pytest.mark.parametrize("renames", range(6))
+def test_a_kill_between_any_two_files_of_a_save_resumes_exactly(trained, tmp_path, monkeypatch, renames):
+    """Saves after steps 2 and 4; the kill leaves a torn file beside the one that was to come."""
+    real, done = Path.replace, []
+
+    def replace_until_killed(self: Path, target: Path) -> Path:
+        if len(done) == renames:
+            Path(f"{target}.tmp.torn").write_bytes(self.read_bytes()[:-9])
+            raise _Stopped
+        done.append(target)
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace_until_killed)
+    with pytest.raises(_Stopped):
+        train_forecaster(_config(tmp_path, checkpoint_every=2))
+    monkeypatch.undo()
+    for torn in tmp_path.glob("*.torn"):
+        torn.replace(torn.with_suffix(""))
+    steps: list[int] = []
+    train_forecaster(_config(tmp_path), on_step=lambda step, _: steps.append(step))
+    assert len(steps) == (6, 4, 4, 4, 2, 2)[renames]
+    assert _weights(tmp_path) == _weights(trained) and load_module(str(tmp_path))[1] == SMALL
+    curve = [json.loads(line)["step"] for line in (tmp_path / CURVE_FILE).read_text().splitlines()]
+    assert curve == sorted(set(curve)) and not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_kill_between_checkpoint_and_forecaster_still_exports_the_last_step(trained, tmp_path):
+    train_forecaster(_config(tmp_path))
+    save_file({k: torch.zeros_like(v) for k, v in load_file(tmp_path / WEIGHTS_FILE).items()}, tmp_path / WEIGHTS_FILE)
+    assert _weights(train_forecaster(_config(tmp_path))) == _weights(trained)
+
+
+def _rewrite(path: Path, change) -> None:
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(path)
+    change(tensors, metadata)
+    save_file(tensors, path, metadata)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.unlink(),
+        lambda path: path.write_bytes(path.read_bytes()[:-4]),
+        lambda path: torch.save({"step": 4}, path),
+        lambda path: save_file({"weight": torch.zeros(2)}, path),
+        lambda path: _rewrite(path, lambda tensors, metadata: metadata.update(step="four")),
+        lambda path: _rewrite(path, lambda tensors, _: tensors.pop("model.model.norm.weight")),
+        lambda path: _rewrite(path, lambda tensors, _: tensors["model.model.norm.weight"].fill_(np.nan)),
+        lambda path: _rewrite(path, lambda tensors, _: tensors.pop("optimiser.1.0.exp_avg")),
+        lambda path: _rewrite(path, lambda tensors, _: tensors.update({"optimiser.0.x.y": torch.zeros(1)})),
+        lambda path: _rewrite(path, lambda tensors, _: tensors.update({"optimiser.0.0.y": torch.zeros(7)})),
+    ],
+    ids=["missing", "torn", "pickled", "foreign", "step", "weight", "nan", "moment", "name", "shape"],
+)
+def test_a_damaged_training_checkpoint_is_refused(trained, tmp_path, damage):
+    for file in trained.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    damage(tmp_path / CHECKPOINT_FILE)
+    with pytest.raises(CheckpointError, match=CHECKPOINT_FILE):
+        train_forecaster(_config(tmp_path))
+    assert _weights(tmp_path) == _weights(trained)
+
+
+def test_what_training_cannot_use_is_refused_before_a_network_is_built(tmp_path, monkeypatch):
+    monkeypatch.setattr(ForecasterSpec, "build", lambda self: pytest.fail("a network was built"))
+    (tmp_path / "binary.csv").write_bytes(bytes(range(256)) * 9)
+    pd.DataFrame({"load": _wave(50)}).to_csv(tmp_path / "short.csv", index=False)
+    (tmp_path / "file").write_text("kept")
+    for error, changes in [
+        (DataError, {"data": "absent.csv"}),
+        (DataError, {"data": str(tmp_path / "binary.csv")}),
+        (DataError, {"data": str(tmp_path / "short.csv")}),
+        (ConfigurationError, {"device": "tpu"}),
+        (ConfigurationError, {"device": "cuda:99"}),
+        (ResultsError, {"output": str(tmp_path / "file")}),
+    ]:
+        with pytest.raises(error, match=str(next(iter(changes.values())))):
+            train_forecaster(_config(tmp_path / "run", **changes))
+    assert not (tmp_path / "run").exists() and (tmp_path / "file").read_text() == "kept"
+    with pytest.raises(ConfigurationError, match="adam_lr"):
+        _config(tmp_path, adam_lr=float("nan"))
+
+
 def test_a_time_limit_stops_resumably(trained, tmp_path):
     train_forecaster(_config(tmp_path), max_seconds=0)
-    assert json.loads((tmp_path / "state.json").read_text())["step"] == 1
+    assert _step(tmp_path) == 1
     assert _weights(train_forecaster(_config(tmp_path))) == _weights(trained)
 
 
@@ -248,7 +340,7 @@ def test_training_data_are_synthetic_and_no_dataset_is_within_reach():
     assert _imports(synthetic) == {"__future__", "math", "torch"}
     calls = {node.id for node in ast.walk(ast.parse(inspect.getsource(synthetic))) if isinstance(node, ast.Name)}
     assert not calls & {"open", "eval", "exec", "__import__"}
-    for module in (batches, bundled, train):
+    for module in (batches, bundled, train, trainer):
         assert not {name for name in _imports(module) if name.startswith(("sdt_dist.data", "statsmodels", "urllib"))}
 
 
@@ -278,6 +370,29 @@ def test_a_checkpoint_is_refused_unless_it_is_whole_and_ours(tmp_path):
     with pytest.raises(CheckpointError, match=SPEC_FILE):
         load_module(str(tmp_path))
     assert json.loads((tmp_path / "good" / SPEC_FILE).read_text())["format"] == FORMAT
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"vocab_size": "x"}, {"vocab_size": 3}, {"vocab_size": 10**9}, {"head_dim": 0}, {"head_dim": 12}, {"num_layers": True},
+        {"hidden_size": 32.0}, {"limit": 0}, {"limit": float("nan")}, {"limit": None}, {"context_length": 8},
+    ],
+)  # fmt: skip
+def test_a_spec_of_no_network_is_refused_by_its_field(tmp_path, fields):
+    ((name, _),) = fields.items()
+    with pytest.raises(CheckpointError, match=name):
+        load_module(str(_checkpoint(tmp_path / "bad", **fields)))
+
+
+def test_a_spec_that_is_not_text_and_weights_that_are_not_finite_are_refused(tmp_path):
+    (_checkpoint(tmp_path / "bytes") / SPEC_FILE).write_bytes(b"\xff\xfe{")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_module(str(tmp_path / "bytes"))
+    path = _checkpoint(tmp_path / "nan") / WEIGHTS_FILE
+    _rewrite(path, lambda tensors, _: tensors["model.norm.weight"][0].fill_(np.inf))
+    with pytest.raises(CheckpointError, match=r"model\.norm\.weight"):
+        load_model(str(tmp_path / "nan"))
 
 
 def test_pickled_torn_and_missing_weights_are_refused(tmp_path):

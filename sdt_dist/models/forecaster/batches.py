@@ -29,18 +29,35 @@ class SyntheticSource:
 
 
 class CsvSource:
-    """Random windows of a CSV's numeric columns, rows [0, end_row) only, so that later rows stay unseen."""
+    """Random windows of a CSV's numeric columns, rows [0, end_row) only, so that later rows stay unseen.
+
+    DataError for a file that cannot be read, is no CSV, or lacks finite numbers.
+    """
 
     def __init__(self, path: Path, end_row: int | None, device: torch.device) -> None:
-        table = pd.read_csv(path).select_dtypes("number").iloc[:end_row]
-        if table.empty or not np.isfinite(table.to_numpy()).all():
-            raise DataError(f"data: {path} needs numeric columns of finite values in rows 0 to {end_row}.")
-        self._values = torch.tensor(table.to_numpy().T, dtype=torch.float64, device=device)
+        self._path = path
+        try:
+            table = pd.read_csv(path)
+        except OSError as error:
+            raise DataError(f"data: {path} cannot be read ({error.strerror or error}); give a CSV file.") from error
+        except (ValueError, pd.errors.ParserError) as error:
+            raise DataError(f"data: {path} is not a CSV ({error}).") from error
+        table = table.select_dtypes("number").iloc[:end_row]
+        values = table.to_numpy(dtype=np.float64)
+        if table.empty or not np.isfinite(values).all():
+            last = len(table) if end_row is None else end_row
+            raise DataError(f"data: {path} needs numeric columns of finite values in rows 0 to {last}.")
+        self._values = torch.tensor(values.T, dtype=torch.float64, device=device)
+
+    def check(self, length: int) -> None:
+        """DataError when no window of `length` rows can be drawn."""
+        rows = self._values.shape[1]
+        if rows <= length:
+            raise DataError(f"data: {self._path} has {rows} rows, allowed: more than the training window of {length}.")
 
     def draw(self, batch: int, length: int, generator: torch.Generator) -> torch.Tensor:
+        self.check(length)
         channels, rows = self._values.shape
-        if rows <= length:
-            raise DataError(f"data: {rows} rows, allowed: more than the training window of {length}.")
         device = self._values.device
         channel = torch.randint(channels, (batch,), generator=generator, device=device)
         start = torch.randint(rows - length, (batch,), generator=generator, device=device)

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+import math
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from safetensors import SafetensorError
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from sdt_dist.errors import CheckpointError
-from sdt_dist.models.forecaster.tokenizer import EOS, PAD, ValueTokenizer
+from sdt_dist.errors import CheckpointError, ResultsError
+from sdt_dist.models.forecaster.tokenizer import EOS, FIRST_BIN, MIN_HISTORY, PAD, ValueTokenizer
 
 FORMAT = "sdt-forecaster/1"
 SPEC_FILE = "forecaster.json"
+_MOST, _MOST_LAYERS = 2**20, 1000  # far beyond any forecaster; larger sizes are damage, and would fill the memory
+_LEAST = {"context_length": MIN_HISTORY, "vocab_size": FIRST_BIN + 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,21 +64,57 @@ class ForecasterSpec:
         )
 
     def save(self, directory: Path) -> None:
-        (directory / SPEC_FILE).write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=2) + "\n")
+        """Write the spec as JSON, whole or not at all; ResultsError when the disk refuses."""
+        text = json.dumps({"format": FORMAT, **asdict(self)}, indent=2) + "\n"
+        replace_file(directory / SPEC_FILE, lambda path: path.write_text(text, encoding="utf-8"))
 
     @classmethod
     def load(cls, directory: Path) -> ForecasterSpec:
         """The spec saved in a directory; CheckpointError when it is missing, foreign or malformed."""
         path = directory / SPEC_FILE
         try:
-            fields = json.loads(path.read_text())
-        except (OSError, json.JSONDecodeError) as error:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
             raise CheckpointError(
                 f"forecaster: {path} cannot be read ({error}); give a directory saved by us."
             ) from error
-        if not isinstance(fields, dict) or fields.pop("format", None) != FORMAT:
+        if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
             raise CheckpointError(f"forecaster: {path} is not of format {FORMAT!r}; give a directory saved by us.")
         try:
-            return cls(**fields)
+            spec = cls(**values)
         except TypeError as error:
             raise CheckpointError(f"forecaster: {path} has unknown fields ({error}).") from error
+        spec.check(str(path))
+        return spec
+
+    def check(self, owner: str) -> None:
+        """CheckpointError, naming the field, when this describes no network."""
+        for name in (field.name for field in fields(self) if field.name != "limit"):
+            value, least = getattr(self, name), _LEAST.get(name, 1)
+            most = _MOST_LAYERS if name == "num_layers" else _MOST
+            if type(value) is not int or not least <= value <= most:
+                raise CheckpointError(f"{owner}: {name}: {value!r}, allowed: a whole number from {least} to {most}.")
+        if type(self.limit) not in (int, float) or not 0 < self.limit < math.inf:
+            raise CheckpointError(f"{owner}: limit: {self.limit!r}, allowed: a finite number above 0.")
+        if self.head_dim % 2 or self.hidden_size % self.head_dim:
+            raise CheckpointError(
+                f"{owner}: head_dim: {self.head_dim}, must be even and divide the hidden_size of {self.hidden_size}."
+            )
+
+
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` make a file beside `path`, sync it and rename it, so that `path` is never half written.
+
+    ResultsError when the disk refuses.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        try:
+            write(temporary)
+            with temporary.open("rb") as handle:
+                os.fsync(handle.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except (OSError, SafetensorError) as error:
+        raise ResultsError(f"output: {path} cannot be written ({error}); free space and run again.") from error

@@ -24,19 +24,21 @@ from sdt_dist.models.reduction import exp_nonpositive
 
 _ROW_MULTIPLE = 8
 _UNROLL = 4  # head dimensions, and positions, taken together
-_REASSOCIATED = {"reassoc", "contract", "nsz"}  # sums in vector order: fixed by their length, not by the batch
+# Sums in vector order. They stand in functions that write no array: beside a store the compiler would keep two orders,
+# and choose by where the arrays lie in memory. Loops with stores may only fuse a*b + c, which has one meaning.
+_REASSOCIATED = {"reassoc", "contract", "nsz"}
 
 
 @njit(cache=True, error_model="numpy", fastmath=_REASSOCIATED)
 def _rms_scale(x, epsilon):
     """1 / root mean square of one hidden state [hidden]."""
     total = np.float32(0.0)
-    for value in x:
-        total += value * value
+    for i in range(len(x)):
+        total += x[i] * x[i]
     return np.float32(1.0 / math.sqrt(total / len(x) + epsilon))
 
 
-@njit(cache=True, error_model="numpy", fastmath={"contract"})
+@njit(cache=True, error_model="numpy")
 def _rotate(x, heads, cos, sin, num_rotated, epsilon):
     """Scale the projections `heads` [B, H + 2 Hkv, D] of hidden states x [B, hidden] and turn the first, in place."""
     half = heads.shape[2] // 2
@@ -52,7 +54,7 @@ def _rotate(x, heads, cos, sin, num_rotated, epsilon):
                     heads[row, head, d], heads[row, head, d + half] = left, right
 
 
-@njit(cache=True, error_model="numpy", fastmath={"contract"})
+@njit(cache=True, error_model="numpy")
 def _gate(x, gate_up, gated, epsilon):
     """silu(gate) * up [B, I] of the projections `gate_up` [B, 2 I] of hidden states x [B, hidden]."""
     width = gated.shape[1]
@@ -65,7 +67,7 @@ def _gate(x, gate_up, gated, epsilon):
             gated[row, i] = np.float32(gate * share) * (gate_up[row, width + i] * scale)
 
 
-@njit(cache=True, error_model="numpy", fastmath={"contract"})
+@njit(cache=True, error_model="numpy")
 def _attend(heads, rows, slots, keys, values, own, lengths, output):
     """Attention of `rows` of one prompt: their keys and values join `own`, the result goes to output [B, H, D].
 
@@ -135,14 +137,19 @@ def _pair_mix(weights, values, mixed):
             two[d] += b0 * v0[d]
 
 
-@njit(cache=True, error_model="numpy", fastmath=_REASSOCIATED)
+@njit(cache=True, fastmath=_REASSOCIATED)
+def _dot(left, right):
+    total = np.float32(0.0)
+    for d in range(len(left)):
+        total += left[d] * right[d]
+    return total
+
+
+@njit(cache=True)
 def _own_scores(query, keys, scores):
     """Write query [D] . keys [n, D] to scores [n]."""
     for p in range(len(scores)):
-        total = np.float32(0.0)
-        for d in range(len(query)):
-            total += query[d] * keys[p, d]
-        scores[p] = total
+        scores[p] = _dot(query, keys[p])
 
 
 @njit(cache=True, error_model="numpy", fastmath={"contract"})
@@ -154,14 +161,13 @@ def _own_mix(weights, values, mixed):
             mixed[d] += weight * values[p, d]
 
 
-@njit(cache=True, error_model="numpy", fastmath=_REASSOCIATED)
+@njit(cache=True, error_model="numpy")
 def _softmax(scores):
     """Turn scores [n] into their softmax."""
     top = _largest(scores)
-    total = np.float32(0.0)
     for p in range(len(scores)):
         scores[p] = np.float32(exp_nonpositive(np.float64(scores[p] - top)))
-        total += scores[p]
+    total = _sum(scores)
     for p in range(len(scores)):
         scores[p] /= total
 
@@ -170,9 +176,17 @@ def _softmax(scores):
 def _largest(scores):
     """The maximum of scores [n]; no-NaN lets it vectorise (a NaN is no index, and spoils its row in any case)."""
     top = scores[0]
-    for value in scores:
-        top = max(top, value)
+    for p in range(len(scores)):
+        top = max(top, scores[p])
     return top
+
+
+@njit(cache=True, fastmath=_REASSOCIATED)
+def _sum(scores):
+    total = np.float32(0.0)
+    for p in range(len(scores)):
+        total += scores[p]
+    return total
 
 
 class LlamaDecoder:
@@ -303,7 +317,8 @@ class LlamaBatch:
         for number, layer in enumerate(decoder.layers):
             heads = decoder._project(layer, x, cos, sin).numpy()
             for rows, slots, cache in self._groups:
-                _attend(heads, rows, slots, *cache[number], own[number], self._lengths, output)
+                keys, values = cache[number]
+                _attend(heads, rows, slots, keys, values, own[number], self._lengths, output)
             x = decoder._finish(layer, x, attended)
         return decoder._logits(x)[: len(tokens)]
 

@@ -1,0 +1,138 @@
+"""What a training run is, and its state: weights, optimisers and schedule, saved and resumed exactly (SPEC section 5).
+
+A checkpoint is one safetensors file (weights, optimiser states, step, digest of the settings) that a rename puts in
+place: a run killed at any instant leaves the last whole one. The forecaster to load is written beside it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from transformers import LlamaForCausalLM
+
+from sdt_dist.errors import CheckpointError, ConfigurationError
+from sdt_dist.models.forecaster.bundled import WEIGHTS_FILE, check_weights
+from sdt_dist.models.forecaster.spec import ForecasterSpec, replace_file
+
+CHECKPOINT_FILE = "checkpoint.safetensors"
+_FORMAT = "sdt-forecaster-training/1"
+_STATE_KEYS = (("momentum_buffer",), ("step", "exp_avg", "exp_avg_sq"))  # of Muon and of AdamW
+
+
+@dataclass(frozen=True, slots=True)
+class TrainConfig:
+    """One training run. `init` names a forecaster to start from (None: random); `data` a CSV (None: synthetic)."""
+
+    output: str
+    steps: int = 6000
+    batch_size: int = 256
+    muon_lr: float = 5e-3
+    adam_lr: float = 3e-3
+    weight_decay: float = 0.05
+    warmup: int = 200
+    seed: int = 0
+    device: str = "cpu"
+    compile: bool = False
+    checkpoint_every: int = 500
+    init: str | None = None
+    data: str | None = None
+    end_row: int | None = None
+    spec: ForecasterSpec = field(default_factory=ForecasterSpec)
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ConfigurationError(f"{name}: {getattr(self, name)}, must be >= 1.")
+        for name in ("muon_lr", "adam_lr", "weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigurationError(f"{name}: {getattr(self, name)}, must be finite and >= 0.")
+
+    def digest(self) -> str:
+        """Identifies the run for resuming: everything but where and how often it writes."""
+        skip = {"output", "device", "compile", "checkpoint_every"}
+        fields = {key: value for key, value in asdict(self).items() if key not in skip}
+        return hashlib.blake2b(json.dumps(fields, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+class Trainer:
+    """Module, optimisers and schedule of one run; `save` and `resume` carry all of it."""
+
+    def __init__(self, config: TrainConfig, module: LlamaForCausalLM) -> None:
+        self.config, self.module, self.step = config, module, 0
+        hidden = [p for name, p in module.named_parameters() if p.ndim == 2 and "embed" not in name]
+        others = [p for name, p in module.named_parameters() if p.ndim != 2 or "embed" in name]
+        self.optimisers: list[torch.optim.Optimizer] = [
+            torch.optim.Muon(
+                hidden, lr=config.muon_lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
+            ),
+            torch.optim.AdamW(others, lr=config.adam_lr, betas=(0.9, 0.95), weight_decay=0.0),
+        ]
+        self._peaks = [config.muon_lr, config.adam_lr]
+
+    def set_rates(self) -> None:
+        """Linear warm-up, then a cosine to zero."""
+        config = self.config
+        warm = min(1.0, (self.step + 1) / max(1, min(config.warmup, config.steps // 10)))
+        share = warm * 0.5 * (1 + math.cos(math.pi * self.step / config.steps))
+        for optimiser, peak in zip(self.optimisers, self._peaks, strict=True):
+            for group in optimiser.param_groups:
+                group["lr"] = peak * share
+
+    def save(self, directory: Path) -> None:
+        """The checkpoint, then the forecaster as `load_module` reads it; ResultsError when the disk refuses."""
+        tensors = {f"model.{name}": value for name, value in self._weights().items()}
+        for i, optimiser in enumerate(self.optimisers):
+            for parameter, state in optimiser.state_dict()["state"].items():
+                tensors |= {f"optimiser.{i}.{parameter}.{name}": value for name, value in state.items()}
+        metadata = {"format": _FORMAT, "step": str(self.step), "config": self.config.digest()}
+        whole = {name: value.contiguous() for name, value in tensors.items()}
+        replace_file(directory / CHECKPOINT_FILE, lambda path: save_file(whole, path, metadata))
+        self.export(directory)
+
+    def export(self, directory: Path) -> None:
+        """The forecaster as it is now: weights and spec."""
+        weights = {name: value.contiguous() for name, value in self._weights().items()}
+        replace_file(directory / WEIGHTS_FILE, lambda path: save_file(weights, path))
+        self.config.spec.save(directory)
+
+    def resume(self, directory: Path) -> None:
+        """Continue from a directory's checkpoint; CheckpointError when it is damaged or of another configuration."""
+        path = directory / CHECKPOINT_FILE
+        try:
+            with safe_open(path, framework="pt", device="cpu") as file:
+                metadata, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"output: {path} cannot be read ({error}); give a new directory.") from error
+        if metadata.get("format") != _FORMAT or not metadata.get("step", "").isdecimal():
+            raise CheckpointError(f"output: {path} is not of format {_FORMAT!r}; give a new directory.")
+        if metadata.get("config") != self.config.digest():
+            raise CheckpointError(f"output: {directory} holds a run of another configuration; give a new directory.")
+        weights = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
+        check_weights(weights, self.config.spec, str(path))
+        self.module.load_state_dict(weights, strict=False)
+        self._load_optimisers({n: v for n, v in tensors.items() if not n.startswith("model.")}, str(path))
+        self.step = int(metadata["step"])
+
+    def _weights(self) -> dict[str, torch.Tensor]:
+        return {name: value for name, value in self.module.state_dict().items() if "lm_head" not in name}
+
+    def _load_optimisers(self, tensors: dict[str, torch.Tensor], owner: str) -> None:
+        """Put saved states into the optimisers, whose rates the schedule sets; CheckpointError unless all are there."""
+        expected, states = {}, []
+        for i, (optimiser, keys) in enumerate(zip(self.optimisers, _STATE_KEYS, strict=True)):
+            parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+            names = {(j, key): f"optimiser.{i}.{j}.{key}" for j in range(len(parameters)) for key in keys}
+            expected |= {name: () if key == "step" else parameters[j].shape for (j, key), name in names.items()}
+            states.append({j: {key: tensors.get(names[j, key]) for key in keys} for j in range(len(parameters))})
+        found = {name: value.shape for name, value in tensors.items()}
+        if found != expected or not all(torch.isfinite(value).all() for value in tensors.values()):
+            raise CheckpointError(f"output: {owner} has damaged optimiser states; give a new directory.")
+        for optimiser, state in zip(self.optimisers, states, strict=True):
+            optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
