@@ -9,9 +9,11 @@ Z-hat / Z over 10,000 searches of 8 rollouts of a toy with 27 sequences, sequent
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 import numpy as np
 
+from sdt_dist.evaluation.figures_tree import draw_value_error, value_error_by_depth
 from sdt_dist.models.process import TokenProcess
 from sdt_dist.models.toy import Toy
 from sdt_dist.search.api import run_searches
@@ -56,7 +58,9 @@ def total_variation(name: str, method: str, num_rollouts: int, seed: int, option
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=8)
-    seeds = range(100, 100 + parser.parse_args().seeds)
+    parser.add_argument("--figure", type=Path, help="also draw value error against depth (toy C, 1000 rollouts) here")
+    arguments = parser.parse_args()
+    seeds = range(100, 100 + arguments.seeds)
     print("| toy, rollouts | " + " | ".join(COLUMNS) + " |\n|---|" + "---:|" * len(COLUMNS))
     for name, count in ROWS:
         found = [
@@ -70,6 +74,18 @@ def main() -> None:
         ratio = np.exp(np.array([run.log_z for run in runs], dtype=np.float64) - toy.log_z)
         error = ratio.std() / np.sqrt(len(ratio))
         print(f"\nE[Z-hat] / Z with 8 rollouts in waves of {wave_size}: {ratio.mean():.4f} +- {error:.4f}")
+    if arguments.figure is not None:
+        draw_value_error(value_errors()).savefig(arguments.figure, bbox_inches="tight")
+
+
+def value_errors() -> dict[str, dict[int, float]]:
+    """Mean |v - V| by depth of one search of toy C for every tree method of the table."""
+    toy, curves = Toy(*TOYS["C"]), {}  # type: ignore[arg-type]
+    for label, (method, options) in COLUMNS.items():
+        (run,) = _search(toy, method, 1, 100, options | {"num_rollouts": 1000})
+        if run.tree is not None:
+            curves[label] = value_error_by_depth(run.tree, toy, run.tree.soft_values(toy.inverse_temperature))
+    return curves
 
 
 if __name__ == "__main__":

@@ -18,9 +18,11 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from sdt_dist.data.problems import ForecastProblem
 from sdt_dist.errors import ResultsError
-from sdt_dist.evaluation.results import Line, ResultLog, read_problems
+from sdt_dist.evaluation.figures_tree import draw_tree
+from sdt_dist.evaluation.results import Line, ResultLog, read_problems, tree_path
 from sdt_dist.metrics.spectrum import MIN_SEGMENT, power_spectrum, reference_spectrum
 from sdt_dist.search.result import SearchResult
+from sdt_dist.search.snapshot import Snapshot
 
 Lines = dict[str, dict[int, Line]]
 _ALIGNED = ("s_adt", "residual_ts", "snis", "smc", "maxent_ts", "dts")
@@ -111,6 +113,7 @@ def draw_all(directory: Path) -> list[Path]:
         "fans": fans,
         "diversity": diversity_against_reward,
         "log_z": log_z_and_ess,
+        "tree": first_tree,
     }
     written = []
     with plt.rc_context(_STYLE):
@@ -120,6 +123,16 @@ def draw_all(directory: Path) -> list[Path]:
                 _save(figure, folder / f"{name}.png")
                 written.append(folder / f"{name}.png")
     return written
+
+
+def first_tree(run: Run) -> Figure | None:
+    """The saved tree of the method shown as aligned, or of the first one that has a tree."""
+    labels = [label for label in (run.aligned, *run.lines) if label and tree_path(run.directory, label).is_file()]
+    if not labels:
+        return None
+    saved = Snapshot.load(tree_path(run.directory, labels[0]))
+    strength = saved.header["options"]["inverse_temperature"]
+    return draw_tree(saved.tree, inverse_temperature=strength, title=f"{labels[0]} on {run.problems[0].name}")
 
 
 def _save(figure: Figure, path: Path) -> None:

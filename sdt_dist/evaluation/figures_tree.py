@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import matplotlib
 import numpy as np
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from sdt_dist.models.toy import Toy
 from sdt_dist.search.tree import Tree
 
 
-def draw_tree(tree: Tree, path: Path, *, inverse_temperature: float, max_nodes: int = 150) -> None:
+def draw_tree(tree: Tree, *, inverse_temperature: float, title: str = "tree", max_nodes: int = 150) -> Figure:
     """Draw the `max_nodes` most visited nodes of a tree: width by visits, colour by soft value."""
     count = min(max_nodes, tree.size)
     nodes = tree.nodes[: tree.size]
@@ -41,9 +40,8 @@ def draw_tree(tree: Tree, path: Path, *, inverse_temperature: float, max_nodes: 
     axes.set_xlabel("depth (tokens)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_yticks([])
-    axes.set_title(f"{len(order)} most visited of {tree.size} nodes")
-    figure.savefig(path, bbox_inches="tight")
-    plt.close(figure)
+    axes.set_title(f"{title}: {len(order)} most visited of {tree.size} nodes")
+    return figure
 
 
 def _ancestors(tree: Tree, node: int) -> list[int]:
@@ -74,7 +72,7 @@ def value_error_by_depth(tree: Tree, toy: Toy, values: np.ndarray) -> dict[int, 
     return {depth: float(np.mean(found)) for depth, found in sorted(errors.items())}
 
 
-def draw_value_error(curves: dict[str, dict[int, float]], path: Path) -> None:
+def draw_value_error(curves: dict[str, dict[int, float]]) -> Figure:
     """Value error against depth, one curve a method."""
     figure, axes = plt.subplots(figsize=(6, 3.8), dpi=150)
     for label, curve in curves.items():
@@ -83,5 +81,4 @@ def draw_value_error(curves: dict[str, dict[int, float]], path: Path) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel("mean |v - V| (lower is better)")
     axes.legend(frameon=False)
-    figure.savefig(path, bbox_inches="tight")
-    plt.close(figure)
+    return figure

@@ -25,6 +25,7 @@ _CAPTIONS = {
     "spectra": "Mean power spectra. The mean forecast loses power at high frequencies: PSD(E x) <= E PSD(x).",
     "fans": "Forecasts of some problems, base above aligned.",
     "diversity": "Distinct samples against mean reward.",
+    "tree": "The first problem's search tree: its most visited nodes, line width by visits.",
     "log_z": "Effective sample size and the stated standard error of log Z.",
 }
 _TERMINAL = ("crps", "mase", "coverage_80", "spec_w1", "log_l1", "reward_mean", "ess", "nfe", "wall_s")

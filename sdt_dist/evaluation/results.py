@@ -1,6 +1,6 @@
 """Result files of a run: append-only and durable lines, atomic documents, and the check that a directory is ours.
 
-config.yaml (resolved), problems.json, samples.jsonl (one line per problem and method), summary.json, truth.json,
+config.yaml (resolved), problems.json, trees/ (the first problem's search of each tree method), samples.jsonl (one line per problem and method), summary.json, truth.json,
 summary.md, figures/. A line is on disk, synced, before its problem counts as done.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from sdt_dist.data.problems import ForecastProblem
 from sdt_dist.errors import ResultsError, SdtError
 from sdt_dist.evaluation.config import EvaluationConfig
 from sdt_dist.search.result import SearchResult
+from sdt_dist.search.snapshot import Snapshot
 
 Line = dict[str, Any]
 SAMPLES, CONFIG, PROBLEMS = "samples.jsonl", "config.yaml", "problems.json"
@@ -178,6 +180,21 @@ def result_line(problem: ForecastProblem, method: str, label: str, seed: int, ou
 
 def _rounded(series: np.ndarray | None) -> list[float]:
     return [] if series is None else [float(f"{value:.8g}") for value in series]
+
+
+def tree_path(directory: Path, label: str) -> Path:
+    """Where the first problem's tree of a method is kept."""
+    return directory / "trees" / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', label)}.npz"
+
+
+def save_tree(directory: Path, label: str, snapshot: Snapshot) -> None:
+    """Keep a search's tree beside the results. ResultsError when the disk refuses."""
+    path = tree_path(directory, label)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        snapshot.save(path)
+    except OSError as error:
+        raise ResultsError(f"output: {path} cannot be written ({error.strerror}); free space and --resume.") from error
 
 
 def _problems_text(problems: list[ForecastProblem]) -> str:

@@ -11,13 +11,14 @@ import numpy as np
 from sdt_dist.data.problems import ForecastProblem, load_problems
 from sdt_dist.errors import SdtError
 from sdt_dist.evaluation.config import EvaluationConfig, MethodConfig
-from sdt_dist.evaluation.results import Line, ResultLog, open_directory, result_line
+from sdt_dist.evaluation.results import Line, ResultLog, open_directory, result_line, save_tree
 from sdt_dist.evaluation.summary import Summary, recompute
 from sdt_dist.protocols import Decoded, Process
 from sdt_dist.rewards.base import Reward
 from sdt_dist.rewards.spec import RewardContext, RewardFactory, parse_reward
 from sdt_dist.search.api import run_searches
 from sdt_dist.search.methods import get_method
+from sdt_dist.search.result import SearchResult
 from sdt_dist.search.session import SearchProblem
 
 
@@ -144,6 +145,8 @@ def _run_method(
     searches = []
 
     def record(index: int, outcome: object) -> None:
+        if index == 0 and isinstance(outcome, SearchResult) and outcome.snapshot is not None:
+            save_tree(log.path.parent, method.label, outcome.snapshot)
         line = result_line(by_index[index], method.name, method.label, config.seed, outcome)  # type: ignore[arg-type]
         log.append(line)
         progress.done(line)

@@ -11,8 +11,10 @@ import pytest
 
 from sdt_dist.evaluation import figures
 from sdt_dist.evaluation.config import EvaluationConfig
-from sdt_dist.evaluation.figures_tree import draw_tree, draw_value_error, value_error_by_depth
+from sdt_dist.evaluation.figures_tree import draw_value_error, value_error_by_depth
+from sdt_dist.evaluation.results import tree_path
 from sdt_dist.evaluation.runner import make_plan, run_evaluation
+from sdt_dist.search.snapshot import Snapshot
 from tests.search_helpers import run_toy, toy
 
 
@@ -54,11 +56,11 @@ def test_the_mean_forecast_loses_power_at_every_frequency(run):
 
 def test_all_figures_are_written(run):
     names = {path.name for path in figures.draw_all(run.directory)}
-    assert {"quality_cost.png", "rewards.png", "spectra.png", "fans.png", "diversity.png"} <= names
+    assert {"quality_cost.png", "rewards.png", "spectra.png", "fans.png", "diversity.png", "tree.png"} <= names
     assert all((run.directory / "figures" / name).stat().st_size > 5000 for name in names)
 
 
-def test_value_error_is_zero_once_the_tree_is_exhausted(tmp_path):
+def test_value_error_is_zero_once_the_tree_is_exhausted():
     model = toy("U")
     whole = run_toy("U", "residual_ts", 0, num_rollouts=100)
     part = run_toy("U", "residual_ts", 0, num_rollouts=6, wave_size=1)
@@ -66,7 +68,15 @@ def test_value_error_is_zero_once_the_tree_is_exhausted(tmp_path):
     exact, rough = (value_error_by_depth(r.tree, model, v) for r, v in zip((whole, part), values, strict=True))
     assert set(exact) == {0, 1, 2, 3}
     assert max(exact.values()) < 1e-9 < rough[0]
-    draw_value_error({"whole": exact, "part": rough}, tmp_path / "error.png")
-    draw_tree(part.tree, tmp_path / "tree.png", inverse_temperature=model.inverse_temperature)
-    assert (tmp_path / "error.png").stat().st_size > 5000
-    assert (tmp_path / "tree.png").stat().st_size > 5000
+    figure = draw_value_error({"whole": exact, "part": rough})
+    drawn = {line.get_label(): dict(zip(*line.get_data(), strict=True)) for line in figure.axes[0].lines}
+    assert drawn == {"whole": exact, "part": rough}
+    plt.close(figure)
+
+
+def test_the_tree_figure_shows_the_saved_tree(run):
+    figure = figures.first_tree(run)
+    saved = Snapshot.load(tree_path(run.directory, "residual_ts"))
+    assert len(figure.axes[0].collections[0].get_offsets()) == min(150, saved.tree.size)
+    assert saved.counters["rollouts"] == run.lines["residual_ts"][0]["rollouts"]
+    plt.close(figure)
