@@ -74,7 +74,9 @@ def forecast(
     if samples is not None:
         writers.append(lambda: _write(_sample_frame(result, times), samples))
     if plot is not None:
-        writers.append(lambda: _plot(history, result, plot, str(table.columns[-1]), season))
+        from sdt_dist.evaluation.figures import fan_chart_file
+
+        writers.append(lambda: fan_chart_file(history, result, plot, name=str(table.columns[-1]), season=season))
     _write_all(writers)
 
 
@@ -88,86 +90,6 @@ def _levels(text: str) -> list[float]:
     if not all(0 < level < 1 for level in levels):
         raise ConfigurationError(f"quantiles: {text!r}, allowed: comma-separated numbers in (0, 1).")
     return levels
-
-
-def _reward(factory: RewardFactory, history: np.ndarray, horizon: int) -> Reward:
-    """The reward of this history, tried out; refused before the model loads where it cannot score such a forecast."""
-    from sdt_dist.errors import ConfigurationError
-    from sdt_dist.evaluation.runner import try_reward
-
-    if not factory.scores_forecasts:
-        raise ConfigurationError(f"reward: {factory.spec!r} scores text; a forecast needs a reward of series.")
-    return try_reward(factory, history, horizon)
-
-
-def _reward(factory: RewardFactory, history: np.ndarray, horizon: int) -> Reward:
-    """The reward of this history, tried out; refused before the model loads where it cannot score such a forecast."""
-    from sdt_dist.errors import ConfigurationError
-    from sdt_dist.evaluation.runner import try_reward
-
-    if not factory.scores_forecasts:
-        raise ConfigurationError(f"reward: {factory.spec!r} scores text; a forecast needs a reward of series.")
-    return try_reward(factory, history, horizon)
-
-
-def _reward(factory: RewardFactory, history: np.ndarray, horizon: int) -> Reward:
-    """The reward of this history, tried out; refused before the model loads where it cannot score such a forecast."""
-    from sdt_dist.errors import ConfigurationError
-    from sdt_dist.evaluation.runner import try_reward
-
-    if not factory.scores_forecasts:
-        raise ConfigurationError(f"reward: {factory.spec!r} scores text; a forecast needs a reward of series.")
-    return try_reward(factory, history, horizon)
-
-
-def _reward(factory: RewardFactory, history: np.ndarray, horizon: int) -> Reward:
-    """The reward of this history, tried out; refused before the model loads where it cannot score such a forecast."""
-    from sdt_dist.errors import ConfigurationError
-    from sdt_dist.evaluation.runner import try_reward
-
-    if not factory.scores_forecasts:
-        raise ConfigurationError(f"reward: {factory.spec!r} scores text; a forecast needs a reward of series.")
-    return try_reward(factory, history, horizon)
-
-
-def _reward(factory: RewardFactory, history: np.ndarray, horizon: int) -> Reward:
-    """The reward of this history, tried out; refused before the model loads where it cannot score such a forecast."""
-    from sdt_dist.errors import ConfigurationError
-    from sdt_dist.evaluation.runner import try_reward
-
-    if not factory.scores_forecasts:
-        raise ConfigurationError(f"reward: {factory.spec!r} scores text; a forecast needs a reward of series.")
-    return try_reward(factory, history, horizon)
-
-
-def _reward(factory: RewardFactory, history: np.ndarray, horizon: int) -> Reward:
-    """The reward of this history, tried out; refused before the model loads where it cannot score such a forecast."""
-    from sdt_dist.errors import ConfigurationError
-    from sdt_dist.evaluation.runner import try_reward
-
-    if not factory.scores_forecasts:
-        raise ConfigurationError(f"reward: {factory.spec!r} scores text; a forecast needs a reward of series.")
-    return try_reward(factory, history, horizon)
-
-
-def _reward(factory: RewardFactory, history: np.ndarray, horizon: int) -> Reward:
-    """The reward of this history, tried out; refused before the model loads where it cannot score such a forecast."""
-    from sdt_dist.errors import ConfigurationError
-    from sdt_dist.evaluation.runner import try_reward
-
-    if not factory.scores_forecasts:
-        raise ConfigurationError(f"reward: {factory.spec!r} scores text; a forecast needs a reward of series.")
-    return try_reward(factory, history, horizon)
-
-
-def _reward(factory: RewardFactory, history: np.ndarray, horizon: int) -> Reward:
-    """The reward of this history, tried out; refused before the model loads where it cannot score such a forecast."""
-    from sdt_dist.errors import ConfigurationError
-    from sdt_dist.evaluation.runner import try_reward
-
-    if not factory.scores_forecasts:
-        raise ConfigurationError(f"reward: {factory.spec!r} scores text; a forecast needs a reward of series.")
-    return try_reward(factory, history, horizon)
 
 
 def _reward(factory: RewardFactory, history: np.ndarray, horizon: int) -> Reward:
@@ -243,27 +165,19 @@ def _sample_frame(result: SearchResult, times: list[str]) -> pd.DataFrame:
 
 
 def _write(frame: pd.DataFrame, path: Path | None) -> None:
+    """Write a table, or print it: where no path is given, and where the path fails, so that it is not lost."""
     from sdt_dist.errors import ResultsError
     from sdt_dist.evaluation.results import write_text
 
     text = frame.to_csv(index=False, float_format="%.8g")
+    if path is None:
+        print(text, end="")
+        return
     try:
-        if path is not None:
-            return write_text(path, text)
+        write_text(path, text)
     except ResultsError as error:
         print(text, end="")
-        raise ResultsError(f"{path} cannot be written ({error.__cause__}); it is printed instead") from error
-    print(text, end="")
-
-
-def _plot(history: np.ndarray, result: SearchResult, path: Path, name: str, season: int | None) -> None:
-    from sdt_dist.errors import ResultsError
-    from sdt_dist.evaluation.figures import fan_chart_file
-
-    try:
-        fan_chart_file(history, result, path, name=name, season=season)
-    except OSError as error:
-        raise ResultsError(f"{path} cannot be written ({error})") from error
+        raise ResultsError(f"{error} It is printed instead.") from error
 
 
 def _write_all(writers: list[Callable[[], None]]) -> None:
@@ -277,4 +191,4 @@ def _write_all(writers: list[Callable[[], None]]) -> None:
         except ResultsError as error:
             failures.append(str(error))
     if failures:
-        raise ResultsError(f"output: {'; '.join(failures)}; everything else was written.")
+        raise ResultsError(" ".join(failures))
