@@ -53,7 +53,7 @@ def time_rollouts() -> tuple[float, float, float]:
     """(compile seconds, microseconds per rollout, mean depth of walks)."""
     begin = time.perf_counter()
     trees = [spine() for _ in range(PROBLEMS)]
-    rule = MassRule(ResidualOptions())
+    rule = MassRule(ResidualOptions(), [])
     walk_mass(trees[0].nodes, np.uint64(1), 0.25)
     compiled = time.perf_counter() - begin
     elapsed, depths = 0.0, 0
