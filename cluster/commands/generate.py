@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from sdt_dist.search.result import SearchResult
 
 
 def generate(
@@ -28,8 +31,6 @@ def generate(
 
       sdt generate "Once" --model owner/name --reward score.py:my_reward --method dts --rollouts 100
     """
-    import json
-
     from sdt_dist.errors import ConfigurationError, ContextError
     from sdt_dist.models.loading import check_spec, load_model
     from sdt_dist.rewards.spec import RewardContext, parse_reward
@@ -63,6 +64,13 @@ def generate(
         seed=seed,
         **options,
     )
+    _show(result, as_json)
+
+
+def _show(result: SearchResult, as_json: bool) -> None:
+    """Every sample with its own reward, and what the search cost."""
+    import json
+
     for sample in result.samples:
         record = {"text": sample.text, "reward": sample.reward, "log_prob": sample.log_prob}
         print(
@@ -73,4 +81,4 @@ def generate(
     if not as_json:
         z = "" if result.log_z is None else f"  log Z {result.log_z:.4g}"
         ess = "" if result.ess is None else f"  ESS {result.ess:.3g}"
-        print(f"{method}: {result.rollouts} rollouts  nfe {result.nfe}{z}{ess}  {result.wall_s:.1f} s")
+        print(f"{result.method}: {result.rollouts} rollouts  nfe {result.nfe}{z}{ess}  {result.wall_s:.1f} s")

@@ -70,8 +70,6 @@ def test_samples_centre_on_the_point_forecast_when_residuals_are_balanced():
 
 @pytest.mark.parametrize("draw", [seasonal_naive_residuals, statsforecast_samples])
 def test_a_seed_repeats_and_problems_have_streams_of_their_own(draw):
-    if draw is statsforecast_samples:
-        pytest.importorskip("statsforecast")
     values = periodic(100) + 0.1 * np.random.default_rng(0).normal(size=100)
     first, again, other_seed = (draw(problem_of(values), num_samples=9, seed=seed) for seed in (4, 4, 5))
     other_problem = draw(problem_of(values, index=1), num_samples=9, seed=4)
@@ -83,7 +81,6 @@ def test_a_seed_repeats_and_problems_have_streams_of_their_own(draw):
 
 def test_autoets_follows_a_clean_season_with_the_spread_of_its_noise():
     """sin + noise of 0.1: a forecaster that knew the sine would have an error of 0.1 at every step."""
-    pytest.importorskip("statsforecast")
     time = np.arange(264)
     clean = 10 + 3 * np.sin(2 * np.pi * time / 12)
     problem = problem_of(clean + 0.1 * np.random.default_rng(0).normal(size=264), horizon=24, season=12)
@@ -95,7 +92,6 @@ def test_autoets_follows_a_clean_season_with_the_spread_of_its_noise():
 
 def test_autoarima_continues_a_random_walk_with_growing_spread():
     """ARIMA(0,1,0) with unit steps: a spread of sqrt(h) around the last value."""
-    pytest.importorskip("statsforecast")
     walk = np.cumsum(np.random.default_rng(3).normal(size=216))
     problem = problem_of(walk, horizon=16, season=1)
     samples = statsforecast_samples(problem, "AutoARIMA", num_samples=4000)
@@ -121,6 +117,5 @@ def test_refusals_name_what_is_allowed(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_history_that_cannot_be_fitted_is_refused():
-    pytest.importorskip("statsforecast")
     with pytest.raises(ContextError, match="constant"):
         statsforecast_samples(problem_of(np.ones(60)))

@@ -15,7 +15,6 @@ import matplotlib.image
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 import yaml
 
 from cluster.cli import main
@@ -59,13 +58,7 @@ class Told(Progress):
         self.pairs.append(_pair(line))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """Threads beyond the free cores only wait for one another; bits do not depend on their number."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
