@@ -1,1 +1,1 @@
-"""Ray actors of the fleet: thin remote wrappers over plain classes (none yet; the in-process driver serves)."""
+"""Ray actors of the fleet: thin remote wrappers over plain classes that are tested without Ray."""

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from sdt_dist.errors import SdtError
-from sdt_dist.protocols import Process, Root
-from sdt_dist.search.driver import Progress, drive
+from sdt_dist.protocols import Process
+from sdt_dist.search.driver import Progress, Search, drive
 from sdt_dist.search.methods import get_method, validate_options
 from sdt_dist.search.options import SearchOptions
 from sdt_dist.search.result import SearchResult
@@ -43,24 +43,36 @@ def run_searches(
     Yields (problem index, SearchResult), or (problem index, error) for a problem whose reward or context failed.
     Results do not depend on which problems run together. `resume` goes on with one problem's saved search. ConfigurationError comes before any model call.
     """
-    chosen = get_method(method)
     checked = validate_options(method, options)
-
-    def start() -> Iterator[tuple[Session, Any]]:
-        for given in problems:
-            problem = replace(given, root=_own_root(given))
-            session = Session(problem, process, checked, seed, resumed=resume)
-            if resume is not None:
-                resume.check(session.header(method))
-            yield session, chosen.run(session)
-
-    return drive(process, start(), in_flight=in_flight, on_progress=on_progress)
+    searches = (
+        open_search(process, problem, method=method, options=checked, seed=seed, resume=resume) for problem in problems
+    )
+    return drive(process, searches, in_flight=in_flight, on_progress=on_progress)
 
 
-def _own_root(problem: SearchProblem) -> Root:
-    """The problem's root under a digest of its own: caches are per problem, so no companion changes what it costs."""
-    digest = hashlib.blake2b(problem.root.digest + problem.index.to_bytes(8, "little"), digest_size=16).digest()
-    return replace(problem.root, digest=digest)
+def open_search(
+    process: Process,
+    problem: SearchProblem,
+    *,
+    method: str,
+    options: SearchOptions,
+    seed: int,
+    cache_name: str = "",
+    resume: Snapshot | None = None,
+) -> tuple[Session, Search]:
+    """A search that is ready to be driven: its session and its generator.
+
+    options: from `validate_options`. cache_name: tells apart searches of one problem that run beside each other on one
+    backend: caches are per search, so that no companion changes what a search costs.
+    """
+    name = f"{problem.index}/{cache_name}".encode()
+    digest = hashlib.blake2b(problem.root.digest + name, digest_size=16).digest()
+    session = Session(
+        replace(problem, root=replace(problem.root, digest=digest)), process, options, seed, resumed=resume
+    )
+    if resume is not None:
+        resume.check(session.header(method))
+    return session, get_method(method).run(session)
 
 
 def search(

@@ -1,17 +1,18 @@
 """Drives many searches at once and merges their requests into few large model calls (SPEC section 3).
 
-The same generators run here and in a fleet's searcher. It has no threads and repeats exactly: a problem's
-requests, keys and rewards do not depend on the problems beside it.
+A `Crew` is searches under way in rounds: take what they wait for, answer it, let them go on. `drive` answers in this
+process; a fleet's searcher answers the same rounds with a remote model. It has no threads and repeats exactly: a
+problem's requests, keys and rewards do not depend on the problems beside it.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from sdt_dist.errors import RewardError, SdtError
-from sdt_dist.protocols import ExpandRequest, Process, RolloutRequest
+from sdt_dist.protocols import ExpandRequest, Expansion, Process, Rollout, RolloutRequest
 from sdt_dist.rewards.checking import checked_partial, weighted_sum
 from sdt_dist.search.result import SearchResult
 from sdt_dist.search.session import Reply, Request, ScoreRequest, Scores, Session
@@ -20,13 +21,89 @@ Search = Generator[list[Request], list[Reply], SearchResult]
 Progress = Callable[[int, int], None]
 
 
-@dataclass
-class _Running:
+@dataclass(eq=False)
+class Running:
     """A search between two rounds: the requests it waits for."""
 
     session: Session
     search: Search
-    pending: list[Request]
+    pending: list[Request] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A search that is over, with its result or its own error."""
+
+    session: Session
+    outcome: SearchResult | SdtError
+
+
+class Round:
+    """What some searches of a crew wait for: `requests` in one list, to be answered in the same order."""
+
+    def __init__(self, members: Sequence[Running]) -> None:
+        self.members = list(members)
+        self.requests: list[Request] = [request for member in self.members for request in member.pending]
+
+    def by_member(self, replies: Sequence[Reply]) -> list[list[Reply]]:
+        """The replies to `requests`, a list a member."""
+        rest = iter(replies)
+        return [[next(rest) for _ in member.pending] for member in self.members]
+
+
+class Crew:
+    """Searches under way together; whoever holds it answers their rounds, one at a time."""
+
+    def __init__(self, process: Process, on_progress: Progress | None = None) -> None:
+        self.process, self._on_progress = process, on_progress
+        self.running: list[Running] = []
+
+    def add(self, session: Session, search: Search) -> Ended | None:
+        """Start a search; an Ended when it needed no model at all."""
+        member = Running(session, search)
+        outcome = _advance(member, None)
+        if outcome is not None:
+            return self._close(member, outcome)
+        self.running.append(member)
+        return None
+
+    def next_round(self) -> Round:
+        """Searches to answer now: those that wait for single steps only, else all.
+
+        A single step is one forward pass and brings its search nearer to its rollouts, so that in the end the rollouts
+        of all searches decode together.
+        """
+        return Round([m for m in self.running if all(map(_is_single_step, m.pending))] or self.running)
+
+    def resume(self, members: Sequence[Running], replies: Sequence[list[Reply]], wall_s: float) -> list[Ended]:
+        """Let searches go on with the replies to what they waited for; they share its wall time and their own."""
+        begin = time.monotonic()
+        outcomes = [_advance(member, answer) for member, answer in zip(members, replies, strict=True)]
+        share = (wall_s + time.monotonic() - begin) / max(len(members), 1)
+        ended = []
+        for member, outcome in zip(members, outcomes, strict=True):
+            member.session.wall_s += share
+            if self._on_progress is not None:
+                self._on_progress(member.session.problem.index, member.session.rollouts)
+            if outcome is not None:
+                ended.append(self._remove(member, outcome))
+        return ended
+
+    def fail(self, members: Sequence[Running], error: SdtError) -> list[Ended]:
+        """End searches whose requests cannot be answered."""
+        for member in members:
+            member.search.close()
+        return [self._remove(member, error) for member in members]
+
+    def _remove(self, member: Running, outcome: SearchResult | SdtError) -> Ended:
+        self.running.remove(member)
+        return self._close(member, outcome)
+
+    def _close(self, member: Running, outcome: SearchResult | SdtError) -> Ended:
+        self.process.release(member.session.root)
+        if isinstance(outcome, SearchResult):
+            outcome = replace(outcome, cost=member.session.cost())
+        return Ended(member.session, outcome)
 
 
 def drive(
@@ -41,84 +118,50 @@ def drive(
     A search that ends by an SdtError of its own (a reward's, a context's) does not disturb the others.
     `on_progress(problem index, rollouts so far)` is called after every round.
     """
-    running: list[_Running] = []
-    waiting = True
-    while waiting or running:
-        while waiting and len(running) < in_flight:
+    crew, waiting = Crew(process, on_progress), True
+    while waiting or crew.running:
+        while waiting and len(crew.running) < in_flight:
             entry = next(searches, None)
-            if entry is None:
-                waiting = False
-                break
-            state = _Running(*entry, [])
-            outcome = _advance(state, None)
-            if outcome is None:
-                running.append(state)
-            else:
-                yield _close(process, state, outcome)
+            waiting = entry is not None
+            if entry is not None and (ended := crew.add(*entry)) is not None:
+                yield ended.session.problem.index, ended.outcome
         begin = time.monotonic()
-        chosen = _next_round(running)
-        replies = _answer(process, chosen)
-        outcomes = [_advance(state, answer) for state, answer in zip(chosen, replies, strict=True)]
-        share = (time.monotonic() - begin) / max(len(chosen), 1)
-        ended = set()
-        for state, outcome in zip(chosen, outcomes, strict=True):
-            state.session.wall_s += share
-            if on_progress is not None:
-                on_progress(state.session.problem.index, state.session.rollouts)
-            if outcome is not None:
-                ended.add(id(state))
-                yield _close(process, state, outcome)
-        running = [state for state in running if id(state) not in ended]
+        this = crew.next_round()
+        replies = this.by_member(answer(process.expand, process.rollout, this.requests))
+        for ended in crew.resume(this.members, replies, time.monotonic() - begin):
+            yield ended.session.problem.index, ended.outcome
 
 
-def _next_round(running: list[_Running]) -> list[_Running]:
-    """Searches to answer now: those that wait for single steps only, else all.
-
-    A single step is one forward pass and brings its search nearer to its rollouts, so that in the end the rollouts of
-    all searches decode together.
-    """
-    return [s for s in running if all(map(_is_single_step, s.pending))] or running
+def answer(
+    expand: Callable[[Sequence[ExpandRequest]], Sequence[Expansion]],
+    rollout: Callable[[Sequence[RolloutRequest]], Sequence[Rollout]],
+    requests: Sequence[Request],
+) -> list[Reply]:
+    """One expand call and one rollout call for everything that is asked, in the order it was asked."""
+    expands = [request for request in requests if isinstance(request, ExpandRequest)]
+    rollouts = [request for request in requests if isinstance(request, RolloutRequest)]
+    expansions = iter(expand(expands) if expands else ())
+    finished = iter(rollout(rollouts) if rollouts else ())
+    return [next(expansions) if isinstance(request, ExpandRequest) else next(finished) for request in requests]
 
 
 def _is_single_step(request: Request) -> bool:
     return isinstance(request, ExpandRequest) or (isinstance(request, RolloutRequest) and request.num_tokens == 1)
 
 
-def _close(process: Process, state: _Running, outcome: SearchResult | SdtError) -> tuple[int, SearchResult | SdtError]:
-    process.release(state.session.root)
-    if isinstance(outcome, SearchResult):
-        outcome = replace(outcome, cost=state.session.cost())
-    return state.session.problem.index, outcome
-
-
-def _advance(state: _Running, replies: list[Reply] | None) -> SearchResult | SdtError | None:
+def _advance(member: Running, replies: list[Reply] | None) -> SearchResult | SdtError | None:
     """Resume a search until it waits for the model; rewards are answered on the way."""
     try:
-        requests = state.search.send(replies) if replies is not None else next(state.search)
+        requests = member.search.send(replies) if replies is not None else next(member.search)
         while all(isinstance(request, ScoreRequest) for request in requests):
-            requests = state.search.send([_score(state.session, r) for r in requests])  # type: ignore[arg-type]
+            requests = member.search.send([_score(member.session, r) for r in requests])  # type: ignore[arg-type]
     except StopIteration as stop:
         return stop.value
     except SdtError as error:
-        state.search.close()
+        member.search.close()
         return error
-    state.pending = requests
+    member.pending = requests
     return None
-
-
-def _answer(process: Process, running: Sequence[_Running]) -> list[list[Reply]]:
-    """One expand call and one rollout call for everything that all running searches wait for."""
-    places = [(i, j, request) for i, state in enumerate(running) for j, request in enumerate(state.pending)]
-    expands = [(i, j, request) for i, j, request in places if isinstance(request, ExpandRequest)]
-    rollouts = [(i, j, request) for i, j, request in places if isinstance(request, RolloutRequest)]
-    replies: dict[tuple[int, int], Reply] = {}
-    if expands:
-        expansions = process.expand([request for _, _, request in expands])
-        replies |= {(i, j): reply for (i, j, _), reply in zip(expands, expansions, strict=True)}
-    if rollouts:
-        finished = process.rollout([request for _, _, request in rollouts])
-        replies |= {(i, j): reply for (i, j, _), reply in zip(rollouts, finished, strict=True)}
-    return [[replies[i, j] for j in range(len(state.pending))] for i, state in enumerate(running)]
 
 
 def _score(session: Session, request: ScoreRequest) -> Scores:

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from sdt_dist.models.process import prompt_digest
 from sdt_dist.noise import stream_key
 from sdt_dist.protocols import (
     Cost,
@@ -248,7 +249,7 @@ class Session:
             "method": method,
             "seed": self.seed,
             "problem": self.problem.index,
-            "prompt": self.root.digest.hex(),
+            "prompt": prompt_digest(self.root.prompt).hex(),
             "max_new_tokens": self._tokens_per_rollout,
             "options": self.options.model_dump(mode="json"),
         }

@@ -1,0 +1,49 @@
+"""How large a fleet is, where its actors may run, and how long anything may wait (SPEC section 4).
+
+Nothing here changes a sample: two runs of one evaluation with different fleets give the same results.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from sdt_dist.search.options import parse_options
+
+
+class Placement(BaseModel):
+    """What one actor of a kind asks of its node: Ray resources, and labels that the node must carry."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    cpus: float = Field(0.1, ge=0, description="CPUs reserved in Ray's books; fractions let many share a core")
+    gpus: float = Field(0.0, ge=0, description="GPUs reserved")
+    labels: dict[str, str] = Field(default_factory=dict, description="Ray node labels that must match exactly")
+
+
+class FleetConfig(BaseModel):
+    """A fleet; the defaults are local mode on two cores."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    address: str = Field("local", description="'local' starts Ray here; 'auto' or host:port attaches to a cluster")
+    servers: int = Field(1, ge=1, description="model servers, each with one copy of the model")
+    searchers: int = Field(1, ge=1, description="searchers, each driving many problems at once")
+    shards: int = Field(1, ge=1, description="soft-value store shards (started only when evidence is shared)")
+    problems_per_searcher: int = Field(16, ge=1, description="problems a searcher drives together")
+    server: Placement = Field(default_factory=lambda: Placement(cpus=1.0), description="placement of model servers")
+    searcher: Placement = Field(default_factory=Placement, description="placement of searchers")
+    shard: Placement = Field(default_factory=Placement, description="placement of store shards")
+    server_threads: int | None = Field(None, ge=1, description="torch threads of a CPU server; default its CPUs, rounded up")
+    queue_rows: int = Field(65_536, ge=1, description="rows that may wait at a model server before it refuses more")
+    start_timeout_s: float = Field(300.0, gt=0, description="how long an actor may take until it answers its probe")
+    call_timeout_s: float = Field(600.0, gt=0, description="how long a model call may take, queueing included")
+    problem_timeout_s: float = Field(7200.0, gt=0, description="how long a problem may be without any progress")
+    max_attempts: int = Field(5, ge=1, description="times a problem is started before it is set aside as failed")
+    connect_timeout_s: float = Field(20.0, gt=0, description="how long to look for a cluster")
+
+
+def fleet_config(values: dict[str, Any]) -> FleetConfig:
+    """A checked FleetConfig; ConfigurationError names the bad field, its value and what is allowed."""
+    return parse_options(FleetConfig, values, "a fleet")
