@@ -35,7 +35,9 @@ class FleetConfig(BaseModel):
     server: Placement = Field(default_factory=lambda: Placement(cpus=1.0), description="placement of model servers")
     searcher: Placement = Field(default_factory=Placement, description="placement of searchers")
     shard: Placement = Field(default_factory=Placement, description="placement of store shards")
-    server_threads: int | None = Field(None, ge=1, description="torch threads of a CPU server; default its CPUs, rounded up")
+    server_threads: int | None = Field(
+        None, ge=1, description="torch threads of a CPU server; default its CPUs, rounded up"
+    )
     queue_rows: int = Field(65_536, ge=1, description="rows that may wait at a model server before it refuses more")
     start_timeout_s: float = Field(300.0, gt=0, description="how long an actor may take until it answers its probe")
     call_timeout_s: float = Field(600.0, gt=0, description="how long a model call may take, queueing included")

@@ -38,6 +38,10 @@ class ResultsError(SdtError, RuntimeError):
     """An output directory cannot be used: another configuration's results, not writable, or disk full."""
 
 
+class FleetError(SdtError, RuntimeError):
+    """A fleet cannot go on: no cluster, actors that do not start or keep dying, a wait that reached its deadline."""
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> ConfigurationError:
     """The error for a name that no registry holds, with the closest known names as a suggestion."""
     names = sorted(known)

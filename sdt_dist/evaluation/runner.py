@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import numpy as np
 from sdt_dist.data.problems import ForecastProblem, load_problems
 from sdt_dist.errors import SdtError
 from sdt_dist.evaluation.config import EvaluationConfig, MethodConfig
-from sdt_dist.evaluation.results import Line, ResultLog, open_directory, result_line, save_tree
+from sdt_dist.evaluation.results import Line, open_directory, result_line, save_tree
 from sdt_dist.evaluation.summary import Summary, recompute
 from sdt_dist.protocols import Decoded, Process
 from sdt_dist.rewards.base import Reward
@@ -97,66 +97,81 @@ class Progress:
         """One pair is on disk."""
 
 
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One line of a run: a problem and the method that searches it."""
+
+    problem: ForecastProblem
+    method: MethodConfig
+
+    @property
+    def keeps_tree(self) -> bool:
+        """Whether the search is kept as arrays: a run keeps one tree a method."""
+        return self.problem.index == 0
+
+
+Outcome = SearchResult | SdtError
+Execute = Callable[[EvaluationConfig, Sequence[Task]], Iterator[tuple[Task, Outcome]]]
+
+
 def run_evaluation(
     plan: Plan,
     output: Path,
     *,
     resume: bool = False,
     progress: Progress | None = None,
-    load: Callable[[str], object] | None = None,
+    execute: Execute | None = None,
 ) -> Summary:
     """Search every problem with every method, then summarise. Killed at any instant, it goes on with `resume`.
 
-    Raises ResultsError for an unusable directory. A problem whose reward or context fails is recorded as failed and
-    the others go on.
+    execute: makes the searches, in any order; default: this process does. Raises ResultsError for an unusable directory.
+    A problem whose reward or context fails is recorded as failed and the others go on.
     """
     progress = progress or Progress()
     config = plan.config
     log = open_directory(output, config, plan.problems, resume=resume)
     done = log.done()
-    todo = {
-        method.label: [p for p in plan.problems if (p.index, method.label) not in done]
+    todo = [
+        Task(problem, method)
         for method in config.method_configs()
-    }
-    progress.start(sum(len(problems) for problems in todo.values()))
-    if any(todo.values()):
-        process = _load(config, load)
-        for method in config.method_configs():
-            _run_method(config, method, todo[method.label], process, log, progress)
+        for problem in plan.problems
+        if (problem.index, method.label) not in done
+    ]
+    progress.start(len(todo))
+    if todo:
+        for task, outcome in (execute or in_process())(config, todo):
+            if task.keeps_tree and isinstance(outcome, SearchResult) and outcome.snapshot is not None:
+                save_tree(output, task.method.label, outcome.snapshot)
+            line = result_line(task.problem, task.method.name, task.method.label, config.seed, outcome)
+            log.append(line)
+            progress.done(line)
     return recompute(output)
 
 
-def _load(config: EvaluationConfig, load: Callable[[str], object] | None) -> Process:
-    from sdt_dist.models.loading import load_model
+def in_process(load: Callable[[str], object] | None = None) -> Execute:
+    """Makes searches in this process, method after method; `load` replaces `load_model`."""
 
-    return (load or load_model)(config.model).process(config.horizon)  # type: ignore[union-attr]
+    def execute(config: EvaluationConfig, tasks: Sequence[Task]) -> Iterator[tuple[Task, Outcome]]:
+        from sdt_dist.models.loading import load_model
+
+        process = (load or load_model)(config.model).process(config.horizon)  # type: ignore[union-attr]
+        for label in dict.fromkeys(task.method.label for task in tasks):
+            yield from _run_method(config, [task for task in tasks if task.method.label == label], process)
+
+    return execute
 
 
-def _run_method(
-    config: EvaluationConfig,
-    method: MethodConfig,
-    problems: list[ForecastProblem],
-    process: Process,
-    log: ResultLog,
-    progress: Progress,
-) -> None:
-    by_index = {problem.index: problem for problem in problems}
-    factory = parse_reward(config.reward)
+def _run_method(config: EvaluationConfig, tasks: Sequence[Task], process: Process) -> Iterator[tuple[Task, Outcome]]:
+    """The searches of one method, together."""
+    by_index = {task.problem.index: task for task in tasks}
+    factory, method = parse_reward(config.reward), tasks[0].method
     searches = []
-
-    def record(index: int, outcome: object) -> None:
-        if index == 0 and isinstance(outcome, SearchResult) and outcome.snapshot is not None:
-            save_tree(log.path.parent, method.label, outcome.snapshot)
-        line = result_line(by_index[index], method.name, method.label, config.seed, outcome)  # type: ignore[arg-type]
-        log.append(line)
-        progress.done(line)
-
-    for problem in problems:
+    for task in tasks:
         try:
-            reward = factory.build(RewardContext(history=problem.history))
-            searches.append(SearchProblem(problem.index, process.root(problem.history), reward))
+            reward = factory.build(RewardContext(history=task.problem.history))
+            searches.append(SearchProblem(task.problem.index, process.root(task.problem.history), reward))
         except SdtError as error:
-            record(problem.index, error)
+            yield task, error
     runs = run_searches(
         process,
         searches,
@@ -166,4 +181,4 @@ def _run_method(
         in_flight=config.problems_in_flight,
     )
     for index, outcome in runs:
-        record(index, outcome)
+        yield by_index[index], outcome

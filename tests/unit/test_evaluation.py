@@ -22,7 +22,7 @@ from sdt_dist.errors import ConfigurationError, ResultsError
 from sdt_dist.evaluation.config import EvaluationConfig, load_config
 from sdt_dist.evaluation.figures import draw_all
 from sdt_dist.evaluation.results import ResultLog, read_problems
-from sdt_dist.evaluation.runner import Progress, make_plan, run_evaluation
+from sdt_dist.evaluation.runner import Progress, in_process, make_plan, run_evaluation
 from sdt_dist.evaluation.summary import recompute, tabulate
 from sdt_dist.models.loading import load_model
 from sdt_dist.protocols import Decoded
@@ -70,7 +70,7 @@ def model():
 def evaluate(model):
     def run(directory: Path, settings: dict = FEW, **options) -> list[dict]:
         config = load_config(None, settings)
-        run_evaluation(make_plan(config), directory, load=lambda _: model, **options)
+        run_evaluation(make_plan(config), directory, execute=in_process(lambda _: model), **options)
         return _lines(directory)
 
     return run
@@ -208,7 +208,7 @@ def test_a_finished_run_resumes_without_a_model(finished, copy):
         raise AssertionError("the model was loaded")
 
     told = Told()
-    run_evaluation(make_plan(load_config(None, SETTINGS)), copy, resume=True, progress=told, load=refuse)
+    run_evaluation(make_plan(load_config(None, SETTINGS)), copy, resume=True, progress=told, execute=in_process(refuse))
     assert told.total == 0
     assert (copy / "samples.jsonl").read_bytes() == (finished / "samples.jsonl").read_bytes()
 

@@ -1,0 +1,276 @@
+"""The controller without Ray: hands out searches, keeps the fleet alive, holds results until they are acknowledged (SPEC section 4).
+
+It is the one supervisor: every actor is probed, declared dead, and started again from here, and Ray restarts nothing.
+A search counts as done when whoever asked for it has acknowledged its result. It must not know Ray, models or disks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from sdt_dist.models.card import ModelCard
+
+from actors.calls import Routes
+from actors.config import FleetConfig
+from actors.endpoint import Endpoint, repeat_while_unreachable
+from actors.health import HealthPolicy
+from actors.routing import RouteTable
+from actors.searcher import CREWS, Outcome, SearcherSettings
+from actors.slots import Slot
+from actors.work import Work
+from sdt_dist.errors import FleetError, SdtError
+
+_ALONE_FROM = 2  # from this attempt on a search shares its searcher with no other, so that only the one to blame fails
+
+
+class Backend(Protocol):
+    """Starts and kills actors."""
+
+    def spawn(self, kind: str, index: int, incarnation: int) -> Endpoint: ...
+
+    def kill(self, endpoint: Endpoint) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What the controller has for its client: unacknowledged results, whether all is done, and the fleet's state."""
+
+    results: list[tuple[str, Outcome]]
+    finished: bool
+    status: dict[str, Any]
+
+
+@dataclass(eq=False)
+class _Lease:
+    work: Work
+    slot: Slot
+    task: asyncio.Task[None] | None = None
+    rounds: int = -1
+    moved_at: float = 0.0
+
+
+class Controller:
+    """Runs `work` on a fleet; `settings` lacks the card, which the first model server that is ready gives."""
+
+    def __init__(
+        self,
+        config: FleetConfig,
+        backend: Backend,
+        work: Iterable[Work],
+        *,
+        max_new_tokens: int,
+        law_options: dict[str, Any] | None = None,
+        policy: HealthPolicy | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.config, self._backend, self._clock = config, backend, clock
+        self._max_new_tokens, self._law_options = max_new_tokens, law_options or {}
+        self._queue = deque(work)
+        self.total = len(self._queue)
+        self._servers = [Slot("model-server", i, clock, policy) for i in range(config.servers)]
+        self._searchers = [Slot("searcher", i, clock, policy) for i in range(config.searchers)]
+        self._leases: dict[str, _Lease] = {}
+        self._results: dict[str, Outcome] = {}
+        self._settled = self._failed = self._lost = 0
+        self._card: ModelCard | None = None
+        self._deterministic = True
+        self._fatal: FleetError | None = None
+        self._routes, self._news = RouteTable(), asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def slots(self) -> list[Slot]:
+        return [*self._servers, *self._searchers]
+
+    def start(self) -> None:
+        """Begin; within a running event loop."""
+        self._tasks = [asyncio.create_task(self._supervise(slot)) for slot in self.slots]
+
+    async def stop(self) -> None:
+        """End every actor and every wait."""
+        for task in [*self._tasks, *(lease.task for lease in self._leases.values() if lease.task)]:
+            task.cancel()
+        for slot in self.slots:
+            if slot.endpoint is not None:
+                self._backend.kill(slot.endpoint)
+
+    async def next_report(self, acknowledged: Sequence[str], timeout_s: float) -> Report:
+        """Forget acknowledged results; everything else that is finished, waited for at most timeout_s.
+
+        Raises FleetError when the fleet cannot go on.
+        """
+        for name in acknowledged:
+            self._results.pop(name, None)
+        if not self._has_news():
+            self._news.clear()
+            with suppress(TimeoutError):  # a report without news still tells the state
+                await asyncio.wait_for(self._news.wait(), timeout_s)
+        if self._fatal is not None and not self._results:
+            raise self._fatal
+        return Report(list(self._results.items()), self._is_finished(), self.status())
+
+    def _has_news(self) -> bool:
+        return bool(self._results) or self._is_finished() or self._fatal is not None
+
+    def _is_finished(self) -> bool:
+        return self._settled == self.total and not self._results
+
+    def status(self) -> dict[str, Any]:
+        """Work done, failed, under way and waiting, and every slot's state and counters."""
+        return {
+            "total": self.total,
+            "done": self._settled - self._failed,
+            "failed": self._failed,
+            "under_way": len(self._leases),
+            "waiting": len(self._queue),
+            "restarted_searches": self._lost,
+            "slots": {slot.name: slot.describe() for slot in self.slots},
+        }
+
+    async def _supervise(self, slot: Slot) -> None:
+        """One slot for ever: start, probe, watch, bury, pause, start again."""
+        while slot.health.state != "given up":
+            reason = await slot.live(self._backend, self.config.start_timeout_s, self._join, self._watch)
+            await self._leave(slot, reason)
+            pause_s = slot.health.died(reason)
+            await asyncio.sleep(pause_s)
+        kin = self._servers if slot in self._servers else self._searchers
+        if all(other.health.state == "given up" for other in kin):
+            self._fatal = FleetError(f"no {slot.kind} can be started; {slot.name}: {slot.health.reason}")
+            self._news.set()
+
+    async def _join(self, slot: Slot) -> None:
+        """A slot is ready: tell it what it needs, then use it."""
+        assert slot.endpoint is not None
+        if slot in self._servers:
+            card: ModelCard = await slot.endpoint.call("card", timeout_s=self.config.start_timeout_s)
+            self._check_card(card)
+            slot.health.answered()
+            await self._publish_routes([s for s in self._searchers if s.is_ready])
+        else:
+            slot.health.answered()
+            await self._publish_routes([slot])
+        self._dispatch()
+
+    def _check_card(self, card: ModelCard) -> None:
+        """All servers of a fleet must serve the same model."""
+        if self._card is None:
+            self._card = card
+        elif (card.vocab_size, card.kind, card.spec) != (self._card.vocab_size, self._card.kind, self._card.spec):
+            raise FleetError(f"model servers disagree: {card.name} is not {self._card.name}.")
+        self._deterministic &= card.deterministic
+
+    async def _publish_routes(self, searchers: Sequence[Slot]) -> None:
+        """Settings and routes to searchers that are ready; one that cannot be reached learns them when it is back."""
+        ready = [server.endpoint for server in self._servers if server.is_ready and server.endpoint is not None]
+        if self._card is None or not searchers:
+            return
+        crews = [(s.name, number) for s in self._searchers if s.is_ready for number in range(CREWS)]
+        chosen = self._routes.assign(crews, [server.name for server in ready])
+        places = {server.name: place for place, server in enumerate(ready)}
+        settings = SearcherSettings(
+            replace(self._card, deterministic=self._deterministic),
+            self._max_new_tokens,
+            self._law_options,
+            self.config.call_timeout_s,
+        )
+        for slot in searchers:
+            of_crew = tuple(places[chosen[slot.name, n]] for n in range(CREWS)) if chosen else ()
+            slot.background(self._configure(slot, settings, Routes(tuple(ready), of_crew)))
+
+    async def _configure(self, slot: Slot, settings: SearcherSettings, routes: Routes) -> None:
+        endpoint = slot.endpoint
+        if endpoint is None:
+            return
+        deadline = self._clock() + self.config.start_timeout_s
+        await repeat_while_unreachable(
+            lambda: endpoint.call("configure", settings, routes, timeout_s=30.0), deadline=deadline, clock=self._clock
+        )
+        slot.configured = True
+        self._dispatch()
+
+    async def _leave(self, slot: Slot, reason: str) -> None:
+        """A slot is dead: its searches go back to the front of the queue, its crews to other servers."""
+        lost = [lease for lease in self._leases.values() if lease.slot is slot]
+        for lease in reversed(lost):
+            self._give_back(lease, f"{slot.name} died: {reason}")
+        if slot in self._servers:
+            await self._publish_routes([s for s in self._searchers if s.is_ready])
+        self._dispatch()
+
+    def _watch(self, slot: Slot, status: dict[str, Any]) -> None:
+        """Look at a searcher's progress; a search without any for problem_timeout_s is started again."""
+        if slot.kind != "searcher":
+            return
+        now = self._clock()
+        for name, (rounds, waits_for) in status["under_way"].items():
+            lease = self._leases.get(name.rpartition("#")[0])
+            if lease is None or lease.work.call_name != name:
+                continue
+            if rounds != lease.rounds:
+                lease.rounds, lease.moved_at = rounds, now
+            elif now - lease.moved_at > self.config.problem_timeout_s:
+                waited = f"no progress for {now - lease.moved_at:.0f} s, waiting for {waits_for or 'itself'}"
+                self._give_back(lease, f"{name} on {slot.name}: {waited}")
+
+    def _dispatch(self) -> None:
+        """Give queued searches to ready searchers, the least loaded first."""
+        while self._queue:
+            alone = self._queue[0].attempt >= _ALONE_FROM
+            slot = min((s for s in self._searchers if self._has_room(s, alone)), key=self._load, default=None)
+            if slot is None:
+                return
+            work = self._queue.popleft()
+            lease = self._leases[work.name] = _Lease(work, slot, moved_at=self._clock())
+            lease.task = asyncio.create_task(self._run(lease))
+
+    def _has_room(self, slot: Slot, alone: bool) -> bool:
+        own = [lease for lease in self._leases.values() if lease.slot is slot]
+        if not slot.is_ready or not slot.configured or any(lease.work.attempt >= _ALONE_FROM for lease in own):
+            return False
+        return not own if alone else len(own) < self.config.problems_per_searcher
+
+    def _load(self, slot: Slot) -> int:
+        return sum(lease.slot is slot for lease in self._leases.values())
+
+    async def _run(self, lease: _Lease) -> None:
+        """Wait for one search; `_watch` and `_leave` end the wait where nothing moves or its searcher dies."""
+        endpoint = lease.slot.endpoint
+        assert endpoint is not None
+        try:
+            outcome = await repeat_while_unreachable(
+                lambda: endpoint.call("search", lease.work, timeout_s=None), deadline=float("inf"), clock=self._clock
+            )
+        except SdtError as error:
+            lease.slot.report_gone(str(error))
+            return  # the slot's supervisor gives its searches back
+        if isinstance(outcome, FleetError):
+            self._give_back(lease, str(outcome))
+        else:
+            self._settle(lease, outcome)
+        self._dispatch()
+
+    def _settle(self, lease: _Lease, outcome: Outcome) -> None:
+        self._leases.pop(lease.work.name, None)
+        self._results[lease.work.name] = outcome
+        self._settled += 1
+        self._failed += isinstance(outcome, Exception)
+        self._news.set()
+
+    def _give_back(self, lease: _Lease, reason: str) -> None:
+        """Queue a search again, or set it aside when that has been tried often enough."""
+        if lease.task is not None and lease.task is not asyncio.current_task():
+            lease.task.cancel()
+        work = replace(lease.work, attempt=lease.work.attempt + 1)
+        self._lost += 1
+        if work.attempt >= self.config.max_attempts:
+            self._settle(lease, FleetError(f"set aside after {work.attempt} attempts, the last ended so: {reason}"))
+            return
+        self._leases.pop(work.name, None)
+        self._queue.appendleft(work)

@@ -1,0 +1,71 @@
+"""What one actor sees of another, with Ray's failures as two kinds: gone for good, or unreachable for now (SPEC section 4).
+
+Everything above this seam is plain asyncio and is tested without Ray.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from sdt_dist.errors import FleetError
+
+
+class GoneError(FleetError):
+    """The other process is dead: what it held is lost, and its calls must be made elsewhere."""
+
+
+class UnreachableError(FleetError):
+    """The call may or may not have arrived; repeat it under the same name."""
+
+
+class Endpoint:
+    """A remote object: `call(method, *arguments, timeout_s)`, named, with the number of its incarnation.
+
+    `first_call` shifts the numbers of its forward passes, so that those of different processes never coincide.
+    """
+
+    def __init__(self, name: str, incarnation: int = 0) -> None:
+        self.name, self.incarnation = name, incarnation
+
+    @property
+    def first_call(self) -> int:
+        return (int.from_bytes(self.name.encode()[-4:], "little") % 4096 * 4096 + self.incarnation) << 36
+
+    async def call(self, method: str, *arguments: Any, timeout_s: float | None) -> Any:
+        """The result of a method; GoneError, UnreachableError, an SdtError of its own, or FleetError after timeout_s (None: never)."""
+        raise NotImplementedError
+
+
+class PlainEndpoint(Endpoint):
+    """An object of this process behind the same seam, for tests and for fleets of one."""
+
+    def __init__(self, name: str, target: Any, incarnation: int = 0) -> None:
+        super().__init__(name, incarnation)
+        self.target = target
+
+    async def call(self, method: str, *arguments: Any, timeout_s: float | None) -> Any:
+        return await within(getattr(self.target, method)(*arguments), timeout_s, f"{method} of {self.name}")
+
+
+async def within(awaitable: Any, timeout_s: float | None, what: str) -> Any:
+    """Await with a deadline; FleetError says what was waited for."""
+    try:
+        return await asyncio.wait_for(awaitable, timeout_s)
+    except TimeoutError as error:
+        raise FleetError(f"waited {timeout_s:.0f} s for {what}.") from error
+
+
+async def repeat_while_unreachable(
+    make: Callable[[], Any], *, deadline: float, clock: Callable[[], float], pause_s: float = 0.05
+) -> Any:
+    """`await make()` again and again, ever more slowly, while it raises UnreachableError; the last one after `deadline`."""
+    while True:
+        try:
+            return await make()
+        except UnreachableError:
+            if clock() + pause_s >= deadline:
+                raise
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, 2.0)

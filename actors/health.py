@@ -1,0 +1,70 @@
+"""The health of one actor as a state machine: starting, ready, suspect, dead, and again after a growing pause (SPEC section 4).
+
+It knows no actor, only what it is told and the time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+State = Literal["starting", "ready", "suspect", "dead", "given up"]
+
+
+@dataclass(frozen=True, slots=True)
+class HealthPolicy:
+    """probe_s between probes of probe_timeout_s each; `misses` in a row are death.
+
+    The pause before a restart doubles from first_pause_s to longest_pause_s and starts over after steady_s without a
+    death; `failed_starts` starts in a row that never got ready are the end of it.
+    """
+
+    probe_s: float = 1.0
+    probe_timeout_s: float = 5.0
+    misses: int = 3
+    first_pause_s: float = 0.2
+    longest_pause_s: float = 30.0
+    steady_s: float = 60.0
+    failed_starts: int = 3
+
+
+class Health:
+    """One actor's state; `reason` says why it is not ready."""
+
+    def __init__(self, policy: HealthPolicy, clock: Callable[[], float] = time.monotonic) -> None:
+        self.policy, self._clock = policy, clock
+        self.state: State = "starting"
+        self.reason = "it has not answered its first probe yet"
+        self.deaths = 0
+        self._misses = self._failed_starts = self._deaths_in_a_row = 0
+        self._ready_since = clock()
+
+    def answered(self) -> None:
+        """A probe was answered: ready, whatever it was before."""
+        if self.state == "starting":
+            self._ready_since, self._failed_starts = self._clock(), 0
+        self.state, self.reason, self._misses = "ready", "", 0
+
+    def missed(self, reason: str) -> bool:
+        """A probe was not answered in time; True when that makes it dead."""
+        self._misses += 1
+        self.state, self.reason = "suspect", reason
+        return self._misses >= self.policy.misses
+
+    def died(self, reason: str) -> float:
+        """It is dead; the seconds to wait before it is started again (`given up`: it never should be)."""
+        if self.state == "starting":
+            self._failed_starts += 1
+        elif self._clock() - self._ready_since >= self.policy.steady_s:
+            self._deaths_in_a_row = 0
+        self.state, self.reason, self._misses = "dead", reason, 0
+        self.deaths, self._deaths_in_a_row = self.deaths + 1, self._deaths_in_a_row + 1
+        if self._failed_starts >= self.policy.failed_starts:
+            self.state = "given up"
+        return min(self.policy.first_pause_s * 2 ** (self._deaths_in_a_row - 1), self.policy.longest_pause_s)
+
+    def restarting(self) -> None:
+        """A new incarnation is being started."""
+        self.state = "starting"

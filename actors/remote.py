@@ -1,0 +1,169 @@
+"""The actors: thin Ray wrappers over the plain classes, and the backend that starts and kills them (SPEC section 4).
+
+Ray restarts and retries nothing here (max_restarts and max_task_retries are 0): the controller supervises. Control
+methods have their own concurrency group, so that a probe is answered while a batch runs.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError, RayTaskError
+from sdt_dist.models.card import ModelCard, card_of
+
+from actors.calls import Routes
+from actors.config import FleetConfig, Placement
+from actors.controller import Controller, Report
+from actors.endpoint import Endpoint, GoneError, UnreachableError, within
+from actors.model_server import ModelAnswer, ModelCall, ModelServer
+from actors.searcher import Outcome, Searcher, SearcherSettings
+from actors.work import Loader, Work
+from sdt_dist.errors import FleetError, SdtError
+
+_OPTIONS = {
+    "max_restarts": 0,
+    "max_task_retries": 0,
+    "max_concurrency": 1000,
+    "allow_out_of_order_execution": True,
+}
+
+
+class RayEndpoint(Endpoint):
+    """An actor behind the `Endpoint` seam."""
+
+    def __init__(self, name: str, handle: ActorHandle, incarnation: int) -> None:
+        super().__init__(name, incarnation)
+        self.handle = handle
+
+    async def call(self, method: str, *arguments: Any, timeout_s: float | None) -> Any:
+        what = f"{method} of {self.name}"
+        try:
+            return await within(_result(getattr(self.handle, method).remote(*arguments)), timeout_s, what)
+        except ActorDiedError as error:
+            raise GoneError(f"{self.name} died: {_first_line(error)}") from error
+        except ActorUnavailableError as error:
+            raise UnreachableError(f"{self.name} cannot be reached: {_first_line(error)}") from error
+        except RayTaskError as error:
+            if isinstance(error.cause, SdtError):
+                raise error.cause from None
+            raise FleetError(f"{what} raised {type(error.cause).__name__}: {error.cause}") from error
+        except RayError as error:
+            raise UnreachableError(f"{what}: {type(error).__name__}: {_first_line(error)}") from error
+
+
+async def _result(ref: Any) -> Any:
+    return await ref
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+@ray.remote(concurrency_groups={"control": 4})
+class ModelServerActor:
+    """One copy of a model; see `ModelServer`."""
+
+    def __init__(self, name: str, loader: Loader, queue_rows: int, threads: int | None) -> None:
+        loaded = loader()
+        if threads is not None and "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(threads)
+        self._card = card_of(loaded)
+        self._server = ModelServer(getattr(loaded, "model", loaded), name=name, queue_rows=queue_rows)
+
+    async def answer(self, call: ModelCall) -> ModelAnswer:
+        return await self._server.answer(call)
+
+    async def probe(self) -> None:
+        """One token for real."""
+        await self._server.probe()
+
+    @ray.method(concurrency_group="control")
+    async def card(self) -> ModelCard:
+        return self._card
+
+    @ray.method(concurrency_group="control")
+    async def status(self) -> dict[str, Any]:
+        return self._server.status()
+
+    def __repr__(self) -> str:
+        return self._server.name if hasattr(self, "_server") else "model-server (loading)"
+
+
+@ray.remote(concurrency_groups={"control": 4})
+class SearcherActor:
+    """Many searches at once; see `Searcher`."""
+
+    def __init__(self, name: str) -> None:
+        self._searcher = Searcher(name)
+
+    async def configure(self, settings: SearcherSettings, routes: Routes) -> None:
+        await self._searcher.configure(settings, routes)
+
+    async def search(self, work: Work) -> Outcome:
+        return await self._searcher.search(work)
+
+    async def probe(self) -> None:
+        """Answered once the search code is loaded."""
+
+    @ray.method(concurrency_group="control")
+    async def status(self) -> dict[str, Any]:
+        return self._searcher.status()
+
+    def __repr__(self) -> str:
+        return self._searcher.name
+
+
+class RayBackend:
+    """Starts actors of one fleet where its configuration says, and kills them."""
+
+    def __init__(self, config: FleetConfig, loader: Loader) -> None:
+        self._config, self._loader = config, loader
+
+    def spawn(self, kind: str, index: int, incarnation: int) -> Endpoint:
+        """Start an actor; its name tells its place and, from the second on, its incarnation."""
+        name = f"{kind}-{index}"
+        options = {"name": f"sdt:{name}" + (f".{incarnation}" if incarnation else "")}
+        if kind == "model-server":
+            place = self._config.server
+            threads = self._config.server_threads or (max(1, math.ceil(place.cpus)) if place.gpus == 0 else None)
+            handle = _make(ModelServerActor, place, options, name, self._loader, self._config.queue_rows, threads)
+        else:
+            handle = _make(SearcherActor, self._config.searcher, options, name)
+        return RayEndpoint(name, handle, incarnation)
+
+    def kill(self, endpoint: Endpoint) -> None:
+        """Kill an actor, dead or alive."""
+        assert isinstance(endpoint, RayEndpoint)
+        ray.kill(endpoint.handle)
+
+
+def _make(actor: Any, place: Placement, options: dict[str, Any], *arguments: Any) -> ActorHandle:
+    chosen = _OPTIONS | options | {"num_cpus": place.cpus, "num_gpus": place.gpus}
+    if place.labels:
+        chosen["label_selector"] = place.labels
+    return actor.options(**chosen).remote(*arguments)
+
+
+@ray.remote(concurrency_groups={"control": 4})
+class ControllerActor:
+    """The fleet's supervisor; see `Controller`. Actors that it starts end with it."""
+
+    def __init__(self, config: FleetConfig, loader: Loader, work: Sequence[Work], arguments: dict[str, Any]) -> None:
+        self._controller = Controller(config, RayBackend(config, loader), work, **arguments)
+
+    async def start(self) -> None:
+        self._controller.start()
+
+    async def next_report(self, acknowledged: Sequence[str], timeout_s: float) -> Report:
+        return await self._controller.next_report(acknowledged, timeout_s)
+
+    async def stop(self) -> None:
+        await self._controller.stop()
+
+    def __repr__(self) -> str:
+        return f"controller ({self._controller.total} searches)"

@@ -1,0 +1,186 @@
+"""A searcher without Ray: drives many searches at once in two crews, each with one model call in flight (SPEC section 4).
+
+While one crew's call is at the server, the other crew selects, scores and backs up. It is the same search code as in
+one process: only who answers a crew's rounds differs. It must not import torch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any, cast
+
+from sdt_dist.models.card import ModelCard, process_of
+
+from actors.calls import RemoteModel, Routes, ServerCalls, ServerDirectory, ServersDiedError
+from actors.work import Work, lean
+from sdt_dist.errors import FleetError, SdtError
+from sdt_dist.models.process import TokenProcess
+from sdt_dist.protocols import ExpandRequest, RolloutRequest
+from sdt_dist.rewards.spec import RewardContext
+from sdt_dist.search.api import open_search
+from sdt_dist.search.driver import Crew, Ended, Round
+from sdt_dist.search.methods import validate_options
+from sdt_dist.search.result import SearchResult
+from sdt_dist.search.session import SearchProblem, Session
+
+CREWS = 2
+_REMEMBERED_OUTCOMES = 64
+Outcome = SearchResult | SdtError
+
+
+@dataclass(frozen=True, slots=True)
+class SearcherSettings:
+    """Which model is searched, how long its answers may be, the law p, and how long a model call may take."""
+
+    card: ModelCard
+    max_new_tokens: int
+    law_options: dict[str, Any] = field(default_factory=dict)
+    call_timeout_s: float = 600.0
+
+
+@dataclass(slots=True)
+class SearcherCounters:
+    """What a searcher did since it started; `advance_s` is its own time in searches, `wait_s` its crews' for models."""
+
+    searches: int = 0
+    rounds: int = 0
+    leaves: int = 0
+    rollouts: int = 0
+    nfe: int = 0
+    advance_s: float = 0.0
+    wait_s: float = 0.0
+
+
+class _Lane:
+    """A crew with its own process, model calls and loop."""
+
+    def __init__(self, searcher: Searcher, settings: SearcherSettings, number: int) -> None:
+        self.model = RemoteModel(settings.card)
+        self.process: TokenProcess = process_of(
+            settings.card, self.model, settings.max_new_tokens, **settings.law_options
+        )
+        self.crew = Crew(self.process)
+        self.calls = ServerCalls(
+            searcher.name, number, searcher.directory, self.process.law, settings.call_timeout_s, searcher.clock
+        )
+        self.task: asyncio.Task[None] | None = None
+
+
+class Searcher:
+    """Makes searches; `search` may be called many times at once, and again under the same name after a lost reply."""
+
+    def __init__(self, name: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self.name, self.clock = name, clock
+        self.directory, self.counters = ServerDirectory(clock), SearcherCounters()
+        self._lanes: list[_Lane] = []
+        self._outcomes: dict[str, asyncio.Future[Outcome]] = {}
+        self._work_of: dict[int, Work] = {}
+        self._rounds: dict[str, int] = {}
+
+    async def configure(self, settings: SearcherSettings, routes: Routes) -> None:
+        """What is searched (the first call decides), and the servers that can be called now."""
+        if not self._lanes:
+            self._lanes = [_Lane(self, settings, number) for number in range(CREWS)]
+        await self.directory.update(routes)
+
+    async def search(self, work: Work) -> Outcome:
+        """The outcome of a search; a search that fails by an error of its own returns that error."""
+        future = self._outcomes.get(work.call_name)
+        if future is None:
+            future = self._outcomes[work.call_name] = asyncio.get_running_loop().create_future()
+            while len(self._outcomes) > _REMEMBERED_OUTCOMES and next(iter(self._outcomes.values())).done():
+                self._outcomes.pop(next(iter(self._outcomes)))
+            self._start(work)
+        return await asyncio.shield(future)
+
+    def status(self) -> dict[str, Any]:
+        """Counters, and for every search under way its rounds so far and what its crew waits for."""
+        under_way = {
+            work.call_name: (self._rounds.get(work.call_name, 0), lane.calls.waits_for)
+            for lane in self._lanes
+            for member in list(lane.crew.running)
+            if (work := self._work_of.get(id(member.session))) is not None
+        }
+        return asdict(self.counters) | {"under_way": under_way}
+
+    def _start(self, work: Work) -> None:
+        lane = min(self._lanes, key=lambda lane: len(lane.crew.running))
+        try:
+            session, search = self._open(lane, work)
+        except SdtError as error:
+            self._outcomes[work.call_name].set_result(error)
+            return
+        self._work_of[id(session)] = work
+        ended = lane.crew.add(session, search)
+        if ended is not None:
+            self._finish(ended)
+        elif lane.task is None or lane.task.done():
+            lane.task = asyncio.create_task(self._drive(lane))
+            lane.task.add_done_callback(lambda task: self._abandon(lane, task))
+
+    def _open(self, lane: _Lane, work: Work) -> tuple[Session, Any]:
+        context = RewardContext(prompt=work.context) if isinstance(work.context, str) else RewardContext(work.context)
+        reward = work.reward.build(context)
+        problem = SearchProblem(work.problem, lane.process.root(work.context), reward)
+        options = validate_options(work.method, work.options)
+        return open_search(
+            lane.process, problem, method=work.method, options=options, seed=work.seed, cache_name=work.call_name
+        )
+
+    def _finish(self, ended: Ended) -> None:
+        work = self._work_of.pop(id(ended.session))
+        self._rounds.pop(work.call_name, None)
+        self.counters.searches += 1
+        outcome = ended.outcome
+        if isinstance(outcome, SearchResult):
+            self.counters.rollouts += outcome.rollouts
+            self.counters.nfe += outcome.nfe
+            outcome = lean(outcome, work)
+        self._outcomes[work.call_name].set_result(outcome)
+
+    async def _drive(self, lane: _Lane) -> None:
+        """Rounds of one crew, until it has no search left."""
+        while lane.crew.running:
+            for ended in await self._make(lane, lane.crew.next_round()):
+                self._finish(ended)
+            await asyncio.sleep(0)
+
+    def _abandon(self, lane: _Lane, task: asyncio.Task[None]) -> None:
+        """A crew that ended by an error that no search is known to have caused: all of its searches end with it."""
+        if task.cancelled() or task.exception() is None:
+            return
+        error = task.exception()
+        for ended in lane.crew.fail(list(lane.crew.running), FleetError(f"{type(error).__name__}: {error}")):
+            self._finish(ended)
+
+    async def _make(self, lane: _Lane, this: Round) -> list[Ended]:
+        """Answer a round and let its searches go on.
+
+        Where servers die on the call, each search asks alone, so that only the one that kills servers fails.
+        """
+        begin = self.clock()
+        requests = cast("list[ExpandRequest | RolloutRequest]", this.requests)
+        try:
+            replies, seconds = await lane.calls.call(requests, lane.model.take_released())
+        except ServersDiedError as error:
+            if len(this.members) == 1:
+                return lane.crew.fail(this.members, error)
+            return [ended for member in this.members for ended in await self._make(lane, Round([member]))]
+        except SdtError as error:
+            return lane.crew.fail(this.members, error)
+        arrived = self.clock()
+        ended = lane.crew.resume(this.members, this.by_member(replies), seconds)
+        self._count(this, arrived - begin, self.clock() - arrived)
+        return ended
+
+    def _count(self, this: Round, wait_s: float, advance_s: float) -> None:
+        counters = self.counters
+        counters.rounds, counters.leaves = counters.rounds + 1, counters.leaves + len(this.requests)
+        counters.wait_s, counters.advance_s = counters.wait_s + wait_s, counters.advance_s + advance_s
+        for member in this.members:
+            work = self._work_of.get(id(member.session))
+            if work is not None:
+                self._rounds[work.call_name] = self._rounds.get(work.call_name, 0) + 1

@@ -1,0 +1,104 @@
+"""A place in the fleet for one actor: its incarnations come and go, the place stays (SPEC section 4)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import TYPE_CHECKING, Any
+
+from actors.endpoint import Endpoint, GoneError
+from actors.health import Health, HealthPolicy
+from sdt_dist.errors import FleetError, SdtError
+
+if TYPE_CHECKING:
+    from actors.controller import Backend
+
+
+class Slot:
+    """One actor's place, with its health, its present incarnation, and what that last said of itself."""
+
+    def __init__(self, kind: str, index: int, clock: Callable[[], float], policy: HealthPolicy | None = None) -> None:
+        self.kind, self.index, self.name = kind, index, f"{kind}-{index}"
+        self.health = Health(policy or HealthPolicy(), clock)
+        self.endpoint: Endpoint | None = None
+        self.incarnation = 0
+        self.status: dict[str, Any] = {}
+        self.configured = False
+        self._gone = asyncio.Event()
+        self._gone_reason = ""
+        self._background: set[asyncio.Task[None]] = set()
+
+    @property
+    def is_ready(self) -> bool:
+        return self.endpoint is not None and self.health.state in ("ready", "suspect")
+
+    def describe(self) -> dict[str, Any]:
+        """State, deaths and last counters, for people and metrics."""
+        return {"state": self.health.state, "reason": self.health.reason, "deaths": self.health.deaths} | self.status
+
+    def report_gone(self, reason: str) -> None:
+        """Somebody else saw the actor dead: do not wait for the next probe."""
+        self._gone_reason = reason
+        self._gone.set()
+
+    def background(self, work: Coroutine[Any, Any, None]) -> None:
+        """Tell the actor something without waiting for it; a failure means that it is gone."""
+        task = asyncio.create_task(self._reporting(work))
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    async def _reporting(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except FleetError as error:
+            self.report_gone(str(error))
+
+    async def live(
+        self,
+        backend: Backend,
+        start_timeout_s: float,
+        join: Callable[[Slot], Awaitable[None]],
+        watch: Callable[[Slot, dict[str, Any]], None],
+    ) -> str:
+        """One incarnation from its start to its end; why it ended."""
+        self._gone.clear()
+        self.health.restarting()
+        self.configured, self.status = False, {}
+        try:
+            self.endpoint = backend.spawn(self.kind, self.index, self.incarnation)
+            self.incarnation += 1
+            await self.endpoint.call("probe", timeout_s=start_timeout_s)
+            await join(self)
+            return await self._watch(watch)
+        except SdtError as error:
+            return str(error)
+        finally:
+            self._bury(backend)
+
+    def _bury(self, backend: Backend) -> None:
+        """Kill what may be left, so that no incarnation outlives its place."""
+        endpoint, self.endpoint = self.endpoint, None
+        for task in self._background:
+            task.cancel()
+        if endpoint is not None:
+            backend.kill(endpoint)
+
+    async def _watch(self, watch: Callable[[Slot, dict[str, Any]], None]) -> str:
+        policy = self.health.policy
+        while True:
+            try:
+                await asyncio.wait_for(self._gone.wait(), policy.probe_s)
+                return self._gone_reason
+            except TimeoutError:
+                pass  # nobody saw it dead: ask it
+            assert self.endpoint is not None
+            try:
+                self.status = await self.endpoint.call("status", timeout_s=policy.probe_timeout_s)
+            except GoneError as error:
+                return str(error)
+            except FleetError as error:
+                if self.health.missed(str(error)):
+                    return str(error)
+            else:
+                self.health.answered()
+                watch(self, self.status)

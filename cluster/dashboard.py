@@ -1,0 +1,65 @@
+"""The fleet's Grafana dashboard, made from the table of exported metrics and put beside Ray's own.
+
+Ray writes its dashboards under its session's folder, where a Grafana that was set up for Ray looks for more.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from actors.metrics import METRICS, Metric, metric_name
+
+FILE = "sdt_fleet_grafana_dashboard.json"
+_RATES = {
+    "Rows per batch": "rate(ray_sdt_model_server_rows_total[1m]) / rate(ray_sdt_model_server_batches_total[1m])",
+    "Cache hit rate": "1 - rate(ray_sdt_model_server_nfe_total[1m]) / rate(ray_sdt_model_server_distributions_total[1m])",
+    "Model busy (share of time)": "rate(ray_sdt_model_server_busy_s_total[1m])",
+}
+
+
+def dashboard() -> dict[str, Any]:
+    """The dashboard as Grafana reads it: derived rates first, then every metric of every kind of actor."""
+    panels = [(title, query, "{{place}}") for title, query in _RATES.items()]
+    panels += [
+        (f"{kind.replace('_', ' ')}: {metric.field}", _query(kind, metric), "{{place}}")
+        for kind, metrics in METRICS.items()
+        for metric in metrics
+    ]
+    return {
+        "uid": "sdtFleet",
+        "title": "sdt fleet",
+        "tags": ["sdt", "ray"],
+        "timezone": "browser",
+        "schemaVersion": 38,
+        "refresh": "5s",
+        "time": {"from": "now-15m", "to": "now"},
+        "templating": {"list": [{"name": "datasource", "type": "datasource", "query": "prometheus"}]},
+        "panels": [_panel(number, *panel) for number, panel in enumerate(panels)],
+    }
+
+
+def write_dashboard(folder: Path) -> Path:
+    """Write the dashboard's JSON into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / FILE
+    path.write_text(json.dumps(dashboard(), indent=1), encoding="utf-8")
+    return path
+
+
+def _query(kind: str, metric: Metric) -> str:
+    name = f"ray_{metric_name(kind, metric)}"
+    return f"rate({name}_total[1m])" if metric.type == "counter" else name
+
+
+def _panel(number: int, title: str, query: str, legend: str) -> dict[str, Any]:
+    source = {"type": "prometheus", "uid": "${datasource}"}
+    return {
+        "id": number + 1,
+        "type": "timeseries",
+        "title": title,
+        "datasource": source,
+        "gridPos": {"h": 8, "w": 8, "x": 8 * (number % 3), "y": 8 * (number // 3)},
+        "targets": [{"expr": query, "legendFormat": legend, "refId": "A", "datasource": source}],
+    }

@@ -1,0 +1,173 @@
+"""A fleet without Ray for tests: the real controller, searchers and servers in one event loop, which can be killed."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from sdt_dist.models.card import card_of
+
+from actors.config import FleetConfig
+from actors.controller import Controller
+from actors.endpoint import Endpoint, GoneError, UnreachableError, within
+from actors.health import HealthPolicy
+from actors.model_server import ModelServer
+from actors.searcher import Outcome, Searcher
+from actors.work import GivenReward, Work
+from sdt_dist.errors import SdtError
+from sdt_dist.models.process import TokenProcess
+from sdt_dist.models.toy import Toy
+from sdt_dist.search.api import run_searches
+from sdt_dist.search.result import SearchResult
+from sdt_dist.search.session import SearchProblem
+
+QUICK = HealthPolicy(probe_s=0.02, probe_timeout_s=1.0, first_pause_s=0.01, longest_pause_s=0.05, steady_s=0.2)
+
+
+class ServerTarget:
+    """What a model server's actor offers, without the actor."""
+
+    def __init__(self, loaded: Any, name: str) -> None:
+        self.server, self._card = ModelServer(getattr(loaded, "model", loaded), name=name), card_of(loaded)
+        self.answer, self.probe = self.server.answer, self.server.probe
+
+    async def card(self) -> Any:
+        return self._card
+
+    async def status(self) -> dict[str, Any]:
+        return self.server.status()
+
+
+class SearcherTarget:
+    """What a searcher's actor offers, without the actor."""
+
+    def __init__(self, name: str) -> None:
+        self.searcher = Searcher(name)
+        self.configure, self.search = self.searcher.configure, self.searcher.search
+
+    async def probe(self) -> None:
+        """Always ready."""
+
+    async def status(self) -> dict[str, Any]:
+        return self.searcher.status()
+
+
+class MortalEndpoint(Endpoint):
+    """An endpoint whose process can die, and whose requests and replies can get lost."""
+
+    def __init__(self, name: str, incarnation: int, target: Any, loses: Callable[[str], bool]) -> None:
+        super().__init__(name, incarnation)
+        self.target, self._loses = target, loses
+        self._dead = asyncio.Event()
+
+    def die(self) -> None:
+        self._dead.set()
+
+    async def call(self, method: str, *arguments: Any, timeout_s: float | None) -> Any:
+        if self._dead.is_set():
+            raise GoneError(f"{self.name} is dead")
+        if self._loses(method):
+            raise UnreachableError("request lost")
+        answer = asyncio.ensure_future(getattr(self.target, method)(*arguments))
+        death = asyncio.ensure_future(self._dead.wait())
+        await within(asyncio.wait({answer, death}, return_when=asyncio.FIRST_COMPLETED), timeout_s, method)
+        death.cancel()
+        if self._dead.is_set():
+            answer.cancel()
+            raise GoneError(f"{self.name} died")
+        if self._loses(method):
+            raise UnreachableError("reply lost")
+        return answer.result()
+
+
+class PlainBackend:
+    """Spawns targets in this process; `alive` are the incarnations that nobody killed."""
+
+    def __init__(self, load: Callable[[], Any], loss: float = 0.0, seed: int = 0) -> None:
+        self._load, self._random, self.loss = load, random.Random(seed), loss
+        self.alive: dict[str, MortalEndpoint] = {}
+        self.spawned: list[str] = []
+
+    def spawn(self, kind: str, index: int, incarnation: int) -> Endpoint:
+        name = f"{kind}-{index}"
+        target = ServerTarget(self._load(), name) if kind == "model-server" else SearcherTarget(name)
+        self.spawned.append(name)
+        self.alive[name] = MortalEndpoint(name, incarnation, target, self._loses)
+        return self.alive[name]
+
+    def _loses(self, method: str) -> bool:
+        return method in ("answer", "search", "configure") and self._random.random() < self.loss
+
+    def kill(self, endpoint: Endpoint) -> None:
+        assert isinstance(endpoint, MortalEndpoint)
+        endpoint.die()
+        if self.alive.get(endpoint.name) is endpoint:
+            del self.alive[endpoint.name]
+
+
+async def run_controller(
+    work: Sequence[Work],
+    backend: PlainBackend,
+    config: FleetConfig,
+    max_new_tokens: int,
+    meanwhile: Callable[[Controller], Any] | None = None,
+    timeout_s: float = 60.0,
+) -> dict[str, Outcome]:
+    """All outcomes by name; `meanwhile(controller)` is awaited beside the run. Fails on a result given twice."""
+    controller = Controller(config, backend, work, max_new_tokens=max_new_tokens, policy=QUICK)
+    controller.start()
+    side = asyncio.create_task(meanwhile(controller)) if meanwhile else None
+    outcomes: dict[str, Outcome] = {}
+    acknowledged: list[str] = []
+    try:
+        async with asyncio.timeout(timeout_s):
+            while not (report := await controller.next_report(acknowledged, 0.5)).finished:
+                acknowledged = [name for name, _ in report.results]
+                assert not outcomes.keys() & set(acknowledged), "a result came twice"
+                outcomes |= dict(report.results)
+    finally:
+        if side is not None:
+            side.cancel()
+        await controller.stop()
+    return outcomes
+
+
+def toy_work(model: Toy, methods: dict[str, dict[str, Any]], num_problems: int) -> list[Work]:
+    """Searches of one toy by several methods."""
+    return [
+        Work(
+            f"{method}/{index}",
+            index,
+            [0],
+            GivenReward(model),
+            method,
+            {"inverse_temperature": model.inverse_temperature} | options,
+            seed=7,
+        )
+        for method, options in methods.items()
+        for index in range(num_problems)
+    ]
+
+
+def alone(model: Toy, work: Work) -> SearchResult:
+    """The same search in this process, by itself."""
+    process = TokenProcess(model, model.law, model.length)
+    problem = SearchProblem(work.problem, process.root(work.context), model)
+    ((_, outcome),) = run_searches(process, [problem], method=work.method, options=work.options, seed=work.seed)
+    assert not isinstance(outcome, SdtError)
+    return outcome
+
+
+def same(have: Outcome, want: SearchResult) -> bool:
+    """Whether two results agree in everything that a seed decides, bit by bit."""
+    assert isinstance(have, SearchResult), have
+    return (
+        have.samples == want.samples
+        and have.weights == want.weights
+        and have.log_z == want.log_z
+        and have.finished == want.finished
+        and have.cost.reward_calls == want.cost.reward_calls
+        and have.cost.rollouts == want.cost.rollouts
+    )

@@ -1,0 +1,63 @@
+"""The fleet's logic without Ray: have == want, deaths, lost messages, poison, deadlines (SPEC section 4)."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import pytest
+
+from actors.config import fleet_config
+from sdt_dist.models.toy import Toy
+from sdt_dist.search.methods import method_names
+from tests.fleet_helpers import PlainBackend, alone, run_controller, same, toy_work
+
+TOY = (5, 4, 1.0, "smooth", 5.0, 0)
+METHODS = {name: {"num_samples": 4} | ({} if name in ("greedy", "sample") else {"num_rollouts": 40}) for name in method_names()}
+
+
+def _load() -> Toy:
+    return Toy(*TOY)
+
+
+def _run(work, backend, config=None, meanwhile=None, timeout_s=60.0):
+    config = config or fleet_config({})
+    return asyncio.run(run_controller(work, backend, config, 4, meanwhile, timeout_s))
+
+
+@pytest.mark.parametrize(("searchers", "servers"), [(1, 1), (1, 2), (4, 1), (4, 2)])
+def test_a_fleet_gives_the_samples_of_one_process(searchers, servers):
+    work = toy_work(_load(), METHODS, 3)
+    outcomes = _run(work, PlainBackend(_load), fleet_config({"searchers": searchers, "servers": servers}))
+    assert outcomes.keys() == {w.name for w in work}
+    for w in work:
+        want = alone(_load(), w)
+        assert same(outcomes[w.name], want), w.name
+        assert outcomes[w.name].nfe == want.nfe, w.name
+
+
+@pytest.mark.parametrize("victim", ["model-server-0", "searcher-0"])
+def test_deaths_lose_nothing_and_change_no_sample(victim):
+    work = toy_work(_load(), {"residual_ts": METHODS["residual_ts"], "dts": METHODS["dts"]}, 12)
+    backend, kills = PlainBackend(_load), []
+
+    async def kill(controller):
+        rng = random.Random(1)
+        while len(kills) < 8:
+            await asyncio.sleep(rng.uniform(0.01, 0.06))
+            if victim in backend.alive and controller.status()["under_way"]:
+                backend.alive[victim].die()
+                kills.append(controller.status()["done"])
+
+    config = fleet_config({"searchers": 2, "problems_per_searcher": 3, "max_attempts": 50})
+    outcomes = _run(work, backend, config, kill)
+    assert kills and backend.spawned.count(victim) > 1
+    assert outcomes.keys() == {w.name for w in work}
+    assert all(same(outcomes[w.name], alone(_load(), w)) for w in work)
+
+
+def test_lost_requests_and_replies_change_nothing():
+    work = toy_work(_load(), {"residual_ts": METHODS["residual_ts"], "snis": METHODS["snis"]}, 6)
+    outcomes = _run(work, PlainBackend(_load, loss=0.25, seed=3), fleet_config({"searchers": 2, "servers": 2}))
+    assert all(same(outcomes[w.name], alone(_load(), w)) for w in work)
+    assert all(outcomes[w.name].nfe == alone(_load(), w).nfe for w in work)
