@@ -1,4 +1,4 @@
-"""A searcher's way to the model: sticky routes to servers, retries, failover, deadlines (SPEC section 4).
+"""A searcher's way to models and stores: sticky routes, retries, failover, deadlines (SPEC section 4).
 
 A crew of searches keeps one server, where the keys and values of its prompts are cached, until the controller gives it
 another one or the server dies. It must not know Ray or what the requests are for.
@@ -9,15 +9,17 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-
-from sdt_dist.models.card import ModelCard
-from sdt_dist.models.wire import pack_requests, unpack_replies
+from dataclasses import dataclass, field
+from typing import Any
 
 from actors.endpoint import Endpoint, GoneError, UnreachableError
 from actors.model_server import BusyError, ModelAnswer, ModelCall
 from sdt_dist.errors import FleetError
+from sdt_dist.models.card import ModelCard
+from sdt_dist.models.wire import pack_requests, unpack_replies
 from sdt_dist.protocols import ExpandRequest, Expansion, PriorLaw, Rollout, RolloutRequest, Root
+from sdt_dist.values.keys import shard_of
+from sdt_dist.values.records import Shared, ShareRequest
 
 _MOST_DEATHS = 3
 
@@ -54,10 +56,15 @@ class RemoteModel:
 
 @dataclass(frozen=True, slots=True)
 class Routes:
-    """The model servers that can be called, and the place in that list where each crew of a searcher belongs."""
+    """Who can be called: the model servers with the place in that list where each crew belongs, and the store's shards.
+
+    A shard that is down is None; its place among the shards stays. Of two routes the one of the larger version holds.
+    """
 
     servers: tuple[Endpoint, ...] = ()
     of_crew: tuple[int, ...] = ()
+    shards: tuple[Endpoint | None, ...] = ()
+    version: int = field(default=0, compare=False)
 
     def server(self, crew: int, suspects: set[tuple[str, int]]) -> Endpoint | None:
         """The crew's server; the next in turn where that one is suspected; None when there is none to call."""
@@ -68,7 +75,7 @@ class Routes:
         return next((server for server in order if (server.name, server.incarnation) not in suspects), None)
 
 
-class ServerDirectory:
+class Directory:
     """The routes as the controller last gave them, less what was found dead since."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -76,23 +83,41 @@ class ServerDirectory:
         self._changed = asyncio.Condition()
 
     async def update(self, routes: Routes) -> None:
-        """New routes; a server that died under a caller stays suspect until its next incarnation."""
+        """New routes, unless newer ones came first; who died under a caller stays suspect until its next incarnation."""
         async with self._changed:
-            self._routes = routes
+            if routes.version >= self._routes.version:
+                self._routes = routes
             self._changed.notify_all()
 
-    def suspect(self, server: Endpoint) -> None:
-        self._suspects.add((server.name, server.incarnation))
+    def suspect(self, dead: Endpoint) -> None:
+        """Somebody found this incarnation dead: it is not called again."""
+        self._suspects.add((dead.name, dead.incarnation))
 
     async def server(self, crew: int, deadline: float) -> Endpoint:
         """The server of a crew, waited for while there is none; FleetError at the deadline."""
+        return await self._find(lambda: self._routes.server(crew, self._suspects), deadline, "a model server")
+
+    async def num_shards(self, deadline: float) -> int:
+        """How many shards the store has; waits until that is known."""
+        await self._find(lambda: self._routes.shards or None, deadline, "the store's shards")
+        return len(self._routes.shards)
+
+    async def shard(self, number: int, deadline: float) -> Endpoint:
+        """A shard of the store, waited for while it is down; FleetError at the deadline."""
+        return await self._find(lambda: self._shard(number), deadline, f"store shard {number}")
+
+    def _shard(self, number: int) -> Endpoint | None:
+        found = self._routes.shards[number]
+        return None if found is None or (found.name, found.incarnation) in self._suspects else found
+
+    async def _find(self, look: Callable[[], Any], deadline: float, what: str) -> Any:
         async with self._changed:
-            while (found := self._routes.server(crew, self._suspects)) is None:
-                left = deadline - self._clock()
+            while (found := look()) is None:
                 try:
-                    await asyncio.wait_for(self._changed.wait(), max(left, 0.0))
+                    async with asyncio.timeout(max(deadline - self._clock(), 0.0)):
+                        await self._changed.wait()
                 except TimeoutError as error:
-                    raise FleetError("waited for a model server that can be called: all of them are down.") from error
+                    raise FleetError(f"waited for {what} that can be called, but none came up in time.") from error
             return found
 
 
@@ -103,7 +128,7 @@ class ServerCalls:
         self,
         owner: str,
         crew: int,
-        directory: ServerDirectory,
+        directory: Directory,
         law: PriorLaw,
         timeout_s: float,
         clock: Callable[[], float] = time.monotonic,
@@ -145,3 +170,42 @@ class ServerCalls:
             else:
                 self.waits_for = ""
                 return unpack_replies(reply.packed, server.first_call), reply.seconds
+
+
+class StoreCalls:
+    """Exchanges with the store's shards; each key lives on one of them."""
+
+    def __init__(self, directory: Directory, timeout_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._directory, self._timeout_s, self._clock = directory, timeout_s, clock
+
+    async def exchange(self, requests: Sequence[ShareRequest]) -> list[Shared]:
+        """Answers in order. An exchange may be repeated at will, so every failure but the deadline is tried again."""
+        if not requests:
+            return []
+        deadline = self._clock() + self._timeout_s
+        count = await self._directory.num_shards(deadline)
+        by_shard: dict[int, list[int]] = {}
+        for place, request in enumerate(requests):
+            by_shard.setdefault(shard_of(request.key, count), []).append(place)
+        answers = await asyncio.gather(
+            *(self._ask(shard, [requests[i] for i in places], deadline) for shard, places in by_shard.items())
+        )
+        found = {
+            place: reply
+            for places, reply in zip(by_shard.values(), answers, strict=True)
+            for place, reply in zip(places, reply, strict=True)
+        }
+        return [found[place] for place in range(len(requests))]
+
+    async def _ask(self, number: int, requests: list[ShareRequest], deadline: float) -> list[Shared]:
+        pause_s = 0.05
+        while True:
+            shard = await self._directory.shard(number, deadline)
+            left = max(deadline - self._clock(), 0.001)
+            try:
+                return await shard.call("exchange", requests, timeout_s=left)
+            except GoneError:
+                self._directory.suspect(shard)
+            except UnreachableError:
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, 2.0)

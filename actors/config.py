@@ -5,10 +5,12 @@ Nothing here changes a sample: two runs of one evaluation with different fleets 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from sdt_dist.evaluation.config import read_mapping
 from sdt_dist.search.options import parse_options
 
 
@@ -49,3 +51,8 @@ class FleetConfig(BaseModel):
 def fleet_config(values: dict[str, Any]) -> FleetConfig:
     """A checked FleetConfig; ConfigurationError names the bad field, its value and what is allowed."""
     return parse_options(FleetConfig, values, "a fleet")
+
+
+def load_fleet(path: str | None, overrides: dict[str, Any]) -> FleetConfig:
+    """The fleet in a YAML file (None: local mode) with overrides."""
+    return fleet_config(({} if path is None else read_mapping(Path(path), "fleet")) | overrides)

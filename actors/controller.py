@@ -9,12 +9,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
-
-from sdt_dist.models.card import ModelCard
 
 from actors.calls import Routes
 from actors.config import FleetConfig
@@ -25,6 +23,7 @@ from actors.searcher import CREWS, Outcome, SearcherSettings
 from actors.slots import Slot
 from actors.work import Work
 from sdt_dist.errors import FleetError, SdtError
+from sdt_dist.models.card import ModelCard
 
 _ALONE_FROM = 2  # from this attempt on a search shares its searcher with no other, so that only the one to blame fails
 
@@ -75,30 +74,49 @@ class Controller:
         self.total = len(self._queue)
         self._servers = [Slot("model-server", i, clock, policy) for i in range(config.servers)]
         self._searchers = [Slot("searcher", i, clock, policy) for i in range(config.searchers)]
+        shares = any(work.membership is not None for work in self._queue)
+        self._shards = [Slot("store-shard", i, clock, policy) for i in range(config.shards if shares else 0)]
         self._leases: dict[str, _Lease] = {}
         self._results: dict[str, Outcome] = {}
         self._settled = self._failed = self._lost = 0
         self._card: ModelCard | None = None
         self._deterministic = True
         self._fatal: FleetError | None = None
-        self._routes, self._news = RouteTable(), asyncio.Event()
+        self._routes, self._version, self._news = RouteTable(), 0, asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
     def slots(self) -> list[Slot]:
-        return [*self._servers, *self._searchers]
+        return [*self._servers, *self._searchers, *self._shards]
 
     def start(self) -> None:
         """Begin; within a running event loop."""
-        self._tasks = [asyncio.create_task(self._supervise(slot)) for slot in self.slots]
+        self._tasks = [self._watched(self._supervise(slot)) for slot in self.slots]
+
+    def _watched(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """A task whose unforeseen failure ends the run, which would wait for it for ever."""
+        task = asyncio.create_task(work)
+        task.add_done_callback(self._check)
+        return task
+
+    def _check(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._fail(FleetError(f"the controller failed: {type(error).__name__}: {error}"))
+
+    def _fail(self, error: FleetError) -> None:
+        """The fleet cannot go on."""
+        self._fatal = self._fatal or error
+        self._news.set()
 
     async def stop(self) -> None:
-        """End every actor and every wait."""
-        for task in [*self._tasks, *(lease.task for lease in self._leases.values() if lease.task)]:
+        """End every wait and every actor; a supervisor that is cancelled buries its actor."""
+        for endpoint in [shard.endpoint for shard in self._shards if shard.endpoint is not None]:
+            with suppress(FleetError):  # a shard that is down leaves its snapshot to the system's clean-up
+                await endpoint.call("close", timeout_s=2.0)
+        tasks = [*self._tasks, *(lease.task for lease in self._leases.values() if lease.task)]
+        for task in tasks:
             task.cancel()
-        for slot in self.slots:
-            if slot.endpoint is not None:
-                self._backend.kill(slot.endpoint)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def next_report(self, acknowledged: Sequence[str], timeout_s: float) -> Report:
         """Forget acknowledged results; everything else that is finished, waited for at most timeout_s.
@@ -110,7 +128,8 @@ class Controller:
         if not self._has_news():
             self._news.clear()
             with suppress(TimeoutError):  # a report without news still tells the state
-                await asyncio.wait_for(self._news.wait(), timeout_s)
+                async with asyncio.timeout(timeout_s):
+                    await self._news.wait()
         if self._fatal is not None and not self._results:
             raise self._fatal
         return Report(list(self._results.items()), self._is_finished(), self.status())
@@ -130,6 +149,10 @@ class Controller:
             "under_way": len(self._leases),
             "waiting": len(self._queue),
             "restarted_searches": self._lost,
+            "deaths": sum(slot.health.deaths for slot in self.slots),
+            "ready_model_servers": sum(slot.is_ready for slot in self._servers),
+            "ready_searchers": sum(slot.is_ready for slot in self._searchers),
+            "ready_store_shards": sum(slot.is_ready for slot in self._shards),
             "slots": {slot.name: slot.describe() for slot in self.slots},
         }
 
@@ -137,13 +160,12 @@ class Controller:
         """One slot for ever: start, probe, watch, bury, pause, start again."""
         while slot.health.state != "given up":
             reason = await slot.live(self._backend, self.config.start_timeout_s, self._join, self._watch)
-            await self._leave(slot, reason)
+            self._leave(slot, reason)
             pause_s = slot.health.died(reason)
             await asyncio.sleep(pause_s)
-        kin = self._servers if slot in self._servers else self._searchers
-        if all(other.health.state == "given up" for other in kin):
-            self._fatal = FleetError(f"no {slot.kind} can be started; {slot.name}: {slot.health.reason}")
-            self._news.set()
+        kin = [other for other in self.slots if other.kind == slot.kind]
+        if slot in self._shards or all(other.health.state == "given up" for other in kin):
+            self._fail(FleetError(f"no {slot.kind} can be started; {slot.name}: {slot.health.reason}"))
 
     async def _join(self, slot: Slot) -> None:
         """A slot is ready: tell it what it needs, then use it."""
@@ -151,11 +173,8 @@ class Controller:
         if slot in self._servers:
             card: ModelCard = await slot.endpoint.call("card", timeout_s=self.config.start_timeout_s)
             self._check_card(card)
-            slot.health.answered()
-            await self._publish_routes([s for s in self._searchers if s.is_ready])
-        else:
-            slot.health.answered()
-            await self._publish_routes([slot])
+        slot.health.answered()
+        self._publish_routes()
         self._dispatch()
 
     def _check_card(self, card: ModelCard) -> None:
@@ -166,12 +185,13 @@ class Controller:
             raise FleetError(f"model servers disagree: {card.name} is not {self._card.name}.")
         self._deterministic &= card.deterministic
 
-    async def _publish_routes(self, searchers: Sequence[Slot]) -> None:
-        """Settings and routes to searchers that are ready; one that cannot be reached learns them when it is back."""
+    def _publish_routes(self) -> None:
+        """Settings and routes to ready searchers where they changed; one out of reach learns them when it is back."""
         ready = [server.endpoint for server in self._servers if server.is_ready and server.endpoint is not None]
+        searchers = [searcher for searcher in self._searchers if searcher.is_ready]
         if self._card is None or not searchers:
             return
-        crews = [(s.name, number) for s in self._searchers if s.is_ready for number in range(CREWS)]
+        crews = [(searcher.name, number) for searcher in searchers for number in range(CREWS)]
         chosen = self._routes.assign(crews, [server.name for server in ready])
         places = {server.name: place for place, server in enumerate(ready)}
         settings = SearcherSettings(
@@ -180,44 +200,57 @@ class Controller:
             self._law_options,
             self.config.call_timeout_s,
         )
+        shards = tuple(shard.endpoint if shard.is_ready else None for shard in self._shards)
+        self._version += 1
         for slot in searchers:
             of_crew = tuple(places[chosen[slot.name, n]] for n in range(CREWS)) if chosen else ()
-            slot.background(self._configure(slot, settings, Routes(tuple(ready), of_crew)))
+            routes = Routes(tuple(ready), of_crew, shards, self._version)
+            if routes != slot.routes:
+                slot.routes = routes
+                slot.background(self._configure(slot, settings, routes))
 
     async def _configure(self, slot: Slot, settings: SearcherSettings, routes: Routes) -> None:
         endpoint = slot.endpoint
         if endpoint is None:
             return
-        deadline = self._clock() + self.config.start_timeout_s
-        await repeat_while_unreachable(
-            lambda: endpoint.call("configure", settings, routes, timeout_s=30.0), deadline=deadline, clock=self._clock
-        )
+        limit_s = self.config.start_timeout_s
+        try:
+            await repeat_while_unreachable(
+                lambda: endpoint.call("configure", settings, routes, timeout_s=limit_s),
+                deadline=self._clock() + limit_s,
+                clock=self._clock,
+            )
+        except FleetError:
+            raise
+        except SdtError as error:  # which every other searcher would give too
+            self._fail(FleetError(f"{slot.name} cannot search this model: {error}"))
+            return
         slot.configured = True
         self._dispatch()
 
-    async def _leave(self, slot: Slot, reason: str) -> None:
+    def _leave(self, slot: Slot, reason: str) -> None:
         """A slot is dead: its searches go back to the front of the queue, its crews to other servers."""
         lost = [lease for lease in self._leases.values() if lease.slot is slot]
         for lease in reversed(lost):
             self._give_back(lease, f"{slot.name} died: {reason}")
-        if slot in self._servers:
-            await self._publish_routes([s for s in self._searchers if s.is_ready])
+        self._publish_routes()
         self._dispatch()
 
     def _watch(self, slot: Slot, status: dict[str, Any]) -> None:
-        """Look at a searcher's progress; a search without any for problem_timeout_s is started again."""
+        """Look at a searcher's progress; one whose search makes none for problem_timeout_s is started again."""
         if slot.kind != "searcher":
             return
-        now = self._clock()
-        for name, (rounds, waits_for) in status["under_way"].items():
-            lease = self._leases.get(name.rpartition("#")[0])
-            if lease is None or lease.work.call_name != name:
-                continue
+        now, under_way = self._clock(), status["under_way"]
+        for lease in [lease for lease in self._leases.values() if lease.slot is slot]:
+            name = lease.work.call_name
+            rounds, waits_for = under_way.get(name, (-1, "its reply"))
             if rounds != lease.rounds:
                 lease.rounds, lease.moved_at = rounds, now
             elif now - lease.moved_at > self.config.problem_timeout_s:
                 waited = f"no progress for {now - lease.moved_at:.0f} s, waiting for {waits_for or 'itself'}"
-                self._give_back(lease, f"{name} on {slot.name}: {waited}")
+                slot.report_gone(
+                    f"{name} made {waited}"
+                )  # its event loop, or what it waits for, may never answer again
 
     def _dispatch(self) -> None:
         """Give queued searches to ready searchers, the least loaded first."""
@@ -228,7 +261,7 @@ class Controller:
                 return
             work = self._queue.popleft()
             lease = self._leases[work.name] = _Lease(work, slot, moved_at=self._clock())
-            lease.task = asyncio.create_task(self._run(lease))
+            lease.task = self._watched(self._run(lease))
 
     def _has_room(self, slot: Slot, alone: bool) -> bool:
         own = [lease for lease in self._leases.values() if lease.slot is slot]

@@ -31,7 +31,8 @@ class Endpoint:
 
     @property
     def first_call(self) -> int:
-        return (int.from_bytes(self.name.encode()[-4:], "little") % 4096 * 4096 + self.incarnation) << 36
+        place = int("0" + self.name[len(self.name.rstrip("0123456789")) :])
+        return (place % 4096 * 4096 + self.incarnation % 4096) << 36
 
     async def call(self, method: str, *arguments: Any, timeout_s: float | None) -> Any:
         """The result of a method; GoneError, UnreachableError, an SdtError of its own, or FleetError after timeout_s (None: never)."""
@@ -50,10 +51,16 @@ class PlainEndpoint(Endpoint):
 
 
 async def within(awaitable: Any, timeout_s: float | None, what: str) -> Any:
-    """Await with a deadline; FleetError says what was waited for."""
+    """Await with a deadline; FleetError says what was waited for.
+
+    Not by `asyncio.wait_for`, which on Python 3.11 forgets a cancellation that meets an answer.
+    """
     try:
-        return await asyncio.wait_for(awaitable, timeout_s)
+        async with asyncio.timeout(timeout_s) as limit:
+            return await awaitable
     except TimeoutError as error:
+        if not limit.expired():
+            raise
         raise FleetError(f"waited {timeout_s:.0f} s for {what}.") from error
 
 

@@ -6,9 +6,9 @@ controller forget it. Killed at any instant, a run goes on with what is on disk.
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Any
 
 import ray
@@ -19,10 +19,8 @@ from actors.config import FleetConfig
 from actors.controller import Report
 from actors.remote import ControllerActor
 from actors.searcher import Outcome
-from actors.work import Loader, SpecReward, Work
+from actors.work import Loader, Work
 from sdt_dist.errors import FleetError, SdtError
-from sdt_dist.evaluation.config import EvaluationConfig
-from sdt_dist.evaluation.runner import Execute, Task
 
 _REPORT_S = 1.0
 Watch = Callable[[dict[str, Any]], None]
@@ -43,9 +41,15 @@ def run_fleet(
     once a second. Raises FleetError when the fleet cannot go on.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    namespace = f"sdt-{secrets.token_hex(4)}"  # of this run: names of an earlier one may still be taken
     controller = ControllerActor.options(
-        name="sdt:controller", num_cpus=0, max_restarts=0, max_task_retries=0, scheduling_strategy=here
-    ).remote(config, loader, list(work), {"max_new_tokens": max_new_tokens, "law_options": law_options})
+        name="sdt:controller",
+        namespace=namespace,
+        num_cpus=0,
+        max_restarts=0,
+        max_task_retries=0,
+        scheduling_strategy=here,
+    ).remote(config, loader, list(work), {"max_new_tokens": max_new_tokens, "law_options": law_options}, namespace)
     try:
         _ask(controller.start, timeout_s=config.start_timeout_s)
         acknowledged: list[str] = []
@@ -91,37 +95,3 @@ def _end(controller: Any) -> None:
         pass
     finally:
         ray.kill(controller)
-
-
-def on_fleet(config: FleetConfig, loader: Loader | None = None, watch: Watch | None = None) -> Execute:
-    """Makes an evaluation's searches on a fleet; `loader` replaces `load_model` in the model servers."""
-
-    def execute(evaluation: EvaluationConfig, tasks: Sequence[Task]) -> Iterator[tuple[Task, Outcome]]:
-        by_name = {f"{task.method.label}/{task.problem.index}": task for task in tasks}
-        reward = SpecReward.of(evaluation.reward)
-        work = [
-            Work(
-                name=name,
-                problem=task.problem.index,
-                context=task.problem.history,
-                reward=reward,
-                method=task.method.name,
-                options=evaluation.options_of(task.method),
-                seed=evaluation.seed,
-                keep_tree=task.keeps_tree,
-            )
-            for name, task in by_name.items()
-        ]
-        outcomes = run_fleet(
-            work, config, loader or partial(_load, evaluation.model), max_new_tokens=evaluation.horizon, watch=watch
-        )
-        for name, outcome in outcomes:
-            yield by_name[name], outcome
-
-    return execute
-
-
-def _load(spec: str) -> Any:
-    from sdt_dist.models.loading import load_model
-
-    return load_model(spec)

@@ -58,6 +58,7 @@ METRICS: dict[str, list[Metric]] = {
         Metric("deaths", "counter", "actors found dead"),
         Metric("ready_model_servers", "gauge", "model servers that answer"),
         Metric("ready_searchers", "gauge", "searchers that answer"),
+        Metric("ready_store_shards", "gauge", "store shards that answer"),
     ],
 }
 

@@ -162,23 +162,22 @@ class ModelServer:
 
     async def _run(self, batch: list[_Waiting]) -> None:
         loop = asyncio.get_running_loop()
-        begin = self._clock()
+        begin, rows = self._clock(), sum(waiting.call.rows for waiting in batch)
         try:
             released = [digest for waiting in batch for digest in waiting.call.released]
             replies = await loop.run_in_executor(
                 self._thread, self._compute, [r for w in batch for r in w.requests], batch[0].law, released
             )
+            rest = iter(replies)
+            packed = [pack_replies([next(rest) for _ in waiting.requests]) for waiting in batch]
         except Exception as error:  # noqa: BLE001 (a model may raise anything; the call that is to blame gets it)
             await self._blame(batch, error)
             return
         seconds = self._clock() - begin
-        rows = sum(waiting.call.rows for waiting in batch)
         self._count_batch(batch, rows, replies, seconds)
-        rest = iter(replies)
-        for waiting in batch:
-            own = [next(rest) for _ in waiting.requests]
+        for waiting, own in zip(batch, packed, strict=True):
             share = seconds * waiting.call.rows / max(rows, 1)
-            waiting.answer.set_result(ModelAnswer(pack_replies(own), share, self.counters.waiting_rows))
+            waiting.answer.set_result(ModelAnswer(own, share, self.counters.waiting_rows))
 
     async def _blame(self, batch: list[_Waiting], error: Exception) -> None:
         """Run the calls of a failed batch one by one, so that a bad request fails no other call."""
@@ -196,7 +195,10 @@ class ModelServer:
         for digest in released:
             self.model.release(Root((), digest))
         model = self.model
-        return answer(lambda r: model.expand(r, law), lambda r: model.rollout(r, law), requests)  # type: ignore[return-value]
+        try:
+            return answer(lambda r: model.expand(r, law), lambda r: model.rollout(r, law), requests)  # type: ignore[return-value]
+        except StopIteration as error:  # which no future can hold
+            raise FleetError(f"{self.name}: the model gave fewer replies than it was asked for.") from error
 
     def _count_batch(
         self, batch: list[_Waiting], rows: int, replies: list[Expansion | Rollout], seconds: float

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from actors.config import FleetConfig, Placement
 from sdt_dist.errors import ConfigurationError
 
-CONTROLLER = Placement(cpus=0.1)
 _UNIQUE = ("ray.io/node-id",)  # labels that name one node: no use as a suggestion
 _VALUE = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
 _ROUNDING = 1e-6  # Ray counts resources in ten-thousandths
@@ -77,7 +77,10 @@ class PlacementPlan:
 
     def on(self, kind: str) -> dict[str, int]:
         """Actors of one kind per node name."""
-        return {part.node.name: part.count for part in self.placed if part.kind == kind}
+        counts = Counter[str]()
+        for part in self.placed:
+            counts[part.node.name] += part.count if part.kind == kind else 0
+        return dict(+counts)
 
     def lines(self) -> list[str]:
         """The plan for a terminal, one line a node and kind, then what is missing."""
@@ -86,9 +89,8 @@ class PlacementPlan:
 
 
 def fleet_requests(config: FleetConfig, *, shards: bool = False) -> list[ActorRequest]:
-    """What a fleet asks for; store shards only when evidence is shared."""
+    """What a fleet asks for; store shards only when evidence is shared. The controller asks for nothing."""
     requests = [
-        ActorRequest("controller", 1, CONTROLLER),
         ActorRequest("server", config.servers, config.server),
         ActorRequest("searcher", config.searchers, config.searcher),
     ]
@@ -174,8 +176,8 @@ def _reason(request: ActorRequest, nodes: Sequence[Node], free: Sequence[Mapping
 
 def _no_such_label(key: str, value: str, nodes: Sequence[Node]) -> str:
     known = sorted({f"{k}={v}" for node in nodes for k, v in node.labels.items() if k not in _UNIQUE})
-    close = difflib.get_close_matches(f"{key}={value}", known, n=2, cutoff=0.5)
-    hint = f" Did you mean {' or '.join(close)}?" if close else ""
+    close = difflib.get_close_matches(f"{key}={value}", known, n=1, cutoff=0.5)
+    hint = f" Did you mean {close[0]}?" if close else ""
     return (
         f"no live node carries label {key}={value}.{hint} Labels there: {', '.join(known) or 'none'}. "
         f"Start a node with `ray start --labels {key}={value}`, or change the label"

@@ -8,22 +8,27 @@ from __future__ import annotations
 
 import math
 import sys
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError, RayTaskError
-from sdt_dist.models.card import ModelCard, card_of
 
 from actors.calls import Routes
 from actors.config import FleetConfig, Placement
 from actors.controller import Controller, Report
 from actors.endpoint import Endpoint, GoneError, UnreachableError, within
+from actors.metrics import Exporter
 from actors.model_server import ModelAnswer, ModelCall, ModelServer
 from actors.searcher import Outcome, Searcher, SearcherSettings
+from actors.store_shard import StoreShard
 from actors.work import Loader, Work
 from sdt_dist.errors import FleetError, SdtError
+from sdt_dist.models.card import ModelCard, card_of
+from sdt_dist.values.records import Shared, ShareRequest
 
 _OPTIONS = {
     "max_restarts": 0,
@@ -45,23 +50,27 @@ class RayEndpoint(Endpoint):
         try:
             return await within(_result(getattr(self.handle, method).remote(*arguments)), timeout_s, what)
         except ActorDiedError as error:
-            raise GoneError(f"{self.name} died: {_first_line(error)}") from error
+            raise GoneError(f"{self.name} died: {_reason(error)}") from error
         except ActorUnavailableError as error:
-            raise UnreachableError(f"{self.name} cannot be reached: {_first_line(error)}") from error
+            raise UnreachableError(f"{self.name} cannot be reached: {_reason(error)}") from error
         except RayTaskError as error:
             if isinstance(error.cause, SdtError):
                 raise error.cause from None
             raise FleetError(f"{what} raised {type(error.cause).__name__}: {error.cause}") from error
         except RayError as error:
-            raise UnreachableError(f"{what}: {type(error).__name__}: {_first_line(error)}") from error
+            raise UnreachableError(f"{what}: {type(error).__name__}: {_reason(error)}") from error
 
 
 async def _result(ref: Any) -> Any:
     return await ref
 
 
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+def _reason(error: Exception) -> str:
+    """Why, in one line: what Ray's message says after its last detail or line of a traceback, which are indented."""
+    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    details = [place for place, line in enumerate(lines) if line[0].isspace()]
+    last = lines[details[-1] + 1 :] if details else lines
+    return " ".join(" ".join(last or lines[-1:]).split()).partition(" Some common causes")[0]
 
 
 @ray.remote(concurrency_groups={"control": 4})
@@ -74,6 +83,7 @@ class ModelServerActor:
             sys.modules["torch"].set_num_threads(threads)
         self._card = card_of(loaded)
         self._server = ModelServer(getattr(loaded, "model", loaded), name=name, queue_rows=queue_rows)
+        self._exporter = Exporter("model_server", name)
 
     async def answer(self, call: ModelCall) -> ModelAnswer:
         return await self._server.answer(call)
@@ -88,7 +98,9 @@ class ModelServerActor:
 
     @ray.method(concurrency_group="control")
     async def status(self) -> dict[str, Any]:
-        return self._server.status()
+        status = self._server.status()
+        self._exporter.export(status)
+        return status
 
     def __repr__(self) -> str:
         return self._server.name if hasattr(self, "_server") else "model-server (loading)"
@@ -100,6 +112,7 @@ class SearcherActor:
 
     def __init__(self, name: str) -> None:
         self._searcher = Searcher(name)
+        self._exporter = Exporter("searcher", name)
 
     async def configure(self, settings: SearcherSettings, routes: Routes) -> None:
         await self._searcher.configure(settings, routes)
@@ -112,26 +125,58 @@ class SearcherActor:
 
     @ray.method(concurrency_group="control")
     async def status(self) -> dict[str, Any]:
-        return self._searcher.status()
+        status = self._searcher.status()
+        self._exporter.export(status)
+        return status
 
     def __repr__(self) -> str:
         return self._searcher.name
 
 
+@ray.remote
+class StoreShardActor:
+    """A shard of the soft-value store; see `StoreShard`. Its methods are quick and run one after the other."""
+
+    def __init__(self, name: str, folder: str) -> None:
+        self._shard = StoreShard(name, Path(folder) / f"{name}.npz")
+        self._exporter = Exporter("store_shard", name)
+
+    async def exchange(self, requests: Sequence[ShareRequest]) -> list[Shared]:
+        return await self._shard.exchange(requests)
+
+    async def probe(self) -> None:
+        """Answered once an earlier incarnation's walks are read."""
+
+    async def close(self) -> None:
+        await self._shard.close()
+
+    async def status(self) -> dict[str, Any]:
+        status = self._shard.status()
+        self._exporter.export(status)
+        return status
+
+    def __repr__(self) -> str:
+        return self._shard.name
+
+
 class RayBackend:
     """Starts actors of one fleet where its configuration says, and kills them."""
 
-    def __init__(self, config: FleetConfig, loader: Loader) -> None:
-        self._config, self._loader = config, loader
+    def __init__(self, config: FleetConfig, loader: Loader, namespace: str) -> None:
+        self._config, self._loader, self._namespace = config, loader, namespace
+        self._folder = str(Path(tempfile.gettempdir()) / "sdt-evidence" / namespace)
 
     def spawn(self, kind: str, index: int, incarnation: int) -> Endpoint:
         """Start an actor; its name tells its place and, from the second on, its incarnation."""
         name = f"{kind}-{index}"
-        options = {"name": f"sdt:{name}" + (f".{incarnation}" if incarnation else "")}
+        number = f".{incarnation}" if incarnation else ""
+        options = {"name": f"sdt:{name}{number}", "namespace": self._namespace}
         if kind == "model-server":
             place = self._config.server
             threads = self._config.server_threads or (max(1, math.ceil(place.cpus)) if place.gpus == 0 else None)
             handle = _make(ModelServerActor, place, options, name, self._loader, self._config.queue_rows, threads)
+        elif kind == "store-shard":
+            handle = _make(StoreShardActor, self._config.shard, options, name, self._folder)
         else:
             handle = _make(SearcherActor, self._config.searcher, options, name)
         return RayEndpoint(name, handle, incarnation)
@@ -153,14 +198,19 @@ def _make(actor: Any, place: Placement, options: dict[str, Any], *arguments: Any
 class ControllerActor:
     """The fleet's supervisor; see `Controller`. Actors that it starts end with it."""
 
-    def __init__(self, config: FleetConfig, loader: Loader, work: Sequence[Work], arguments: dict[str, Any]) -> None:
-        self._controller = Controller(config, RayBackend(config, loader), work, **arguments)
+    def __init__(
+        self, config: FleetConfig, loader: Loader, work: Sequence[Work], arguments: dict[str, Any], namespace: str
+    ) -> None:
+        self._controller = Controller(config, RayBackend(config, loader, namespace), work, **arguments)
+        self._exporter = Exporter("controller", "controller")
 
     async def start(self) -> None:
         self._controller.start()
 
     async def next_report(self, acknowledged: Sequence[str], timeout_s: float) -> Report:
-        return await self._controller.next_report(acknowledged, timeout_s)
+        report = await self._controller.next_report(acknowledged, timeout_s)
+        self._exporter.export(report.status)
+        return report
 
     async def stop(self) -> None:
         await self._controller.stop()

@@ -7,16 +7,16 @@ one process: only who answers a crew's rounds differs. It must not import torch.
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, cast
+from typing import Any
 
-from sdt_dist.models.card import ModelCard, process_of
-
-from actors.calls import RemoteModel, Routes, ServerCalls, ServerDirectory, ServersDiedError
+from actors.calls import Directory, RemoteModel, Routes, ServerCalls, ServersDiedError, StoreCalls
 from actors.work import Work, lean
 from sdt_dist.errors import FleetError, SdtError
+from sdt_dist.models.card import ModelCard, process_of
 from sdt_dist.models.process import TokenProcess
 from sdt_dist.protocols import ExpandRequest, RolloutRequest
 from sdt_dist.rewards.spec import RewardContext
@@ -24,7 +24,8 @@ from sdt_dist.search.api import open_search
 from sdt_dist.search.driver import Crew, Ended, Round
 from sdt_dist.search.methods import validate_options
 from sdt_dist.search.result import SearchResult
-from sdt_dist.search.session import SearchProblem, Session
+from sdt_dist.search.session import Reply, Request, SearchProblem, Session
+from sdt_dist.values.records import ShareRequest
 
 CREWS = 2
 _REMEMBERED_OUTCOMES = 64
@@ -64,9 +65,25 @@ class _Lane:
         )
         self.crew = Crew(self.process)
         self.calls = ServerCalls(
-            searcher.name, number, searcher.directory, self.process.law, settings.call_timeout_s, searcher.clock
+            searcher.caller, number, searcher.directory, self.process.law, settings.call_timeout_s, searcher.clock
         )
+        self.store = StoreCalls(searcher.directory, settings.call_timeout_s, searcher.clock)
         self.task: asyncio.Task[None] | None = None
+
+    async def answer(self, requests: Sequence[Request]) -> tuple[list[Reply], float]:
+        """One model call and one exchange for everything that is asked, in the order it was asked; server seconds."""
+        shares = [request for request in requests if isinstance(request, ShareRequest)]
+        asked = [request for request in requests if isinstance(request, (ExpandRequest, RolloutRequest))]
+        released = self.model.take_released()
+        call = self.calls.call(asked, released) if asked or released else _nothing()
+        (answers, seconds), shared = await asyncio.gather(call, self.store.exchange(shares))
+        of_model, of_store = iter(answers), iter(shared)
+        replies: list[Reply] = [next(of_store) if isinstance(r, ShareRequest) else next(of_model) for r in requests]
+        return replies, seconds
+
+
+async def _nothing() -> tuple[list[Reply], float]:
+    return [], 0.0
 
 
 class Searcher:
@@ -74,7 +91,8 @@ class Searcher:
 
     def __init__(self, name: str, clock: Callable[[], float] = time.monotonic) -> None:
         self.name, self.clock = name, clock
-        self.directory, self.counters = ServerDirectory(clock), SearcherCounters()
+        self.caller = f"{name}/{secrets.token_hex(8)}"  # no incarnation may repeat the name of another one's model call
+        self.directory, self.counters = Directory(clock), SearcherCounters()
         self._lanes: list[_Lane] = []
         self._outcomes: dict[str, asyncio.Future[Outcome]] = {}
         self._work_of: dict[int, Work] = {}
@@ -104,7 +122,7 @@ class Searcher:
             for member in list(lane.crew.running)
             if (work := self._work_of.get(id(member.session))) is not None
         }
-        return asdict(self.counters) | {"under_way": under_way}
+        return asdict(self.counters) | {"searches_under_way": len(under_way), "under_way": under_way}
 
     def _start(self, work: Work) -> None:
         lane = min(self._lanes, key=lambda lane: len(lane.crew.running))
@@ -127,7 +145,13 @@ class Searcher:
         problem = SearchProblem(work.problem, lane.process.root(work.context), reward)
         options = validate_options(work.method, work.options)
         return open_search(
-            lane.process, problem, method=work.method, options=options, seed=work.seed, cache_name=work.call_name
+            lane.process,
+            problem,
+            method=work.method,
+            options=options,
+            seed=work.seed,
+            cache_name=work.call_name,
+            membership=work.present_membership,
         )
 
     def _finish(self, ended: Ended) -> None:
@@ -162,9 +186,8 @@ class Searcher:
         Where servers die on the call, each search asks alone, so that only the one that kills servers fails.
         """
         begin = self.clock()
-        requests = cast("list[ExpandRequest | RolloutRequest]", this.requests)
         try:
-            replies, seconds = await lane.calls.call(requests, lane.model.take_released())
+            replies, seconds = await lane.answer(this.requests)
         except ServersDiedError as error:
             if len(this.members) == 1:
                 return lane.crew.fail(this.members, error)

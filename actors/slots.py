@@ -24,6 +24,7 @@ class Slot:
         self.incarnation = 0
         self.status: dict[str, Any] = {}
         self.configured = False
+        self.routes: Any = None  # as last told to a searcher
         self._gone = asyncio.Event()
         self._gone_reason = ""
         self._background: set[asyncio.Task[None]] = set()
@@ -50,7 +51,7 @@ class Slot:
     async def _reporting(self, work: Coroutine[Any, Any, None]) -> None:
         try:
             await work
-        except FleetError as error:
+        except SdtError as error:
             self.report_gone(str(error))
 
     async def live(
@@ -63,10 +64,9 @@ class Slot:
         """One incarnation from its start to its end; why it ended."""
         self._gone.clear()
         self.health.restarting()
-        self.configured, self.status = False, {}
+        self.configured, self.routes, self.status = False, None, {}
         try:
-            self.endpoint = backend.spawn(self.kind, self.index, self.incarnation)
-            self.incarnation += 1
+            self.endpoint = self._spawn(backend)
             await self.endpoint.call("probe", timeout_s=start_timeout_s)
             await join(self)
             return await self._watch(watch)
@@ -74,6 +74,13 @@ class Slot:
             return str(error)
         finally:
             self._bury(backend)
+
+    def _spawn(self, backend: Backend) -> Endpoint:
+        number, self.incarnation = self.incarnation, self.incarnation + 1
+        try:
+            return backend.spawn(self.kind, self.index, number)
+        except Exception as error:  # whatever is refused is a start that failed
+            raise FleetError(f"{self.name} cannot be started: {type(error).__name__}: {error}") from error
 
     def _bury(self, backend: Backend) -> None:
         """Kill what may be left, so that no incarnation outlives its place."""
@@ -87,7 +94,8 @@ class Slot:
         policy = self.health.policy
         while True:
             try:
-                await asyncio.wait_for(self._gone.wait(), policy.probe_s)
+                async with asyncio.timeout(policy.probe_s):
+                    await self._gone.wait()
                 return self._gone_reason
             except TimeoutError:
                 pass  # nobody saw it dead: ask it

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from sdt_dist.rewards.base import Reward
 from sdt_dist.rewards.spec import RewardContext, parse_reward
 from sdt_dist.search.result import SearchResult
+from sdt_dist.values.records import Membership
 
 
 class RewardRecipe(Protocol):
@@ -58,7 +59,8 @@ class GivenReward:
 class Work:
     """One search. `name` is unique within a run; `context` is a history [L], token ids or a prompt.
 
-    `attempt` counts the times it was started before. `keep_tree` returns the finished search as arrays too.
+    `attempt` counts the times it was started before. `keep_tree` returns the finished search as arrays too. `membership`:
+    its place in a team that shares evidence.
     """
 
     name: str
@@ -70,11 +72,18 @@ class Work:
     seed: int = 0
     keep_tree: bool = False
     attempt: int = 0
+    membership: Membership | None = None
 
     @property
     def call_name(self) -> str:
         """The name of this attempt."""
         return f"{self.name}#{self.attempt}"
+
+    @property
+    def present_membership(self) -> Membership | None:
+        """The membership of this attempt: every attempt is an incarnation of its own."""
+        member = self.membership
+        return None if member is None else replace(member, incarnation=member.incarnation + self.attempt)
 
 
 def lean(result: SearchResult, work: Work) -> SearchResult:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sdt_dist.evaluation.results import Line, ResultLog
+from sdt_dist.evaluation.results import Line, read_lines
 from sdt_dist.evaluation.summary import tabulate
 from sdt_dist.metrics.aggregate import paired_difference, ratio_of_means, summarise
 
@@ -46,7 +46,7 @@ def ratios(directory: Path) -> str:
 
 def _lines(directory: Path) -> dict[str, dict[int, Line]]:
     found: dict[str, dict[int, Line]] = {}
-    for line in ResultLog(directory).lines:
+    for line in read_lines(directory):
         found.setdefault(line["label"], {})[line["problem"]] = line
     return found
 

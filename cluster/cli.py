@@ -8,17 +8,20 @@ from collections.abc import Callable
 
 import typer
 
+from cluster.commands.cluster import status, submit
 from cluster.commands.doctor import doctor
 from cluster.commands.evaluate import evaluate
 from cluster.commands.forecast import forecast
 from cluster.commands.generate import generate
 from cluster.commands.report import report
+from cluster.commands.serve import serve
 from cluster.commands.train_forecaster import train_forecaster
 from sdt_dist.errors import SdtError
 
 MISTAKE, INTERRUPTED = 2, 130
 _AFTER_A_STOP = {
     "evaluate": "; finished work is kept, and --resume goes on from it",
+    "submit": "; the job goes on",
     "train-forecaster": "; the same command goes on from the last checkpoint",
 }
 
@@ -47,9 +50,18 @@ app = typer.Typer(
     rich_markup_mode=None,
     add_completion=False,
 )
-for _command in (evaluate, forecast, generate, train_forecaster, report, doctor):
+for _command in (evaluate, forecast, generate, train_forecaster, report, serve, doctor):
     _name = _command.__name__.replace("_", "-")
     app.command(_name)(_stoppable(_name, _command))
+
+_cluster = typer.Typer(
+    help="Send a command to a Ray cluster, and see what runs there.\n\nExample:\n\n  sdt cluster status --address auto",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+for _command in (submit, status):
+    _cluster.command(_command.__name__)(_stoppable(_command.__name__, _command))
+app.add_typer(_cluster, name="cluster")
 
 
 def main() -> None:

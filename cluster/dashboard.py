@@ -48,6 +48,15 @@ def write_dashboard(folder: Path) -> Path:
     return path
 
 
+def place_dashboard() -> Path | None:
+    """Put the dashboard where Ray keeps its own, on the machine whose session this process is in; None without one."""
+    from ray._private.worker import global_worker
+
+    node = global_worker.node
+    folder = None if node is None else Path(node.get_session_dir_path()) / "metrics" / "grafana" / "dashboards"
+    return write_dashboard(folder) if folder is not None and folder.is_dir() else None
+
+
 def _query(kind: str, metric: Metric) -> str:
     name = f"ray_{metric_name(kind, metric)}"
     return f"rate({name}_total[1m])" if metric.type == "counter" else name

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
-
-from sdt_dist.models.card import card_of
 
 from actors.config import FleetConfig
 from actors.controller import Controller
@@ -15,8 +14,10 @@ from actors.endpoint import Endpoint, GoneError, UnreachableError, within
 from actors.health import HealthPolicy
 from actors.model_server import ModelServer
 from actors.searcher import Outcome, Searcher
+from actors.store_shard import StoreShard
 from actors.work import GivenReward, Work
-from sdt_dist.errors import SdtError
+from sdt_dist.errors import FleetError, SdtError
+from sdt_dist.models.card import card_of
 from sdt_dist.models.process import TokenProcess
 from sdt_dist.models.toy import Toy
 from sdt_dist.search.api import run_searches
@@ -33,6 +34,11 @@ class ServerTarget:
         self.server, self._card = ModelServer(getattr(loaded, "model", loaded), name=name), card_of(loaded)
         self.answer, self.probe = self.server.answer, self.server.probe
 
+    def stop(self) -> None:
+        """Its process is dead."""
+        if self.server._worker is not None:
+            self.server._worker.cancel()
+
     async def card(self) -> Any:
         return self._card
 
@@ -47,11 +53,34 @@ class SearcherTarget:
         self.searcher = Searcher(name)
         self.configure, self.search = self.searcher.configure, self.searcher.search
 
+    def stop(self) -> None:
+        """Its process is dead."""
+        for lane in self.searcher._lanes:
+            if lane.task is not None:
+                lane.task.cancel()
+
     async def probe(self) -> None:
         """Always ready."""
 
     async def status(self) -> dict[str, Any]:
         return self.searcher.status()
+
+
+class ShardTarget:
+    """What a store shard's actor offers, without the actor."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.shard = StoreShard(name, folder / f"{name}.npz")
+        self.exchange, self.close = self.shard.exchange, self.shard.close
+
+    def stop(self) -> None:
+        """Its process is dead."""
+
+    async def probe(self) -> None:
+        """Always ready."""
+
+    async def status(self) -> dict[str, Any]:
+        return self.shard.status()
 
 
 class MortalEndpoint(Endpoint):
@@ -63,7 +92,9 @@ class MortalEndpoint(Endpoint):
         self._dead = asyncio.Event()
 
     def die(self) -> None:
+        """SIGKILL: callers see it dead, and it works no more."""
         self._dead.set()
+        self.target.stop()
 
     async def call(self, method: str, *arguments: Any, timeout_s: float | None) -> Any:
         if self._dead.is_set():
@@ -72,33 +103,48 @@ class MortalEndpoint(Endpoint):
             raise UnreachableError("request lost")
         answer = asyncio.ensure_future(getattr(self.target, method)(*arguments))
         death = asyncio.ensure_future(self._dead.wait())
-        await within(asyncio.wait({answer, death}, return_when=asyncio.FIRST_COMPLETED), timeout_s, method)
-        death.cancel()
+        try:
+            wait = asyncio.wait({answer, death}, return_when=asyncio.FIRST_COMPLETED)
+            await within(wait, timeout_s, f"{method} of {self.name}")
+        finally:
+            death.cancel()
+            if self._dead.is_set():
+                answer.cancel()
         if self._dead.is_set():
-            answer.cancel()
             raise GoneError(f"{self.name} died")
         if self._loses(method):
             raise UnreachableError("reply lost")
-        return answer.result()
+        try:
+            return answer.result()
+        except SdtError:
+            raise
+        except Exception as error:  # as Ray's endpoint does
+            raise FleetError(f"{method} of {self.name} raised {type(error).__name__}: {error}") from error
 
 
 class PlainBackend:
     """Spawns targets in this process; `alive` are the incarnations that nobody killed."""
 
-    def __init__(self, load: Callable[[], Any], loss: float = 0.0, seed: int = 0) -> None:
-        self._load, self._random, self.loss = load, random.Random(seed), loss
+    def __init__(
+        self, load: Callable[[], Any], loss: float = 0.0, seed: int = 0, folder: Path = Path("no folder")
+    ) -> None:
+        self._load, self._random, self.loss, self._folder = load, random.Random(seed), loss, folder
         self.alive: dict[str, MortalEndpoint] = {}
         self.spawned: list[str] = []
 
     def spawn(self, kind: str, index: int, incarnation: int) -> Endpoint:
         name = f"{kind}-{index}"
-        target = ServerTarget(self._load(), name) if kind == "model-server" else SearcherTarget(name)
         self.spawned.append(name)
-        self.alive[name] = MortalEndpoint(name, incarnation, target, self._loses)
+        self.alive[name] = MortalEndpoint(name, incarnation, self._make(kind, name), self._loses)
         return self.alive[name]
 
+    def _make(self, kind: str, name: str) -> Any:
+        if kind == "store-shard":
+            return ShardTarget(name, self._folder)
+        return ServerTarget(self._load(), name) if kind == "model-server" else SearcherTarget(name)
+
     def _loses(self, method: str) -> bool:
-        return method in ("answer", "search", "configure") and self._random.random() < self.loss
+        return method in ("answer", "search", "configure", "exchange") and self._random.random() < self.loss
 
     def kill(self, endpoint: Endpoint) -> None:
         assert isinstance(endpoint, MortalEndpoint)

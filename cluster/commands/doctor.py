@@ -1,15 +1,50 @@
-"""`sdt doctor`: versions, hardware and what is missing."""
+"""`sdt doctor`: versions, hardware, authentication, what a fleet would put where, and what is missing."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Annotated
 
-def doctor() -> None:
-    """Print versions, cores, memory, GPUs, the bundled model and the data directory; says what is missing.
+import typer
 
-    Example:
+if TYPE_CHECKING:
+    from actors.config import FleetConfig
+    from actors.placement import Node, PlacementPlan
+    from cluster.diagnosis import Finding, ModelFiles
+
+
+def doctor(
+    address: Annotated[str | None, typer.Option(help="look at a cluster too: auto or HOST:PORT of its head")] = None,
+    model: Annotated[str, typer.Option(help="MODEL SPEC that the servers would load")] = "bundled",
+    fleet: Annotated[str | None, typer.Option(help="YAML of a fleet: what would be placed where")] = None,
+) -> None:
+    """Print versions, cores, memory, GPUs, authentication, the model, and what would run where.
+
+    Ends with "ready", or with what is missing and exit code 1. Without --address it starts and contacts nothing.
+
+    Examples:
 
       sdt doctor
+
+      sdt doctor --address auto --fleet examples/fleet_gpu.yaml --model /models/llama
     """
+    from actors.config import load_fleet
+    from cluster.auth import auth_state
+    from cluster.diagnosis import check_auth, check_model
+
+    config = load_fleet(fleet, {})
+    num_gpus = _print_host()
+    found = [check_auth(auth_state())]
+    finding, files = check_model(model)
+    _show(found)
+    if address is None:
+        found += _show([finding, *_on_this_machine(config, files, num_gpus)])
+    else:
+        found += _on_cluster(address, config, model, finding)
+    _conclude(found)
+
+
+def _print_host() -> int:
+    """Versions and hardware of this machine; returns its number of GPUs."""
     import os
     import platform
     from importlib.metadata import PackageNotFoundError, version
@@ -21,7 +56,7 @@ def doctor() -> None:
     from sdt_dist.models.forecaster.bundled import forecaster_directory
 
     print(f"python       {platform.python_version()} on {platform.system()} {platform.machine()}")
-    for name in ("sdt-dist", "torch", "transformers", "numpy", "numba", "statsforecast"):
+    for name in ("sdt-dist", "torch", "transformers", "ray", "numpy", "numba", "statsforecast"):
         try:
             print(f"{name:<12} {version(name)}")
         except PackageNotFoundError:
@@ -37,3 +72,82 @@ def doctor() -> None:
         "not set: ETT and M4 are downloaded" if not folder else folder if Path(folder).is_dir() else f"{folder} missing"
     )
     print(f"SDT_DATA_DIR {state}")
+    return len(gpus)
+
+
+def _on_this_machine(config: FleetConfig, files: ModelFiles | None, num_gpus: int) -> list[Finding]:
+    """The fleet as local mode would start it here."""
+    import psutil
+
+    from cluster.diagnosis import Finding, check_fleet, check_gpu_memory, check_memory, gpu_bytes, this_machine
+
+    here = this_machine(config, num_gpus)
+    placed, plan = check_fleet(config, [here])
+    if config.address != "local":
+        advice = f"this fleet is for a cluster: look at that with --address {config.address}"
+        placed.append(Finding("address", config.address, advice=advice))
+    if files is None:
+        return placed
+    free = {here.name: float(psutil.virtual_memory().available)}
+    return [
+        *placed,
+        *check_memory(plan, files, free),
+        *check_gpu_memory(config.server, files, gpu_bytes(), here.name),
+    ]
+
+
+def _on_cluster(address: str, config: FleetConfig, model: str, here: Finding) -> list[Finding]:
+    """The fleet on a cluster; nodes are looked at from within when this host is one of them."""
+    from cluster.auth import auth_state
+    from cluster.diagnosis import Finding, check_dashboard, check_fleet, check_node
+    from cluster.probe import probe
+
+    facts = probe(address, config.connect_timeout_s)
+    versions = f"{facts.address}, Ray {facts.ray_version} on Python {facts.python_version}"
+    found = _show([Finding("cluster", versions), check_dashboard(facts.dashboard_url, auth_state())])
+    found += _show([check_node(node) for node in facts.nodes if node.alive])
+    placed, plan = check_fleet(config, facts.nodes)
+    found += _show(placed)
+    if facts.local_node is None:
+        fix = "a node of the cluster as the place to run from: this host is none; use `sdt cluster submit` from here"
+        return found + _show([here, Finding("driver", "cannot run on this host", missing=fix)])
+    return found + _show(_from_within(facts.address, config, facts.nodes, plan, model))
+
+
+def _from_within(
+    address: str, config: FleetConfig, nodes: tuple[Node, ...], plan: PlacementPlan, model: str
+) -> list[Finding]:
+    from cluster.connect import connect
+    from cluster.diagnosis import check_gpu_memory, check_memory
+    from cluster.survey import survey
+
+    found: list[Finding] = []
+    with connect(address, timeout_s=config.connect_timeout_s):
+        for view in survey(nodes, model):
+            found += view.findings
+            if view.files is None or view.free_bytes is None or view.node not in plan.on("server"):
+                continue
+            found += check_memory(plan, view.files, {view.node: float(view.free_bytes)})
+            found += check_gpu_memory(config.server, view.files, view.gpus, view.node)
+    return found
+
+
+def _show(found: list[Finding]) -> list[Finding]:
+    for finding in found:
+        print(f"{finding.name:<12} {finding.text}")
+    return found
+
+
+def _conclude(found: list[Finding]) -> None:
+    """Advice, then "ready" or what is missing with exit code 1."""
+    for finding in found:
+        if finding.advice:
+            print(f"advice       {finding.advice}")
+    missing = [finding.missing for finding in found if finding.missing]
+    if not missing:
+        print("ready")
+        return
+    print("missing:")
+    for fix in missing:
+        print(f"  - {fix}")
+    raise typer.Exit(1)

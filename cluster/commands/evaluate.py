@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import math
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
-    from sdt_dist.evaluation.results import Line
+    from actors.config import FleetConfig
+    from cluster.live import LiveView
+    from sdt_dist.evaluation.config import EvaluationConfig
+    from sdt_dist.evaluation.runner import Execute, Outcome, Task
 
 Text, Number, Whole = str | None, float | None, int | None
 
@@ -23,6 +29,12 @@ def evaluate(
     model: Annotated[Text, typer.Option(help="bundled, a directory or a hub id")] = None,
     reward: Annotated[Text, typer.Option(help="e.g. spectral:gamma=1+nonneg, or path.py:function")] = None,
     inverse_temperature: Annotated[Number, typer.Option(help="lambda of p(x) exp(lambda r(x))")] = None,
+    searchers_per_problem: Annotated[Whole, typer.Option(help="searchers that share one problem (residual_ts)")] = None,
+    warm_start: Annotated[Text, typer.Option(help="directory with evidence of an earlier run (residual_ts)")] = None,
+    address: Annotated[Text, typer.Option(help="Ray cluster: auto or host:port; default: this machine alone")] = None,
+    servers: Annotated[Whole, typer.Option(help="model servers")] = None,
+    searchers: Annotated[Whole, typer.Option(help="searchers, each driving many problems")] = None,
+    fleet: Annotated[Text, typer.Option(help="YAML file with the fleet's sizes, labels and deadlines")] = None,
     output: Annotated[Path, typer.Option(help="directory of the result files")] = Path("results/evaluation"),
     resume: Annotated[bool, typer.Option("--resume", help="go on with what the directory holds")] = False,
     seed: Annotated[Whole, typer.Option(help="seed of every random draw")] = None,
@@ -37,7 +49,10 @@ def evaluate(
       sdt evaluate --dataset my.csv --horizon 48 --methods sample,snis,residual_ts --num-problems 10
 
       sdt evaluate examples/etth1_alignment.yaml --output results/etth1 --resume
+
+      sdt evaluate --address auto --servers 4 --searchers 8 --output results/cluster
     """
+    from actors.config import load_fleet
     from sdt_dist.evaluation.config import load_config
     from sdt_dist.evaluation.results import check_directory
     from sdt_dist.evaluation.runner import make_plan, run_evaluation
@@ -52,16 +67,44 @@ def evaluate(
         "reward": reward,
         "inverse_temperature": inverse_temperature,
         "seed": seed,
+        "searchers_per_problem": searchers_per_problem,
+        "warm_start": warm_start,
     }
+    sizes = {"address": address, "servers": servers, "searchers": searchers}
+    size = load_fleet(fleet, {name: value for name, value in sizes.items() if value is not None})
     settings = load_config(config, {name: value for name, value in given.items() if value is not None})
     plan = make_plan(settings)
     check_directory(output, settings, plan.problems, resume=resume)
     _announce(plan, output)
     if dry_run:
         return
-    with _bar() as progress:
-        run_evaluation(plan, output, resume=resume, progress=progress)
+    from cluster.live import LiveView
+
+    with LiveView() as view:
+        run_evaluation(plan, output, resume=resume, progress=view, execute=_on_ray(size, view))
     _finish(output)
+
+
+def _on_ray(size: FleetConfig, view: LiveView) -> Execute:
+    """Makes searches on a fleet of actors; Ray is started or attached to when the first search is wanted."""
+
+    def execute(config: EvaluationConfig, tasks: Sequence[Task]) -> Iterator[tuple[Task, Outcome]]:
+        from actors.evaluation import on_fleet
+        from actors.placement import check_placement, cluster_nodes, fleet_requests
+        from cluster.connect import connect
+        from cluster.dashboard import place_dashboard
+
+        needed = size.servers * size.server.cpus + size.searchers * size.searcher.cpus + 1
+        with connect(
+            size.address, timeout_s=size.connect_timeout_s, num_cpus=max(os.cpu_count() or 1, math.ceil(needed))
+        ) as connection:
+            check_placement(fleet_requests(size, shards=config.shares_evidence), cluster_nodes())
+            if connection.dashboard_url:
+                view.say(f"Ray dashboard: {connection.dashboard_url}")
+            place_dashboard()
+            yield from on_fleet(size, watch=view.watch)(config, tasks)
+
+    return execute
 
 
 def _announce(plan: Any, output: Path) -> None:
@@ -73,45 +116,6 @@ def _announce(plan: Any, output: Path) -> None:
         f"plan: {len(plan.problems)} problems x {len(config.methods)} methods, at most {plan.nfe():,} next-token "
         f"distributions, into {output}\n"
     )
-
-
-def _bar() -> Any:
-    """A progress bar with the time that is left, one tick a finished problem and method."""
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-    from rich.progress import Progress as Rich
-
-    from sdt_dist.evaluation.runner import Progress
-
-    class Bar(Progress):
-        def __init__(self) -> None:
-            columns = (
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
-            )
-            self._rich = Rich(TextColumn("{task.description:<14}"), *columns)
-            self._failed = 0
-
-        def __enter__(self) -> Bar:
-            self._rich.start()
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            self._rich.stop()
-
-        def start(self, total: int) -> None:
-            self._task = self._rich.add_task("starting", total=total)
-
-        def done(self, line: Line) -> None:
-            self._rich.update(self._task, advance=1, description=line["label"])
-            if line["status"] != "ok":
-                reason = " ".join(line["error"].split())
-                told = f"{line['label']} on {line['name']} failed: {reason}"
-                self._rich.console.print(told, markup=False, highlight=False, soft_wrap=True)
-
-    return Bar()
 
 
 def _finish(output: Path) -> None:

@@ -46,6 +46,9 @@ class EvaluationConfig(BaseModel):
     num_samples: int = Field(50, ge=2, description="samples a method returns")
     wave_size: int = Field(10, ge=1, description="leaves a tree evaluates per model call")
     seed: int = Field(0, ge=0, description="seed of every random draw")
+    searchers_per_problem: int = Field(1, ge=1, description="searches that share one problem's budget and evidence")
+    warm_start: str | None = Field(None, description="output directory of an earlier run that kept its evidence")
+    keep_evidence: bool = Field(False, description="keep every walk, for warm starts and re-weighting")
     problems_in_flight: int = Field(16, ge=1, description="problems searched together; does not change results")
 
     @field_validator("inverse_temperature", mode="before")
@@ -74,9 +77,12 @@ class EvaluationConfig(BaseModel):
         from sdt_dist.data import check_dataset
         from sdt_dist.models.loading import check_spec
         from sdt_dist.rewards.spec import parse_reward
+        from sdt_dist.search.sharing_plan import check_sharing
 
         for method in self.method_configs():
-            validate_options(method.name, self.options_of(method))
+            options = validate_options(method.name, self.options_of(method))
+            check_sharing(method.name, options, self.searchers_per_problem, self.warm_start is not None)
+        self._check_evidence()
         labels = [method.label for method in self.method_configs()]
         if len(set(labels)) < len(labels):
             raise ConfigurationError(f"methods: labels {labels} must differ; give each its own label.")
@@ -92,6 +98,24 @@ class EvaluationConfig(BaseModel):
                 "a forecast with as long a piece of its history."
             )
 
+    def _check_evidence(self) -> None:
+        from sdt_dist.evaluation.evidence import evidence_files
+        from sdt_dist.search.sharing_plan import SHARING_METHODS
+
+        names = {method.name for method in self.method_configs()}
+        if self.keep_evidence and not names.intersection(SHARING_METHODS):
+            raise ConfigurationError(
+                f"keep_evidence: true, but the methods {sorted(names)} have none to keep; allowed with: "
+                f"{', '.join(SHARING_METHODS)}."
+            )
+        if self.warm_start is not None:
+            evidence_files(self.warm_start)
+
+    @property
+    def shares_evidence(self) -> bool:
+        """Whether searches read other searches' evidence, so that they need a store."""
+        return self.searchers_per_problem > 1 or self.warm_start is not None
+
     def identity(self) -> dict[str, Any]:
         """What makes two runs the same: everything but how they are executed."""
         return {k: v for k, v in self.model_dump(mode="json").items() if k not in EXECUTION_FIELDS}
@@ -101,23 +125,23 @@ def load_config(path: str | None, overrides: dict[str, Any]) -> EvaluationConfig
     """Configuration from a YAML file (None: defaults) with overrides; ConfigurationError names the bad field."""
     values: Any = {}
     if path is not None:
-        values = _read(Path(path))
+        values = read_mapping(Path(path), "config")
     config = parse_options(EvaluationConfig, values | overrides, "an evaluation")
     config.check()
     return config
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """The mapping of settings in a YAML file, its values unchecked."""
+def read_mapping(path: Path, kind: str) -> dict[str, Any]:
+    """The mapping of settings in a YAML file, its values unchecked; ConfigurationError names `kind` and the file."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigurationError(f"config: {path} cannot be read ({error.strerror}).") from error
+        raise ConfigurationError(f"{kind}: {path} cannot be read ({error.strerror}).") from error
     except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigurationError(f"config: {path} is not YAML in UTF-8 ({error}).") from error
+        raise ConfigurationError(f"{kind}: {path} is not YAML in UTF-8 ({error}).") from error
     if not isinstance(values, dict):
-        raise ConfigurationError(f"config: {path} holds {type(values).__name__}, allowed: a mapping of settings.")
+        raise ConfigurationError(f"{kind}: {path} holds {type(values).__name__}, allowed: a mapping of settings.")
     odd = [name for name in values if not isinstance(name, str)]
     if odd:
-        raise ConfigurationError(f"config: {path} has the setting {odd[0]!r}, allowed: names of settings.")
+        raise ConfigurationError(f"{kind}: {path} has the setting {odd[0]!r}, allowed: names of settings.")
     return values

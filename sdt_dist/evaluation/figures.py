@@ -19,7 +19,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from sdt_dist.data.problems import ForecastProblem
 from sdt_dist.errors import ResultsError
 from sdt_dist.evaluation.figures_tree import draw_tree
-from sdt_dist.evaluation.results import Line, ResultLog, read_problems, tree_path
+from sdt_dist.evaluation.results import Line, read_lines, read_problems, tree_path
 from sdt_dist.metrics.spectrum import MIN_SEGMENT, power_spectrum, reference_spectrum
 from sdt_dist.search.result import SearchResult
 from sdt_dist.search.snapshot import Snapshot
@@ -63,7 +63,7 @@ class Run:
         self.directory = directory
         self.problems = {problem.index: problem for problem in read_problems(directory)}
         self.lines: Lines = {}
-        for line in ResultLog(directory).lines:
+        for line in read_lines(directory):
             if line["status"] == "ok":
                 self.lines.setdefault(line["label"], {})[line["problem"]] = line
         self.summary = json.loads((directory / "summary.json").read_text())

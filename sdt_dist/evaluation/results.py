@@ -146,6 +146,17 @@ class ResultLog:
         self.lines.append(line)
 
 
+def read_lines(directory: Path) -> list[Line]:
+    """The lines of a run in the order of its methods and problems, whatever the order in which they ended.
+
+    Tables, bootstrap intervals and figures come from these, so they do not depend on who finished first.
+    """
+    places = {label: place for place, label in enumerate(methods_by_label(directory))}
+    return sorted(
+        ResultLog(directory).lines, key=lambda line: (places.get(line["label"], len(places)), line["problem"])
+    )
+
+
 def result_line(problem: ForecastProblem, method: str, label: str, seed: int, outcome: SearchResult | SdtError) -> Line:
     """The line of one problem and method: all that is needed to compute every metric again."""
     head: Line = {"problem": problem.index, "name": problem.name, "method": method, "label": label, "seed": seed}

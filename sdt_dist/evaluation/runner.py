@@ -11,6 +11,7 @@ import numpy as np
 from sdt_dist.data.problems import ForecastProblem, load_problems
 from sdt_dist.errors import SdtError
 from sdt_dist.evaluation.config import EvaluationConfig, MethodConfig
+from sdt_dist.evaluation.evidence import Evidence
 from sdt_dist.evaluation.results import Line, open_directory, result_line, save_tree
 from sdt_dist.evaluation.summary import Summary, recompute
 from sdt_dist.protocols import Decoded, Process
@@ -20,6 +21,7 @@ from sdt_dist.search.api import run_searches
 from sdt_dist.search.methods import get_method
 from sdt_dist.search.result import SearchResult
 from sdt_dist.search.session import SearchProblem
+from sdt_dist.search.sharing_plan import SharingPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,15 +101,17 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One line of a run: a problem and the method that searches it."""
+    """One line of a run: a problem and the method that searches it, and how its searches share evidence (None: not)."""
 
     problem: ForecastProblem
     method: MethodConfig
+    sharing: SharingPlan | None = None
+    keeps_search: bool = False
 
     @property
-    def keeps_tree(self) -> bool:
-        """Whether the search is kept as arrays: a run keeps one tree a method."""
-        return self.problem.index == 0
+    def key(self) -> tuple[int, str]:
+        """What names the line in its run."""
+        return self.problem.index, self.method.label
 
 
 Outcome = SearchResult | SdtError
@@ -131,8 +135,9 @@ def run_evaluation(
     config = plan.config
     log = open_directory(output, config, plan.problems, resume=resume)
     done = log.done()
+    evidence = Evidence(config, plan.problems, output)
     todo = [
-        Task(problem, method)
+        Task(problem, method, evidence.sharing(method), problem.index == 0 or evidence.is_kept(method))
         for method in config.method_configs()
         for problem in plan.problems
         if (problem.index, method.label) not in done
@@ -140,12 +145,21 @@ def run_evaluation(
     progress.start(len(todo))
     if todo:
         for task, outcome in (execute or in_process())(config, todo):
-            if task.keeps_tree and isinstance(outcome, SearchResult) and outcome.snapshot is not None:
-                save_tree(output, task.method.label, outcome.snapshot)
+            _keep(task, outcome, output, evidence)
             line = result_line(task.problem, task.method.name, task.method.label, config.seed, outcome)
             log.append(line)
             progress.done(line)
     return recompute(output)
+
+
+def _keep(task: Task, outcome: Outcome, output: Path, evidence: Evidence) -> None:
+    """Put what is kept of a search beside the results, before its line says that it is done: a run keeps one tree a method."""
+    if not isinstance(outcome, SearchResult) or outcome.snapshot is None:
+        return
+    if task.problem.index == 0:
+        save_tree(output, task.method.label, outcome.snapshot)
+    if evidence.is_kept(task.method):
+        evidence.keep(task.method, task.problem.index, outcome.snapshot)
 
 
 def in_process(load: Callable[[str], object] | None = None) -> Execute:
@@ -179,6 +193,7 @@ def _run_method(config: EvaluationConfig, tasks: Sequence[Task], process: Proces
         options=config.options_of(method),
         seed=config.seed,
         in_flight=config.problems_in_flight,
+        sharing=tasks[0].sharing,
     )
     for index, outcome in runs:
         yield by_index[index], outcome

@@ -13,7 +13,7 @@ import numpy as np
 
 from sdt_dist.data.problems import ForecastProblem
 from sdt_dist.errors import ResultsError
-from sdt_dist.evaluation.results import Line, ResultLog, read_problems, write_text
+from sdt_dist.evaluation.results import Line, read_lines, read_problems, write_text
 from sdt_dist.evaluation.tables import Row, Summary, to_markdown
 
 
@@ -51,7 +51,7 @@ def tabulate(directory: Path) -> dict[str, dict[int, Row]]:
     """Measures by label and problem, recomputed from the result files."""
     problems = {problem.index: problem for problem in read_problems(directory)}
     table: dict[str, dict[int, Row]] = {}
-    for line in ResultLog(directory).lines:
+    for line in read_lines(directory):
         if line["problem"] not in problems:
             raise ResultsError(
                 f"results: {directory} has a result of problem {line['problem']}, which it does not hold."

@@ -1,4 +1,7 @@
-"""MODEL SPEC to model: `bundled`, a directory or hub id, optionally with a backend prefix (SPEC section 9)."""
+"""MODEL SPEC to model: `bundled`, a directory, a hub id, all with or without a backend prefix, or a server's address.
+
+SPEC section 9; `sdt serve` is the server.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdt_dist.errors import ConfigurationError, MissingExtraError, unknown_name
+from sdt_dist.models.http_api import check_url
 
 if TYPE_CHECKING:
     import torch
 
-BACKENDS = ("hf",)
+BACKENDS = ("hf", "http", "https")
+_HTTP = ("http", "https")
 _EXTRAS = ("vllm", "mlx")
 
 
 def split_spec(spec: str) -> tuple[str, str]:
-    """(backend, name) of a MODEL SPEC; ConfigurationError for an unknown backend prefix or an empty name."""
+    """(backend, name) of a MODEL SPEC; ConfigurationError for an unknown backend prefix or an empty name.
+
+    The name of a model behind a server is its whole address.
+    """
     prefix, colon, rest = spec.partition(":")
     if not colon or Path(spec).exists():
         prefix, rest = "hf", spec
@@ -27,12 +35,15 @@ def split_spec(spec: str) -> tuple[str, str]:
         raise unknown_name("model backend", prefix, [*BACKENDS, *_EXTRAS])
     if not rest:
         raise ConfigurationError(f"model: {spec!r} names no model; give 'bundled', a directory or a hub id.")
-    return prefix, rest
+    return (prefix, spec) if prefix in _HTTP else (prefix, rest)
 
 
 def check_spec(spec: str) -> None:
     """Everything about a MODEL SPEC that can be refused without loading weights."""
-    _, name = split_spec(spec)
+    backend, name = split_spec(spec)
+    if backend in _HTTP:
+        check_url(name)
+        return
     looks_like_path = name.startswith((".", "/", "~"))
     if name != "bundled" and not Path(name).exists() and (looks_like_path or name.count("/") != 1):
         if name.count("/") == 0:
@@ -55,13 +66,17 @@ def torch_device(name: str) -> torch.device:
 
 
 def load_model(spec: str = "bundled", *, device: str | None = None, trust_remote_code: bool = False) -> Any:
-    """A `Forecaster` (bundled, or a directory that `sdt train-forecaster` saved) or a `LanguageModel`.
+    """A `Forecaster` (bundled, or a directory that `sdt train-forecaster` saved), a `LanguageModel` or a `ServedModel`.
 
-    Both have `.model` (the backend) and `.process(max_new_tokens)`. device: None picks CUDA when there is one for
-    language models, and the CPU for forecasters. Raises ConfigurationError, CheckpointError or MissingExtraError.
+    All have `.model` (the backend) and `.process(max_new_tokens)`. device: None picks CUDA when there is one for
+    language models, and the CPU for forecasters. An address (http://127.0.0.1:8011, https://HOST:PORT) gives the model
+    of the `sdt serve` that runs there, with the token in SDT_HTTP_TOKEN; torch is not imported for it.
+    Raises ConfigurationError, CheckpointError or MissingExtraError, or FleetError when a server cannot be reached.
     """
     check_spec(spec)
-    _, name = split_spec(spec)
+    backend, name = split_spec(spec)
+    if backend in _HTTP:
+        return _served_model(name, device)
     target = None if device is None else torch_device(device)
 
     from sdt_dist.models.forecaster.bundled import forecaster_directory, load_module
@@ -75,3 +90,13 @@ def load_model(spec: str = "bundled", *, device: str | None = None, trust_remote
     if target is not None:
         module.to(target)  # type: ignore[arg-type]
     return Forecaster(HFModel(module), forecaster_spec)
+
+
+def _served_model(url: str, device: str | None) -> Any:
+    from sdt_dist.models.card import ServedModel
+    from sdt_dist.models.http_client import HttpModel
+
+    if device is not None:
+        raise ConfigurationError(f"device: {device!r}, but {url} chooses its own; give it to `sdt serve --device`.")
+    model = HttpModel(url)
+    return ServedModel(model.card, model)

@@ -5,6 +5,7 @@ Parsing checks every name and option before a model loads; `build` then makes th
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ FORECAST_TERMS: dict[str, Callable[..., Reward]] = {
     "dtw": DtwTemplate,
 }
 TEXT_TERMS: dict[str, Callable[..., Reward]] = {"length": Length}
+WEIGHTS = ("gamma",)  # options that are multipliers of a term
 FREE_TEXT_TERMS = ("regex", "answer", "reward_model")  # stand alone: what follows the colon may hold any character
 
 
@@ -96,6 +98,23 @@ def parse_reward(spec: str) -> RewardFactory:
 
     stand_in = RewardContext(history=np.sin(np.arange(512.0)))  # so that option values out of range are found now
     return RewardFactory(spec, "tokens" if all(is_text) else "series", make, make(stand_in).min_horizon)
+
+
+def reward_identity(spec: str) -> str:
+    """What a REWARD SPEC's raw terms are, in order, without the factors and options that only weigh them.
+
+    Specs with one identity have the same `components`, so walks scored by one are evidence for the other (SPEC 4.1).
+    A user's file counts by its content. ConfigurationError as in `parse_reward`.
+    """
+    kind, colon, _ = spec.partition(":")
+    if colon and kind in FREE_TEXT_TERMS:
+        return spec
+    if re.search(r"\.py:\w+$", spec):
+        file, _, name = spec.rpartition(":")
+        return f"{hashlib.blake2b(Path(file).read_bytes(), digest_size=16).hexdigest()}:{name}"
+    terms = [_parse_term(term.strip()) for term in _PLUS.split(spec)]
+    kept = [(name, sorted((k, v) for k, v in options.items() if k not in WEIGHTS)) for _, name, options in terms]
+    return "+".join(f"{name}:{options}" for name, options in kept)
 
 
 def _make_term(name: str, options: dict[str, Any], context: RewardContext) -> Reward:

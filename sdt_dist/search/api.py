@@ -10,14 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from sdt_dist.errors import SdtError
+from sdt_dist.errors import ConfigurationError, SdtError
 from sdt_dist.protocols import Process
 from sdt_dist.search.driver import Progress, Search, drive
 from sdt_dist.search.methods import get_method, validate_options
 from sdt_dist.search.options import SearchOptions
 from sdt_dist.search.result import SearchResult
 from sdt_dist.search.session import SearchProblem, Session
+from sdt_dist.search.sharing_plan import SharingPlan, check_sharing, merge_members
 from sdt_dist.search.snapshot import Snapshot
+from sdt_dist.values.records import Membership
 
 IN_FLIGHT = 64
 
@@ -37,17 +39,70 @@ def run_searches(
     in_flight: int = IN_FLIGHT,
     on_progress: Progress | None = None,
     resume: Snapshot | None = None,
+    sharing: SharingPlan | None = None,
 ) -> Iterator[tuple[int, SearchResult | SdtError]]:
     """Search many problems with one method, merging their model requests; yields each as it ends.
 
     Yields (problem index, SearchResult), or (problem index, error) for a problem whose reward or context failed.
     Results do not depend on which problems run together. `resume` goes on with one problem's saved search. ConfigurationError comes before any model call.
+    With `sharing`, several searches work on each problem or start from earlier evidence; one result a problem comes out.
     """
     checked = validate_options(method, options)
+    if sharing is not None:
+        return _run_teams(process, problems, sharing, method, checked, seed, in_flight, on_progress, resume)
     searches = (
         open_search(process, problem, method=method, options=checked, seed=seed, resume=resume) for problem in problems
     )
     return drive(process, searches, in_flight=in_flight, on_progress=on_progress)
+
+
+def _run_teams(
+    process: Process,
+    problems: Sequence[SearchProblem],
+    sharing: SharingPlan,
+    method: str,
+    options: SearchOptions,
+    seed: int,
+    in_flight: int,
+    on_progress: Progress | None,
+    resume: Snapshot | None,
+) -> Iterator[tuple[int, SearchResult | SdtError]]:
+    """`run_searches` with the members of each problem as searches of their own, beside each other."""
+    check_sharing(method, options, sharing.searchers_per_problem, sharing.warm is not None)
+    if resume is not None:
+        raise ConfigurationError("resume: given together with shared evidence, allowed: one of them; leave one out.")
+    sessions: dict[int, list[Session]] = {}
+
+    def searches() -> Iterator[tuple[Session, Search]]:
+        for problem in problems:
+            team = sessions[problem.index] = []
+            for membership in sharing.members(problem.index):
+                session, search = open_search(
+                    process, problem, method=method, options=options, seed=seed, membership=membership
+                )
+                team.append(session)
+                yield session, search
+
+    size = sharing.searchers_per_problem
+    runs = drive(process, searches(), in_flight=in_flight * size, on_progress=on_progress)
+    return _one_a_problem(runs, sessions, size)
+
+
+def _one_a_problem(
+    runs: Iterator[tuple[int, SearchResult | SdtError]], sessions: dict[int, list[Session]], size: int
+) -> Iterator[tuple[int, SearchResult | SdtError]]:
+    """Members' outcomes, merged when all of a problem have ended; the first error is the problem's."""
+    outcomes: dict[int, list[SearchResult | SdtError]] = {}
+    for index, outcome in runs:
+        ended = outcomes.setdefault(index, [])
+        ended.append(outcome)
+        if len(ended) < size:
+            continue
+        team = sessions.pop(index)
+        errors = [e for e in outcomes.pop(index) if isinstance(e, SdtError)]
+        results = [r for r in ended if isinstance(r, SearchResult)]
+        calls = len(frozenset[int]().union(*(session.calls for session in team)))
+        yield index, errors[0] if errors else merge_members(results, model_calls=calls)
 
 
 def open_search(
@@ -59,17 +114,18 @@ def open_search(
     seed: int,
     cache_name: str = "",
     resume: Snapshot | None = None,
+    membership: Membership | None = None,
 ) -> tuple[Session, Search]:
     """A search that is ready to be driven: its session and its generator.
 
     options: from `validate_options`. cache_name: tells apart searches of one problem that run beside each other on one
-    backend: caches are per search, so that no companion changes what a search costs.
+    backend: caches are per search, so that no companion changes what a search costs. membership: its place in a team
+    (`search.sharing_plan`), whose searches on one backend share their caches.
     """
     name = f"{problem.index}/{cache_name}".encode()
     digest = hashlib.blake2b(problem.root.digest + name, digest_size=16).digest()
-    session = Session(
-        replace(problem, root=replace(problem.root, digest=digest)), process, options, seed, resumed=resume
-    )
+    own = replace(problem, root=replace(problem.root, digest=digest))
+    session = Session(own, process, options, seed, resumed=resume, membership=membership)
     if resume is not None:
         resume.check(session.header(method))
     return session, get_method(method).run(session)

@@ -16,6 +16,8 @@ from sdt_dist.protocols import ExpandRequest, Expansion, Process, Rollout, Rollo
 from sdt_dist.rewards.checking import checked_partial, weighted_sum
 from sdt_dist.search.result import SearchResult
 from sdt_dist.search.session import Reply, Request, ScoreRequest, Scores, Session
+from sdt_dist.values.records import Shared, ShareRequest, ValueStore
+from sdt_dist.values.store import EvidenceStore
 
 Search = Generator[list[Request], list[Reply], SearchResult]
 Progress = Callable[[int, int], None]
@@ -100,7 +102,9 @@ class Crew:
         return self._close(member, outcome)
 
     def _close(self, member: Running, outcome: SearchResult | SdtError) -> Ended:
-        self.process.release(member.session.root)
+        digest = member.session.root.digest
+        if all(other.session.root.digest != digest for other in self.running):  # a team's searches share their caches
+            self.process.release(member.session.root)
         if isinstance(outcome, SearchResult):
             outcome = replace(outcome, cost=member.session.cost())
         return Ended(member.session, outcome)
@@ -112,12 +116,15 @@ def drive(
     *,
     in_flight: int,
     on_progress: Progress | None = None,
+    store: ValueStore | None = None,
 ) -> Iterator[tuple[int, SearchResult | SdtError]]:
     """Run searches, at most `in_flight` together; yields (problem index, result or its error) as each ends.
 
     A search that ends by an SdtError of its own (a reward's, a context's) does not disturb the others.
-    `on_progress(problem index, rollouts so far)` is called after every round.
+    `on_progress(problem index, rollouts so far)` is called after every round. `store` is where searches of one problem
+    exchange evidence; default: one of this call's own.
     """
+    exchange = (store or EvidenceStore()).exchange
     crew, waiting = Crew(process, on_progress), True
     while waiting or crew.running:
         while waiting and len(crew.running) < in_flight:
@@ -127,7 +134,7 @@ def drive(
                 yield ended.session.problem.index, ended.outcome
         begin = time.monotonic()
         this = crew.next_round()
-        replies = this.by_member(answer(process.expand, process.rollout, this.requests))
+        replies = this.by_member(answer(process.expand, process.rollout, this.requests, exchange))
         for ended in crew.resume(this.members, replies, time.monotonic() - begin):
             yield ended.session.problem.index, ended.outcome
 
@@ -136,17 +143,24 @@ def answer(
     expand: Callable[[Sequence[ExpandRequest]], Sequence[Expansion]],
     rollout: Callable[[Sequence[RolloutRequest]], Sequence[Rollout]],
     requests: Sequence[Request],
+    exchange: Callable[[Sequence[ShareRequest]], Sequence[Shared]] | None = None,
 ) -> list[Reply]:
-    """One expand call and one rollout call for everything that is asked, in the order it was asked."""
+    """One expand call, one rollout call and one exchange for everything that is asked, in the order it was asked."""
+    shares = [request for request in requests if isinstance(request, ShareRequest)]
     expands = [request for request in requests if isinstance(request, ExpandRequest)]
     rollouts = [request for request in requests if isinstance(request, RolloutRequest)]
     expansions = iter(expand(expands) if expands else ())
     finished = iter(rollout(rollouts) if rollouts else ())
-    return [next(expansions) if isinstance(request, ExpandRequest) else next(finished) for request in requests]
+    assert exchange is not None or not shares, "searches that share evidence need a store"
+    shared = iter(exchange(shares) if exchange is not None and shares else ())
+    replies: dict[type, Iterator[Reply]] = {ExpandRequest: expansions, RolloutRequest: finished, ShareRequest: shared}
+    return [next(replies[type(request)]) for request in requests]
 
 
 def _is_single_step(request: Request) -> bool:
-    return isinstance(request, ExpandRequest) or (isinstance(request, RolloutRequest) and request.num_tokens == 1)
+    """A single token, or no token at all: what sharing evidence takes."""
+    is_short = isinstance(request, RolloutRequest) and request.num_tokens == 1
+    return is_short or isinstance(request, (ExpandRequest, ShareRequest))
 
 
 def _advance(member: Running, replies: list[Reply] | None) -> SearchResult | SdtError | None:

@@ -2,16 +2,19 @@
 
 A `TreeRule` holds everything in which tree methods differ. A wave's walks are all selected before any is backed
 up, and each walk's randomness is keyed by its ticket number, so waves and companions never change a draw.
+A walk ends at a finished sample, or where its rollout is cut: that node is worth the reward's partial form.
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Protocol
 
 import numpy as np
 
+from sdt_dist.errors import ConfigurationError
 from sdt_dist.noise import position_key
 from sdt_dist.protocols import ExpandRequest, Expansion, Rollout, RolloutRequest
 from sdt_dist.search.kernels import count_visits, path_log_prior
@@ -19,10 +22,15 @@ from sdt_dist.search.options import TreeOptions
 from sdt_dist.search.session import Reply, Request, Session
 from sdt_dist.search.tree import Tree
 
+TO_THE_END = 2**31 - 1  # more tokens than any rollout generates
+
 
 @dataclass(slots=True)
 class Walk:
-    """One walk under way. `ticket` numbers walks from 0; `node` is where it stands."""
+    """One walk under way. `ticket` numbers walks from 0; `node` is where it stands.
+
+    Its rollout has generated `rolled` of at most `limit` tokens since it left the nodes that were evaluated before.
+    """
 
     ticket: int
     arm_key: np.uint64
@@ -30,6 +38,8 @@ class Walk:
     node: int = 0
     log_omega: float = 0.0
     sample: int = -1
+    limit: int = TO_THE_END
+    rolled: int = 0
 
 
 _Waiting = tuple[Walk, ExpandRequest | RolloutRequest]
@@ -46,7 +56,7 @@ class TreeRule(Protocol):
         ...
 
     def backup(self, tree: Tree, leaf: int) -> None:
-        """Update the estimates between a terminal node that has just got its reward and the root."""
+        """Update the estimates between a node that has just got its value, at a walk's end, and the root."""
         ...
 
     def is_exhausted(self, tree: Tree) -> bool:
@@ -58,37 +68,80 @@ class TreeRule(Protocol):
         ...
 
 
-def grow(session: Session, tree: Tree, rule: TreeRule) -> Generator[list[Request], list[Reply], None]:
-    """Run waves until the budget is spent or the tree is exhausted."""
-    ticket = session.rollouts
+def grow(
+    session: Session, tree: Tree, rule: TreeRule, rollout_max_new_tokens: int | None = None
+) -> Generator[list[Request], list[Reply], None]:
+    """Run waves until the budget is spent or the tree is exhausted; rollouts are cut at `rollout_max_new_tokens`.
+
+    Where cut rollouts have finished no sample by then, one last wave goes to the end, so that a search always returns
+    finished samples; it costs one wave more (SPEC 1.3). ConfigurationError for a reward without a partial form.
+    """
+    limit = _limit(session, rollout_max_new_tokens)
     while not rule.is_exhausted(tree) and (count := session.next_wave(rule.options.wave_size)):
-        walks = [_start(session, ticket + i) for i in range(count)]
-        ticket += count
-        tree.nodes["visits"][0] += count
-        yield from _descend(session, tree, rule, walks)
-        leaves = [walk.node for walk in walks]
-        indices = yield from session.score(
-            [tree.tokens(leaf) for leaf in leaves],
-            [path_log_prior(tree.nodes, leaf) for leaf in leaves],
-            [session.process.finish_reason(tree.tokens(leaf)) for leaf in leaves],
+        yield from _run_wave(session, tree, rule, count, limit)
+    if not session.finished:
+        count = min(rule.options.wave_size, session.options.rollout_limit or TO_THE_END)
+        yield from _run_wave(session, tree, rule, count, TO_THE_END)
+
+
+def _limit(session: Session, rollout_max_new_tokens: int | None) -> int:
+    """Most tokens of a rollout; only a reward with a partial form can value a cut one."""
+    if rollout_max_new_tokens is None:
+        return TO_THE_END
+    reward = session.problem.reward
+    if not getattr(reward, "has_partial", False):
+        name = getattr(reward, "label", type(reward).__name__)
+        raise ConfigurationError(
+            f"rollout_max_new_tokens: {rollout_max_new_tokens}, but reward {name} has no partial form to value a cut "
+            "rollout by; allowed: None (rollouts to the end), or a reward with a partial form."
         )
-        session.rollouts += count
-        for walk, index in zip(walks, indices, strict=True):
-            walk.sample = index
-        rule.record(tree, walks)
-        for walk in walks:
-            reward = session.finished[walk.sample].reward
-            tree.set_reward(walk.node, reward, rule.options.inverse_temperature)
-        for walk in walks:
-            rule.backup(tree, walk.node)
+    return rollout_max_new_tokens
+
+
+def _run_wave(
+    session: Session, tree: Tree, rule: TreeRule, count: int, limit: int
+) -> Generator[list[Request], list[Reply], None]:
+    """One wave: all its walks are selected and evaluated before the first is backed up."""
+    walks = [_start(session, session.rollouts + i, limit) for i in range(count)]
+    tree.nodes["visits"][0] += count
+    yield from _descend(session, tree, rule, walks)
+    finished = [walk for walk in walks if tree.is_terminal(walk.node)]
+    yield from _score(session, tree, finished)
+    yield from _estimate(session, tree, {walk.node for walk in walks if not tree.is_terminal(walk.node)})
+    session.rollouts += count
+    rule.record(tree, walks)
+    for walk in finished:
+        tree.set_reward(walk.node, session.finished[walk.sample].reward, rule.options.inverse_temperature)
+    for walk in walks:
+        rule.backup(tree, walk.node)
+
+
+def _score(session: Session, tree: Tree, walks: list[Walk]) -> Generator[list[Request], list[Reply], None]:
+    """Score the finished samples that walks found."""
+    leaves = [walk.node for walk in walks]
+    indices = yield from session.score(
+        [tree.tokens(leaf) for leaf in leaves],
+        [path_log_prior(tree.nodes, leaf) for leaf in leaves],
+        [session.process.finish_reason(tree.tokens(leaf)) for leaf in leaves],
+    )
+    for walk, index in zip(walks, indices, strict=True):
+        walk.sample = index
+
+
+def _estimate(session: Session, tree: Tree, nodes: set[int]) -> Generator[list[Request], list[Reply], None]:
+    """Value nodes at which rollouts were cut by the reward's partial form, one length at a time: series stack."""
+    by_depth = sorted(nodes, key=lambda node: (tree.depth(node), node))
+    for _, group in groupby(by_depth, key=tree.depth):
+        same = list(group)
+        tree.nodes["value"][same] = yield from session.score_partial([tree.tokens(node) for node in same])
 
 
 def rollout_request(
     session: Session, tree: Tree, walk: Walk, num_tokens: int | None = None, *, fresh: bool
 ) -> RolloutRequest:
-    """A draw from p below the walk's node, outside its children when `fresh`, to the end or `num_tokens` long."""
+    """A draw from p below the walk's node, outside its children when `fresh`, `num_tokens` long or to its limit."""
     depth = tree.depth(walk.node)
-    left = session.process.max_new_tokens - depth
+    left = min(session.process.max_new_tokens - depth, walk.limit - walk.rolled)
     return RolloutRequest(
         session.root,
         tree.tokens(walk.node),
@@ -98,8 +151,8 @@ def rollout_request(
     )
 
 
-def _start(session: Session, ticket: int) -> Walk:
-    return Walk(ticket, np.uint64(session.key("arms", 0, ticket)), session.key("p", 0, ticket))
+def _start(session: Session, ticket: int, limit: int) -> Walk:
+    return Walk(ticket, np.uint64(session.key("arms", 0, ticket)), session.key("p", 0, ticket), limit=limit)
 
 
 def _descend(
@@ -110,8 +163,8 @@ def _descend(
     while active or held:
         asked = [(walk, rule.advance(session, tree, walk)) for walk in active]
         waiting = [(walk, request) for walk, request in asked if request is not None]
-        ready = [pair for pair in waiting if not _runs_to_the_end(session, tree, *pair)]
-        held += [pair for pair in waiting if _runs_to_the_end(session, tree, *pair)]
+        ready = [pair for pair in waiting if not _is_long(session, tree, *pair)]
+        held += [pair for pair in waiting if _is_long(session, tree, *pair)]
         if not ready:
             ready, held = held, []
         if not ready:
@@ -119,18 +172,21 @@ def _descend(
         replies = yield from session.ask([request for _, request in ready])
         for (walk, request), reply in zip(ready, replies, strict=True):
             _absorb(session, tree, walk, request, reply)
-        active = [walk for walk, _ in ready if not tree.is_terminal(walk.node)]
+        active = [walk for walk, _ in ready if not tree.is_terminal(walk.node) and walk.rolled < walk.limit]
 
 
-def _runs_to_the_end(session: Session, tree: Tree, walk: Walk, request: ExpandRequest | RolloutRequest) -> bool:
+def _is_long(session: Session, tree: Tree, walk: Walk, request: ExpandRequest | RolloutRequest) -> bool:
     """Long rollouts wait for the wave's short requests, so that the whole wave decodes in one batch."""
     if isinstance(request, ExpandRequest):
         return False
-    return tree.depth(walk.node) + request.num_tokens >= session.process.max_new_tokens
+    return request.num_tokens > 1 or tree.depth(walk.node) + 1 >= session.process.max_new_tokens
 
 
 def _absorb(session: Session, tree: Tree, walk: Walk, request: ExpandRequest | RolloutRequest, reply: Reply) -> None:
-    """Join a reply to the tree; a rollout moves its walk to the last state that it generated."""
+    """Join a reply to the tree; a rollout moves its walk to the last state that it generated.
+
+    A walk that is cut on an evaluated node (an iid draw repeats children) has found nothing, and goes on from there.
+    """
     if isinstance(reply, Expansion):
         tree.attach_expansion(walk.node, reply, request.excluded, session.process.is_finished)
         return
@@ -139,3 +195,4 @@ def _absorb(session: Session, tree: Tree, walk: Walk, request: ExpandRequest | R
     complete = reply.finish_reason == "eos" or tree.depth(start) + len(reply.tokens) == session.process.max_new_tokens
     walk.node = tree.attach_rollout(start, reply, finished=complete)
     count_visits(tree.nodes, walk.node, start)
+    walk.rolled = walk.rolled + len(reply.tokens) if np.isnan(tree.nodes["value"][walk.node]) else 0

@@ -26,7 +26,7 @@ class SearchOptions(BaseModel):
 
     inverse_temperature: float = Field(1.0, gt=0, description="lambda of p(x) exp(lambda r(x)); larger is greedier")
     num_samples: int = Field(8, ge=1, description="samples to return")
-    num_rollouts: int | None = Field(None, ge=1, description="finished rollouts to pay for")
+    num_rollouts: int | None = Field(None, ge=1, description="rollouts to pay for")
     max_nfe: int | None = Field(None, ge=1, description="next-token distributions to pay for")
     time_budget_s: float | None = Field(None, gt=0, description="stop cleanly after this many seconds")
 
@@ -51,6 +51,25 @@ class TreeOptions(SearchOptions):
     """What tree methods take besides."""
 
     wave_size: int = Field(8, ge=1, description="leaves evaluated per model call, all selected before backing up")
+
+
+class ValueTreeOptions(TreeOptions):
+    """What trees of value estimates take besides, where a node's value may be any guess that walks improve on.
+
+    A rollout that is cut by `rollout_max_new_tokens` ends at an open node, worth the reward's partial form of the
+    unfinished sample until walks below it have values to back up. Such guesses are no soft values of rewards, so
+    log_z is not claimed (None) when it is given; samples are finished ones with their own rewards, and their final
+    walks pass only through nodes with a finished sample below. `num_rollouts` counts cut rollouts too. If none has
+    finished when the budget ends, one more wave goes to the end; resuming a search that needed it goes on from there.
+    A partial form should be on the reward's scale: where it is 0 for want of values (spectral, below 16) short samples
+    look better than longer ones, and walks go wide before they go deep.
+    """
+
+    rollout_max_new_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="most tokens of a rollout, then valued by the reward's partial form; default: to the end",
+    )
 
 
 def parse_options(model: type[Model], values: dict[str, Any], owner: str) -> Model:

@@ -11,6 +11,7 @@ from sdt_dist.protocols import Sample
 from sdt_dist.search.resample import systematic
 from sdt_dist.search.snapshot import Snapshot
 from sdt_dist.search.tree import Tree
+from sdt_dist.values.records import TeamReport
 
 Distribution = list[tuple[tuple[int, ...], float]]
 
@@ -36,7 +37,8 @@ class SearchResult:
     error of log_z; `log_z_unbiased` says whether exp(log_z) is an unbiased estimate of Z.
     `finished` holds every distinct finished sample the search paid for, with its own reward; `probabilities` [S] is
     the law over (the first S of) them that `samples` were drawn from, where there is one. `snapshot` (tree methods)
-    is the search as arrays: `result.snapshot.save(path)`, then `sdt.search(..., resume=path)` with more budget.
+    is the search as arrays: `result.snapshot.save(path)`, then `sdt.search(..., resume=path)` with more budget. `team`
+    says what a member of several searches of one problem has seen of the others.
     """
 
     method: str
@@ -56,6 +58,7 @@ class SearchResult:
     tree: Tree | None = None
     snapshot: Snapshot | None = None
     probabilities: np.ndarray | None = None
+    team: TeamReport | None = None
 
     def distribution(self) -> Distribution:
         """The exact distribution that `samples` are drawn from given the finished search.
@@ -77,6 +80,11 @@ class SearchResult:
         assert self.probabilities is not None
         rng = np.random.default_rng([self.seed, seed])
         return [self.finished[i] for i in systematic(self.probabilities, num_samples, rng)]
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything that its team was to contribute is in it; always true of a search on its own."""
+        return self.team is None or not self.team.missing
 
     @property
     def nfe(self) -> int:

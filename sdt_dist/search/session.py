@@ -7,7 +7,7 @@ the same order. Nothing here calls a model or a reward.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
@@ -33,6 +33,7 @@ from sdt_dist.search.options import SearchOptions
 from sdt_dist.search.result import SearchCost, SearchResult
 from sdt_dist.search.snapshot import Snapshot
 from sdt_dist.search.tree import Tree
+from sdt_dist.values.records import Membership, Shared, ShareRequest, reward_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +62,8 @@ class Scores:
     decoded: list[Decoded]
 
 
-Request = ExpandRequest | RolloutRequest | ScoreRequest
-Reply = Expansion | Rollout | Scores
+Request = ExpandRequest | RolloutRequest | ScoreRequest | ShareRequest
+Reply = Expansion | Rollout | Scores | Shared
 Ask = Generator[list[Request], list[Reply], list[Reply]]
 
 
@@ -76,6 +77,7 @@ class Session:
     seed: int
     clock: Callable[[], float] = time.monotonic
     resumed: Snapshot | None = None
+    membership: Membership | None = None  # where several searches work on the problem, or earlier evidence is joined
     nfe: int = 0
     calls: set[int] = field(default_factory=set)
     recomputed_tokens: int = 0
@@ -174,6 +176,26 @@ class Session:
         (scores,) = yield [ScoreRequest(sequences, partial=True)]
         assert isinstance(scores, Scores)
         return scores.rewards
+
+    def adopt(
+        self, sequences: Sequence[tuple[int, ...]], log_probs: np.ndarray, components: Sequence[Mapping[str, float]]
+    ) -> None:
+        """Make these sequences `finished`, in this order; all that was scored here must be among them.
+
+        What other searches scored is decoded and gets its reward from their raw terms [S]; nothing is paid for it.
+        """
+        new = [i for i, sequence in enumerate(sequences) if sequence not in self._index]
+        decoded = dict(zip(new, self.process.decode(self.root, [sequences[i] for i in new]), strict=True))
+        samples, multipliers = [], self.problem.reward.multipliers
+        for i, sequence in enumerate(sequences):
+            if i not in decoded:
+                samples.append(self.finished[self._index[sequence]])
+                continue
+            reward = reward_of(components[i], multipliers)
+            terms = {name: np.array([term]) for name, term in components[i].items()}
+            scores, reason = Scores(np.array([reward]), terms, [decoded[i]]), self.process.finish_reason(sequence)
+            samples.append(_sample(scores, 0, float(log_probs[i]), reason))
+        self.finished, self._index = samples, {sequence: i for i, sequence in enumerate(sequences)}
 
     def index_of(self, sequence: tuple[int, ...]) -> int:
         """Index into `finished` of a token sequence (end token included) that was scored."""

@@ -219,23 +219,36 @@ def weigh_horvitz_thompson(nodes, leaf):
 
 
 @njit(cache=True)
+def finished_below(nodes, size):
+    """Whether each node [N] is, or has below it, a finished sample that was evaluated."""
+    alive = np.zeros(size, dtype=np.bool_)
+    for node in range(size - 1, 0, -1):
+        if nodes[node].status == _TERMINAL and not np.isnan(nodes[node].value):
+            alive[node] = True
+        if alive[node]:
+            alive[nodes[node].parent] = True
+    return alive
+
+
+@njit(cache=True)
 def walk_law(nodes, size, inverse_temperature):
-    """log-probability [N] that a Boltzmann walk over evaluated children reaches each node."""
+    """log-probability [N] that a Boltzmann walk over children with a finished sample below reaches each node."""
+    alive = finished_below(nodes, size)
     reach = np.full(size, -np.inf)
     top = np.full(size, -np.inf)
     total = np.zeros(size)
     for node in range(1, size):
-        if not np.isnan(nodes[node].value):
+        if alive[node]:
             arm = nodes[node].log_weight + inverse_temperature * nodes[node].value
             top[nodes[node].parent] = max(top[nodes[node].parent], arm)
     for node in range(1, size):
-        if not np.isnan(nodes[node].value):
+        if alive[node]:
             arm = nodes[node].log_weight + inverse_temperature * nodes[node].value
             total[nodes[node].parent] += np.exp(arm - top[nodes[node].parent])
     reach[0] = 0.0
     for node in range(1, size):
         parent = nodes[node].parent
-        if not np.isnan(nodes[node].value):
+        if alive[node]:
             arm = nodes[node].log_weight + inverse_temperature * nodes[node].value
             reach[node] = reach[parent] + arm - top[parent] - np.log(total[parent])
     return reach

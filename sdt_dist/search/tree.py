@@ -35,7 +35,7 @@ NODE_DTYPE = np.dtype(
         ("log_prior", np.float64),  # log p(token | parent)
         ("log_residual", np.float64),  # log prior mass outside the children
         ("log_weight", np.float64),  # what the node stands for among its siblings
-        ("value", np.float64),  # soft or mean value estimate; the reward at a terminal node
+        ("value", np.float64),  # soft or mean estimate; the reward where finished, its partial form where cut
         ("log_known", np.float64),  # log K: visited mass
         ("log_unknown", np.float64),  # log U: estimated unvisited mass
         ("log_open", np.float64),  # log O: unvisited prior mass

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -15,8 +15,10 @@ from sdt_dist.models.interface import InterfaceModel
 from sdt_dist.models.process import prompt_digest
 from sdt_dist.models.toy import Toy
 from sdt_dist.protocols import LogitsModel, PriorLaw, Root
+from tests.http_helpers import RunningServer, tokens_card
 
 VOCABULARY, CONTEXT, END = 24, 48, 3
+TOY_VOCABULARY = 5
 
 
 class Interface:
@@ -58,12 +60,12 @@ class Backend:
     max_new: int
     prompt_length: int = 6
     modules: list[torch.nn.Module] = field(default_factory=list)
+    servers: list[RunningServer] = field(default_factory=list)
 
     def root(self, number: int = 0) -> Root:
         if self.prompt_length == 1:
-            prompt: tuple[int, ...] = (number,)
-        else:
-            prompt = tuple(np.random.default_rng(number).integers(4, VOCABULARY, self.prompt_length).tolist())
+            return Root((number % TOY_VOCABULARY,), prompt_digest((number,)))
+        prompt = tuple(np.random.default_rng(number).integers(4, VOCABULARY, self.prompt_length).tolist())
         return Root(prompt, prompt_digest(prompt))
 
 
@@ -73,17 +75,37 @@ def _hf(module: torch.nn.Module) -> Backend:
     )
 
 
+def _over_http(local: Backend) -> Backend:
+    """The same backend behind a server of its own: real sockets, a real client."""
+    served = replace(local, modules=[], servers=[])
+
+    def make(**options: object) -> LogitsModel:
+        model = local.make(**options)
+        served.servers.append(RunningServer(model, tokens_card(model, local.law)))
+        return served.servers[-1].client()
+
+    served.make = make
+    return served
+
+
 BACKENDS: dict[str, Callable[[], Backend]] = {
-    "toy": lambda: Backend(lambda **options: Toy(5, 6, 1.0), PriorLaw((0, 5)), 6, prompt_length=1),
+    "toy": lambda: Backend(
+        lambda **options: Toy(TOY_VOCABULARY, 6, 1.0), PriorLaw((0, TOY_VOCABULARY)), 6, prompt_length=1
+    ),
     "interface": lambda: Backend(
         lambda **options: InterfaceModel(Interface(), **options), PriorLaw((0, VOCABULARY), (END,)), 20
     ),
     "hf-llama": lambda: _hf(_llama(4, 4)),
     "hf-llama-gqa": lambda: _hf(_llama(4, 2)),
     "hf-module": lambda: _hf(_gpt2()),
+    "http-toy": lambda: _over_http(BACKENDS["toy"]()),
+    "http-llama": lambda: _over_http(BACKENDS["hf-llama"]()),
 }
 
 
 @pytest.fixture(scope="session", params=sorted(BACKENDS))
-def backend(request: pytest.FixtureRequest) -> Backend:
-    return BACKENDS[request.param]()
+def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
+    made = BACKENDS[request.param]()
+    yield made
+    for server in made.servers:
+        server.close()

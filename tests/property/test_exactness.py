@@ -14,6 +14,7 @@ from sdt_dist.search.api import run_searches
 from sdt_dist.search.methods import dts, maxent_ts
 from sdt_dist.search.session import SearchProblem
 from sdt_dist.search.tree import Tree
+from tests.dts_reference import dts_law
 from tests.search_helpers import PARAMETERS, law_of, mean_total_variation, run_toy, total_variation, toy
 
 SEEDS = range(100, 108)
@@ -44,22 +45,67 @@ def test_residual_ts_meets_the_acceptance_figure_of_toy_c():
     assert mean_total_variation("C", "residual_ts", 3000, SEEDS, wave_size=1) < 0.40
 
 
+MULTISET = {"weights": "multiset", "wave_size": 1}
+HORVITZ_THOMPSON = {"weights": "horvitz_thompson", "wave_size": 1}
+
+
 @pytest.mark.parametrize(
-    ("method", "options", "name", "num_rollouts", "table"),
+    ("method", "options", "name", "num_rollouts", "num_seeds", "spread", "table"),
     [
-        ("snis", {}, "A", 300, 0.443),
-        ("snis", {}, "A", 1000, 0.258),
-        ("snis", {}, "D", 1000, 0.518),
-        ("dts", {"weights": "multiset", "wave_size": 1}, "A", 300, 0.461),
-        ("dts", {"weights": "multiset", "wave_size": 1}, "A", 1000, 0.258),
-        ("dts", {"wave_size": 1}, "A", 300, 0.404),
-        ("dts", {"wave_size": 1}, "A", 1000, 0.152),
+        ("snis", {}, "A", 300, 8, 0.021, 0.443),
+        ("snis", {}, "A", 1000, 8, 0.012, 0.258),
+        ("snis", {}, "B", 1000, 64, 0.099, 0.401),
+        ("snis", {}, "D", 1000, 8, 0.012, 0.518),
+        ("dts", MULTISET, "A", 300, 8, 0.022, 0.461),
+        ("dts", MULTISET, "A", 1000, 8, 0.013, 0.258),
+        ("dts", MULTISET, "B", 1000, 16, 0.098, 0.375),
+        ("dts", MULTISET, "D", 1000, 4, 0.014, 0.520),
+        ("dts", HORVITZ_THOMPSON, "A", 300, 8, 0.022, 0.404),
+        ("dts", HORVITZ_THOMPSON, "A", 1000, 8, 0.010, 0.152),
+        ("dts", HORVITZ_THOMPSON, "B", 1000, 16, 0.113, 0.261),
+        ("dts", HORVITZ_THOMPSON, "D", 1000, 4, 0.009, 0.464),
     ],
 )
-def test_snis_and_dts_reproduce_the_table(method, options, name, num_rollouts, table):
-    """Within noise of the specification's table: eight seeds of spread about 0.03 each."""
-    found = mean_total_variation(name, method, num_rollouts, SEEDS, **options)
-    assert found == pytest.approx(table, abs=0.035)
+def test_snis_and_dts_reproduce_the_table(method, options, name, num_rollouts, num_seeds, spread, table):
+    """Within three standard errors of the specification's table, whose figures are means of 16 seeds themselves.
+
+    `spread` is one search's standard deviation over 500 to 4000 seeds (200 on D) of an independent implementation.
+    On B it is wide because two sequences hold 46% of the target, and one search in six misses (31, 49), p = 0.0007,
+    at a cost of 0.2 to 0.3. So a mean of 16 is good to 0.025 (HT 0.028), and a spread taken from 16 seeds misleads:
+    none of 100 to 115 misses it, which gives 0.296 (HT 0.222). Over 4000 seeds the rule's mean is 0.344 (HT 0.254).
+    """
+    found = mean_total_variation(name, method, num_rollouts, range(100, 100 + num_seeds), **options)
+    assert found == pytest.approx(table, abs=3 * spread * np.sqrt(1 / 16 + 1 / num_seeds))
+
+
+@pytest.mark.parametrize("horvitz_thompson", [False, True])
+@pytest.mark.parametrize(
+    ("name", "num_rollouts", "num_seeds", "spread", "count_spread"),
+    [
+        ("A", 300, 16, 0.022, 7),
+        pytest.param("B", 1000, 64, 0.11, 14, marks=pytest.mark.slow),
+        pytest.param("D", 1000, 16, 0.014, 18, marks=pytest.mark.slow),
+    ],
+)
+def test_dts_agrees_with_an_independent_implementation(
+    name, num_rollouts, num_seeds, spread, count_spread, horvitz_thompson
+):
+    """Equal within three standard errors, both in total variation and in how many distinct sequences were found.
+
+    The count hardly varies, so it tells rules apart that B's total variation cannot: widening by distinct children
+    instead of draws finds 253 sequences there, not 228.
+    """
+    model, options = toy(name), HORVITZ_THOMPSON if horvitz_thompson else MULTISET
+    runs = [run_toy(name, "dts", seed, num_rollouts=num_rollouts, **options) for seed in range(2000, 2000 + num_seeds)]
+    laws = [law_of(run, model) for run in runs]
+    expected = [
+        dts_law(model, num_rollouts, np.random.default_rng(seed), horvitz_thompson) for seed in range(num_seeds)
+    ]
+    within = 3 * np.sqrt(2 / num_seeds)
+    errors, expected_errors = ([total_variation(law, model) for law in group] for group in (laws, expected))
+    assert np.mean(errors) == pytest.approx(np.mean(expected_errors), abs=within * spread)
+    counts, expected_counts = ([np.count_nonzero(law) for law in group] for group in (laws, expected))
+    assert np.mean(counts) == pytest.approx(np.mean(expected_counts), abs=within * count_spread)
 
 
 def test_the_papers_weights_fail_the_acceptance_figures():

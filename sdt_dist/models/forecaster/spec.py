@@ -8,12 +8,15 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from sdt_dist.errors import CheckpointError, ResultsError
 from sdt_dist.models.forecaster.tokenizer import EOS, FIRST_BIN, MIN_HISTORY, PAD, ValueTokenizer
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM
 
 FORMAT = "sdt-forecaster/1"
 SPEC_FILE = "forecaster.json"
@@ -44,6 +47,8 @@ class ForecasterSpec:
 
     def build(self) -> LlamaForCausalLM:
         """A freshly initialised network (Llama architecture, tied embeddings)."""
+        from transformers import LlamaConfig, LlamaForCausalLM  # here, as whoever searches a remote model builds none
+
         heads = self.hidden_size // self.head_dim
         return LlamaForCausalLM(
             LlamaConfig(
@@ -80,11 +85,16 @@ class ForecasterSpec:
             ) from error
         if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
             raise CheckpointError(f"forecaster: {path} is not of format {FORMAT!r}; give a directory saved by us.")
+        return cls.of(values, f"forecaster: {path}")
+
+    @classmethod
+    def of(cls, values: dict[str, Any], owner: str) -> ForecasterSpec:
+        """The spec with these fields; CheckpointError, naming their owner, when they describe no network."""
         try:
             spec = cls(**values)
         except TypeError as error:
-            raise CheckpointError(f"forecaster: {path} has unknown fields ({error}).") from error
-        spec.check(str(path))
+            raise CheckpointError(f"{owner} has unknown fields ({error}).") from error
+        spec.check(owner)
         return spec
 
     def check(self, owner: str) -> None:

@@ -17,6 +17,7 @@ from sdt_dist.errors import CheckpointError, ConfigurationError
 from sdt_dist.models.hf.model import HFModel
 from sdt_dist.models.interface import end_tokens
 from sdt_dist.models.process import TokenProcess
+from sdt_dist.models.text import TextCodec
 from sdt_dist.protocols import PriorLaw
 
 
@@ -52,12 +53,20 @@ class LanguageModel:
         return list(zip(tokens.tolist(), values.tolist(), strict=True))
 
     def process(self, max_new_tokens: int, **law_options: Any) -> TokenProcess:
-        """Tokens after a prompt; vocabulary rows beyond the tokenizer's are masked, as part of p."""
-        real = min(len(self.tokenizer), self.vocab_size)
-        law = PriorLaw((0, real), end_tokens(self.eos_token_id), **law_options)
+        """Tokens after a prompt, under `law(**law_options)`."""
+        law = self.law(**law_options)
         return TokenProcess(
             self.model, law, max_new_tokens, encode_text=self.encode_text, decode_text=self.decode_tokens
         )
+
+    def law(self, **law_options: Any) -> PriorLaw:
+        """The definition of p; vocabulary rows beyond the tokenizer's are masked, as part of p."""
+        real = min(len(self.tokenizer), self.vocab_size)
+        return PriorLaw((0, real), end_tokens(self.eos_token_id), **law_options)
+
+    def codec(self) -> TextCodec:
+        """What this model's tokenizer does, without Transformers; ConfigurationError when it is not a fast tokenizer."""
+        return TextCodec.of(self.tokenizer)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from sdt_dist.search.driver import Search
 from sdt_dist.search.kernels import list_children
 from sdt_dist.search.loop import Walk, grow, rollout_request
 from sdt_dist.search.methods import Method
-from sdt_dist.search.options import TreeOptions
+from sdt_dist.search.options import TreeOptions, ValueTreeOptions
 from sdt_dist.search.session import Reply, Request, Session
 from sdt_dist.search.soft import (
     BOLTZMANN,
@@ -32,7 +32,7 @@ from sdt_dist.search.walks import boltzmann_result, greedy_result
 WEIGHTS = {"horvitz_thompson": weigh_horvitz_thompson, "multiset": weigh_multiset}
 
 
-class BlockOptions(TreeOptions):
+class BlockOptions(ValueTreeOptions):
     """Options of trees that can branch at some depths only, where children are iid blocks of tokens."""
 
     block_size: int | None = Field(None, ge=1, description="tokens per block; default: every token is a node")
@@ -48,6 +48,11 @@ class BlockOptions(TreeOptions):
             raise ValueError("give block_size or branch_depths, not both")
         if any(depth < 0 for depth in self.branch_depths or ()):
             raise ValueError("branch_depths must be >= 0")
+        if self.in_blocks and self.rollout_max_new_tokens is not None:
+            raise ValueError(
+                f"give rollout_max_new_tokens={self.rollout_max_new_tokens} or block_size/branch_depths, not both: it "
+                "counts tokens, and walks in blocks stop at block ends only"
+            )
         return self
 
 
@@ -119,7 +124,8 @@ def grow_widening(
     if options.in_blocks:
         session.work_in_blocks(options.block_size, options.branch_depths)
     tree = session.start_tree()
-    yield from grow(session, tree, WideningRule(options, rule, exploration, growth, power, weights))
+    widening = WideningRule(options, rule, exploration, growth, power, weights)
+    yield from grow(session, tree, widening, options.rollout_max_new_tokens)
     return tree
 
 

@@ -85,7 +85,7 @@ def run(session: Session) -> Search:
         tree = yield from grow_widening(session, options, selection, options.c_uct, width, 0.0, "multiset")
         return boltzmann_result(session, tree, "maxent_ts", exhausted=False)
     tree, rule = session.start_tree(), EnumeratingRule(options, width, selection, options.c_uct, soft=True)
-    yield from grow(session, tree, rule)
+    yield from grow(session, tree, rule, options.rollout_max_new_tokens)
     return boltzmann_result(session, tree, "maxent_ts", rule.is_exhausted(tree))
 
 

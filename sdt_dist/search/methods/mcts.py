@@ -10,12 +10,12 @@ from sdt_dist.search.driver import Search
 from sdt_dist.search.loop import grow
 from sdt_dist.search.methods import Method
 from sdt_dist.search.methods.maxent_ts import SELECTION, EnumeratingRule
-from sdt_dist.search.options import TreeOptions
+from sdt_dist.search.options import ValueTreeOptions
 from sdt_dist.search.session import Session
 from sdt_dist.search.walks import greedy_result
 
 
-class MctsOptions(TreeOptions):
+class MctsOptions(ValueTreeOptions):
     """Options of mcts."""
 
     expansion_k: int = Field(8, ge=1, description="tokens enumerated at a node")
@@ -32,7 +32,7 @@ def run(session: Session) -> Search:
         session.start_tree(),
         EnumeratingRule(options, options.expansion_k, selection, options.c_puct, soft=False),
     )
-    yield from grow(session, tree, rule)
+    yield from grow(session, tree, rule, options.rollout_max_new_tokens)
     return greedy_result(session, tree, "mcts", "visits", rule.is_exhausted(tree))
 
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
 
+from sdt_dist.errors import ConfigurationError
 from sdt_dist.protocols import RolloutRequest
 from sdt_dist.search.driver import Search
 from sdt_dist.search.kernels import path_log_prior
@@ -23,7 +24,11 @@ from sdt_dist.search.methods import Method
 from sdt_dist.search.options import TreeOptions
 from sdt_dist.search.resample import effective_sample_size, log_sum, normalise, systematic
 from sdt_dist.search.session import Reply, Request, Session
+from sdt_dist.search.sharing import Member
 from sdt_dist.search.tree import Tree
+from sdt_dist.values.estimate import Estimate, exact
+from sdt_dist.values.extract import notes_of
+from sdt_dist.values.records import Membership
 
 
 class ResidualOptions(TreeOptions):
@@ -73,15 +78,6 @@ class MassRule:
         return bool(tree.nodes["log_open"][0] == -np.inf)
 
 
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """Z-hat = sum_i c_i t_i with its standard error, and the weights log W [S] of the finished sequences."""
-
-    log_z: float
-    log_z_error: float
-    log_weights: np.ndarray
-
-
 def estimate(tickets: list[Ticket], log_priors: np.ndarray, log_tilts: np.ndarray) -> Estimate:
     """The estimate of SPEC 1.1 from all tickets, in order; log_priors and log_tilts = lambda r are [S].
 
@@ -105,16 +101,12 @@ def estimate(tickets: list[Ticket], log_priors: np.ndarray, log_tilts: np.ndarra
     return Estimate(log_z, float(np.sqrt(np.sum(deviation**2))), log_weights)
 
 
-def exact(log_priors: np.ndarray, log_tilts: np.ndarray) -> Estimate:
-    """The exact answer once every sequence has been found: W = p E."""
-    log_weights = log_priors + log_tilts
-    return Estimate(log_sum(log_weights), 0.0, log_weights)
-
-
 def run(session: Session) -> Search:
-    """Search one problem; see the module's description."""
+    """Search one problem; see the module's description. A session with a membership is one of a team's searches."""
     options = session.options
     assert isinstance(options, ResidualOptions)
+    if session.membership is not None:
+        return (yield from _run_member(session, options, session.membership))
     notes = session.resumed.notes if session.resumed is not None else None
     tree, rule = session.start_tree(), MassRule(options, [] if notes is None else _read_tickets(notes))
     yield from grow(session, tree, rule)
@@ -122,26 +114,60 @@ def run(session: Session) -> Search:
     log_priors = np.array([sample.log_prob for sample in session.finished])
     log_tilts = options.inverse_temperature * np.array([sample.reward for sample in session.finished])
     outcome = exact(log_priors, log_tilts) if exhausted else estimate(rule.tickets, log_priors, log_tilts)
+    return (
+        yield from _answer(
+            session,
+            tree,
+            outcome,
+            options.draw,
+            exhausted=exhausted,
+            log_z_unbiased=exhausted or _count_was_fixed(session, len(rule.tickets)),
+            notes={f.name: np.array([getattr(t, f.name) for t in rule.tickets]) for f in fields(Ticket)},
+        )
+    )
+
+
+def _run_member(session: Session, options: ResidualOptions, membership: Membership) -> Search:
+    """Search a problem as one of a team, or from earlier evidence (see `search.sharing`)."""
+    member = Member(session, membership, MassRule(options, []).select)
+    yield from member.grow()
+    (outcome, catalogue), team = member.estimate(), member.report()
+    session.adopt(catalogue.sequences, catalogue.log_priors, [walk.components for walk in catalogue.walks])
+    exhausted, evidence = member.evidence.is_exhausted, member.evidence
+    facts: dict[str, Any] = {"exhausted": exhausted, "log_z_unbiased": exhausted or member.is_fixed(), "team": team}
+    if team.missing:  # another member's answer will be used: no model calls, no tree to send
+        return (yield from _answer(session, None, outcome, "path", **facts))
+    notes = notes_of(evidence.walks)
+    return (yield from _answer(session, evidence.tree, outcome, options.draw, notes=notes, **facts))
+
+
+def _answer(
+    session: Session, tree: Tree | None, outcome: Estimate, draw: Literal["path", "fall"], **fields: Any
+) -> Search:
+    """The result: samples drawn by W (equal to `outcome`'s weights of `finished`), or by falls through the tree."""
     probabilities = normalise(outcome.log_weights)
-    if options.draw == "fall":
+    if draw == "fall" and tree is not None:
         chosen = yield from _fall(session, tree)
     else:
-        chosen = systematic(probabilities, options.num_samples, session.rng("resample")).tolist()
+        chosen = systematic(probabilities, session.options.num_samples, session.rng("resample")).tolist()
     return session.result(
         "residual_ts",
         chosen,
         log_z=outcome.log_z,
         log_z_error=outcome.log_z_error,
-        log_z_unbiased=exhausted or _count_was_fixed(session, len(rule.tickets)),
         ess=effective_sample_size(outcome.log_weights),
-        exhausted=exhausted,
         tree=tree,
-        notes={f.name: np.array([getattr(t, f.name) for t in rule.tickets]) for f in fields(Ticket)},
-        probabilities=probabilities if options.draw == "path" else None,
+        probabilities=probabilities if draw == "path" else None,
+        **fields,
     )
 
 
 def _read_tickets(notes: dict[str, np.ndarray]) -> list[Ticket]:
+    if not notes.keys() >= {f.name for f in fields(Ticket)}:
+        raise ConfigurationError(
+            "resume: the saved search was made by a team of searchers, or from earlier evidence; start a new search with "
+            "its evidence (warm start) instead."
+        )
     columns = [notes[f.name].tolist() for f in fields(Ticket)]
     return [Ticket(*row) for row in zip(*columns, strict=True)]
 

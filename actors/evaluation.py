@@ -1,0 +1,93 @@
+"""An evaluation's searches as a fleet's work: one search a line, or a team of them where evidence is shared (SPEC 4, 4.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from actors.config import FleetConfig
+from actors.fleet import Watch, run_fleet
+from actors.searcher import Outcome
+from actors.work import Loader, SpecReward, Work
+from sdt_dist.errors import SdtError
+from sdt_dist.evaluation.config import EvaluationConfig
+from sdt_dist.evaluation.runner import Execute, Task
+from sdt_dist.search.result import SearchResult
+from sdt_dist.search.sharing_plan import MissingWalksError, merge_members
+
+_TEAM_STARTS = 3
+
+
+def on_fleet(config: FleetConfig, loader: Loader | None = None, watch: Watch | None = None) -> Execute:
+    """Makes an evaluation's searches on a fleet; `loader` replaces `load_model` in the model servers."""
+
+    def execute(evaluation: EvaluationConfig, tasks: Sequence[Task]) -> Iterator[tuple[Task, Outcome]]:
+        load, todo = loader or partial(_load, evaluation.model), list(tasks)
+        for start in range(_TEAM_STARTS):
+            teams = {name: team for team in (_Team(evaluation, task, start) for task in todo) for name in team.names}
+            work = [one for team in dict.fromkeys(teams.values()) for one in team.work]
+            todo = []
+            for name, outcome in run_fleet(work, config, load, max_new_tokens=evaluation.horizon, watch=watch):
+                team = teams[name]
+                if not team.take(outcome):
+                    continue
+                result = team.result()
+                if isinstance(result, MissingWalksError) and start + 1 < _TEAM_STARTS:
+                    todo.append(team.task)  # a shard was lost with its machine: the team begins again
+                else:
+                    yield team.task, result
+            if not todo:
+                return
+
+    return execute
+
+
+class _Team:
+    """The searches of one line, and what came of them."""
+
+    def __init__(self, config: EvaluationConfig, task: Task, start: int) -> None:
+        self.task, self._outcomes = task, []
+        plan = task.sharing if start == 0 or task.sharing is None else task.sharing.again(start)
+        index, label = task.problem.index, task.method.label
+        alone = Work(
+            name=f"{label}/{index}",
+            problem=index,
+            context=task.problem.history,
+            reward=SpecReward.of(config.reward),
+            method=task.method.name,
+            options=config.options_of(task.method),
+            seed=config.seed,
+            keep_tree=task.keeps_search,
+        )
+        members = [None] if plan is None else plan.members(index)
+        self.work = [
+            alone if member is None else replace(alone, name=f"{alone.name}/{member.searcher}", membership=member)
+            for member in members
+        ]
+        self.names = [work.name for work in self.work]
+
+    def take(self, outcome: Outcome) -> bool:
+        """Note one search's outcome; True when that was the last."""
+        self._outcomes.append(outcome)
+        return len(self._outcomes) == len(self.work)
+
+    def result(self) -> Outcome:
+        """The line's outcome: the team's merged result, or the first error."""
+        errors = [outcome for outcome in self._outcomes if isinstance(outcome, SdtError)]
+        results = [outcome for outcome in self._outcomes if isinstance(outcome, SearchResult)]
+        if errors:
+            return errors[0]
+        if self.work[0].membership is None:
+            return results[0]
+        try:
+            return merge_members(results)
+        except MissingWalksError as error:
+            return error
+
+
+def _load(spec: str) -> Any:
+    from sdt_dist.models.loading import load_model
+
+    return load_model(spec)

@@ -1,0 +1,145 @@
+"""Evidence of evaluation runs: its keys, what a run keeps under its directory, and what a warm start reads (SPEC 4.1).
+
+`evidence/` holds one file a problem and method label; each is put in place by a rename before its problem counts as
+done. It must not know who searches.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+import sdt_dist.models.forecaster
+from sdt_dist.data.problems import ForecastProblem
+from sdt_dist.errors import ConfigurationError, ResultsError
+from sdt_dist.evaluation.config import EvaluationConfig, MethodConfig
+from sdt_dist.models.loading import split_spec
+from sdt_dist.rewards.spec import reward_identity
+from sdt_dist.search.sharing_plan import SHARING_METHODS, SharingPlan
+from sdt_dist.search.snapshot import Snapshot
+from sdt_dist.values.extract import walks_of
+from sdt_dist.values.files import write_evidence
+from sdt_dist.values.keys import evidence_key
+from sdt_dist.values.store import EvidenceStore
+
+EVIDENCE = "evidence"
+_WEIGHTS = (".safetensors", ".json", ".txt", ".model")
+
+
+def evidence_keys(config: EvaluationConfig, problems: Iterable[ForecastProblem]) -> dict[int, str]:
+    """The evidence key of each problem, by its index: the same in every run that searches the same thing.
+
+    lambda, the reward's multipliers, budgets, seeds and method settings are no part of it; the model's weights are.
+    """
+    model, reward = model_identity(config.model), reward_identity(config.reward)
+    return {
+        problem.index: evidence_key(
+            model=model,
+            tokenizer=model,
+            law=None,
+            max_new_tokens=config.horizon,
+            reward=reward,
+            context=np.asarray(problem.history, dtype=np.float64).tobytes(),
+        )
+        for problem in problems
+    }
+
+
+def model_identity(spec: str) -> str:
+    """A MODEL SPEC that pins the weights: a digest of a directory's files; a hub id or an address as it is."""
+    backend, name = split_spec(spec)
+    bundled = Path(sdt_dist.models.forecaster.__file__ or "").parent / "weights"
+    directory = bundled if name == "bundled" else Path(name)
+    if not directory.is_dir():
+        return f"{backend}:{name}"
+    digest = hashlib.blake2b(digest_size=16)
+    for path in sorted(path for path in directory.iterdir() if path.suffix in _WEIGHTS):
+        digest.update(path.name.encode() + b"\0")
+        with path.open("rb") as handle:
+            while chunk := handle.read(1 << 20):
+                digest.update(chunk)
+    return f"{backend}:{digest.hexdigest()}"
+
+
+def evidence_path(output: Path, label: str, problem: int) -> Path:
+    """Where the evidence of a problem and a method label is kept."""
+    return output / EVIDENCE / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', label)}-{problem}.npz"
+
+
+def keep_evidence(output: Path, label: str, problem: int, key: str, snapshot: Snapshot, run: str) -> None:
+    """Keep the walks of a finished search. ResultsError when the disk refuses.
+
+    run: a name that no other run has; the walks of a search on its own are named by it and the label.
+    """
+    path = evidence_path(output, label, problem)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_evidence(path, {key: (walks_of(snapshot, f"{run}/{label}"), {})})
+    except OSError as error:
+        raise ResultsError(f"output: {path} cannot be written ({error.strerror}); free space and --resume.") from error
+
+
+def load_evidence(directory: str | Path) -> EvidenceStore:
+    """All evidence that a run kept in its output directory.
+
+    ConfigurationError where there is none, CheckpointError for a damaged file.
+    """
+    store, files = EvidenceStore(), evidence_files(directory)
+    for path in files:
+        store.restore(path)
+    return store
+
+
+def evidence_files(directory: str | Path) -> list[Path]:
+    """The evidence files of a run's output directory; ConfigurationError where there are none."""
+    files = sorted((Path(directory) / EVIDENCE).glob("*.npz"))
+    if not files:
+        raise ConfigurationError(
+            f"warm_start: {directory} holds no {EVIDENCE}/*.npz; give the output directory of a run with keep_evidence."
+        )
+    return files
+
+
+def check_warm(store: EvidenceStore, keys: dict[int, str], directory: str | Path) -> None:
+    """ConfigurationError when no problem has evidence: another model, data, horizon or reward was searched there."""
+    if not any(store.walks(key) for key in keys.values()):
+        raise ConfigurationError(
+            f"warm_start: {directory} holds evidence of none of these {len(keys)} problems; it must be of the same model, "
+            "data, context length, horizon and reward terms (lambda and the terms' multipliers may differ)."
+        )
+
+
+class Evidence:
+    """The evidence side of one run: what its searches share, start from and leave behind.
+
+    A run that neither shares nor keeps evidence does nothing here. ConfigurationError where warm_start fits no problem.
+    """
+
+    def __init__(self, config: EvaluationConfig, problems: Iterable[ForecastProblem], output: Path) -> None:
+        self._config, self._output, self._run = config, output, secrets.token_hex(8)
+        is_used = config.shares_evidence or config.keep_evidence
+        self._keys = evidence_keys(config, problems) if is_used else {}
+        self._warm: EvidenceStore | None = None
+        if config.warm_start is not None:
+            self._warm = load_evidence(config.warm_start)
+            check_warm(self._warm, self._keys, config.warm_start)
+
+    def sharing(self, method: MethodConfig) -> SharingPlan | None:
+        """How a method's searches share; None where each is on its own."""
+        if not self._config.shares_evidence:
+            return None
+        run = f"{self._run}/{method.label}"
+        return SharingPlan(run, self._keys, self._config.searchers_per_problem, self._warm)
+
+    def is_kept(self, method: MethodConfig) -> bool:
+        """Whether the walks of a method's searches are written beside the results."""
+        return self._config.keep_evidence and method.name in SHARING_METHODS
+
+    def keep(self, method: MethodConfig, problem: int, snapshot: Snapshot) -> None:
+        """Keep the walks of a finished search. ResultsError when the disk refuses."""
+        keep_evidence(self._output, method.label, problem, self._keys[problem], snapshot, self._run)

@@ -1,0 +1,126 @@
+"""Checked flat columns of a message: whole numbers, ragged lists, sets of integers as ranges (SPEC section 4).
+
+Whatever arrives from outside is refused with ConfigurationError before it is used. It must not know what a message means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import chain, pairwise
+from typing import cast
+
+import numpy as np
+
+from sdt_dist.errors import ConfigurationError
+
+Arrays = dict[str, np.ndarray]
+_MOST_IN_SETS = 1 << 26  # far beyond any message; more is damage, and would fill the memory
+
+
+def malformed(name: str, allowed: str) -> ConfigurationError:
+    """The error for a column that no message of ours has."""
+    return ConfigurationError(f"message: its {name!r} is malformed; allowed: {allowed}.")
+
+
+def require(holds: bool | np.bool_, name: str, allowed: str) -> None:
+    """Raise `malformed` unless `holds`."""
+    if not holds:
+        raise malformed(name, allowed)
+
+
+def column(arrays: Mapping[str, np.ndarray], name: str, kind: type[np.generic], size: int | None = None) -> np.ndarray:
+    """The array [size] of a message, of this very dtype."""
+    array = arrays.get(name)
+    if (
+        not isinstance(array, np.ndarray)
+        or array.ndim != 1
+        or array.dtype != kind
+        or (size is not None and len(array) != size)
+    ):
+        found = "none" if not isinstance(array, np.ndarray) else f"{array.dtype} of shape {array.shape}"
+        length = "" if size is None else f" of length {size}"
+        raise malformed(name, f"{np.dtype(kind).name} in one dimension{length}; found: {found}")
+    return cast(np.ndarray, array)
+
+
+def lengths(arrays: Mapping[str, np.ndarray], name: str, size: int | None = None) -> np.ndarray:
+    """A column [size] int32 of numbers that are not negative."""
+    found = column(arrays, name, np.int32, size)
+    require(not len(found) or found.min() >= 0, name, "not negative")
+    return found
+
+
+def integers(name: str, values: list[int], kind: type[np.integer]) -> np.ndarray:
+    """A column of whole numbers; ConfigurationError, naming it, when one does not fit."""
+    try:
+        return np.array(values, dtype=kind)
+    except OverflowError as error:
+        raise ConfigurationError(f"{name}: a number does not fit {kind.__name__} ({error}).") from error
+
+
+def joined(arrays: Sequence[np.ndarray], kind: type[np.generic]) -> np.ndarray:
+    """Arrays one after another."""
+    return np.concatenate(arrays, dtype=kind) if arrays else np.empty(0, dtype=kind)
+
+
+def slices(values: np.ndarray, sizes: np.ndarray) -> list[np.ndarray]:
+    """What `joined` put together: views of `values`."""
+    return [values[start:stop] for start, stop in pairwise(_bounds(sizes))]
+
+
+def pack_lists(name: str, lists: Sequence[Sequence[int]], kind: type[np.integer] = np.int32) -> Arrays:
+    """Lists of whole numbers as two columns: all of them, and their lengths."""
+    return {
+        name: integers(name, list(chain.from_iterable(lists)), kind),
+        f"{name}_length": integers(name, [len(numbers) for numbers in lists], np.int32),
+    }
+
+
+def unpack_lists(
+    arrays: Mapping[str, np.ndarray], name: str, kind: type[np.integer] = np.int32, size: int | None = None
+) -> list[tuple[int, ...]]:
+    """The lists that `pack_lists` packed, as tuples; there must be `size` of them."""
+    sizes = lengths(arrays, f"{name}_length", size)
+    values = column(arrays, name, kind, int(sizes.sum())).tolist()
+    return [tuple(values[start:stop]) for start, stop in pairwise(_bounds(sizes))]
+
+
+def pack_sets(name: str, sets: Sequence[frozenset[int]]) -> Arrays:
+    """S sets of numbers >= 0 as ranges: `_runs` [S] of them a set, each from `_start` up to before `_stop`."""
+    numbers = integers(name, list(chain.from_iterable(sets)), np.int64)
+    owner = np.repeat(np.arange(len(sets)), [len(members) for members in sets])
+    numbers = numbers[np.lexsort((numbers, owner))]
+    begins = np.ones(len(numbers), dtype=np.bool_)
+    begins[1:] = (np.diff(numbers) != 1) | (np.diff(owner) != 0)
+    ends = np.append(begins[1:], True)[: len(numbers)]
+    return {
+        f"{name}_runs": np.bincount(owner[begins], minlength=len(sets)).astype(np.int32),
+        f"{name}_start": numbers[begins],
+        f"{name}_stop": numbers[ends] + 1,
+    }
+
+
+def unpack_sets(arrays: Mapping[str, np.ndarray], name: str, shift: int = 0) -> list[frozenset[int]]:
+    """The sets that `pack_sets` packed, `shift` added to every number."""
+    runs = lengths(arrays, f"{name}_runs")
+    starts, stops = ranges(arrays, name, int(runs.sum()))
+    ends = [(start + shift, stop + shift) for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)]
+    return [
+        frozenset(chain.from_iterable(range(*pair) for pair in ends[begin:end]))
+        for begin, end in pairwise(_bounds(runs))
+    ]
+
+
+def ranges(arrays: Mapping[str, np.ndarray], name: str, size: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """The bounds [size] of the ranges of `pack_sets`, each with 0 <= start < stop."""
+    starts = column(arrays, f"{name}_start", np.int64, size)
+    stops = column(arrays, f"{name}_stop", np.int64, len(starts))
+    require(bool((starts >= 0).all()) and bool((starts < stops).all()), f"{name}_stop", "above a start >= 0")
+    sizes = stops - starts
+    few = bool((sizes <= _MOST_IN_SETS).all()) and int(sizes.sum()) <= _MOST_IN_SETS
+    require(few, f"{name}_stop", f"at most {_MOST_IN_SETS} numbers")
+    return starts, stops
+
+
+def _bounds(sizes: np.ndarray) -> list[int]:
+    return [0, *np.cumsum(sizes, dtype=np.int64).tolist()]

@@ -1,0 +1,241 @@
+"""Model requests and replies as a few flat numpy arrays, for other processes and machines (SPEC section 4).
+
+Everything arrives bit by bit and in its order. Sequences are concatenated beside their lengths, each root is sent once
+(without its `meta`), and the forward passes a reply took part in travel as ranges. It must not know Ray, HTTP or models.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from sdt_dist.errors import ConfigurationError, ContextError
+from sdt_dist.models.columns import (
+    Arrays,
+    column,
+    integers,
+    joined,
+    lengths,
+    malformed,
+    pack_lists,
+    pack_sets,
+    ranges,
+    require,
+    slices,
+    unpack_lists,
+    unpack_sets,
+)
+from sdt_dist.protocols import Cost, ExpandRequest, Expansion, PriorLaw, Rollout, RolloutRequest, Root
+
+WIRE_VERSION = 1
+ModelRequest = ExpandRequest | RolloutRequest
+ModelReply = Expansion | Rollout
+_LONGEST_DIGEST = 64
+
+
+def pack_requests(requests: Sequence[ModelRequest], law: PriorLaw) -> Arrays:
+    """One message: N requests of both kinds, in order, and the definition of p that they share.
+
+    ConfigurationError for a number that its array cannot hold.
+    """
+    names: dict[tuple[bytes, tuple[int, ...]], int] = {}
+    places: dict[int, int] = {}
+    for request in requests:
+        root = request.root
+        if id(root) not in places:
+            places[id(root)] = names.setdefault((root.digest, root.prompt), len(names))
+    counts = [r.num_tokens if isinstance(r, RolloutRequest) else r.num_children for r in requests]
+    return {
+        "law": _pack_law(law),
+        "is_rollout": np.array([isinstance(r, RolloutRequest) for r in requests], dtype=np.bool_),
+        "root": integers("root", [places[id(r.root)] for r in requests], np.int32),
+        "count": integers("num_tokens or num_children", counts, np.int64),
+        "has_key": np.array([r.key is not None for r in requests], dtype=np.bool_),
+        "key": integers("key", [0 if r.key is None else r.key for r in requests], np.uint64),
+        **pack_lists("tokens", [r.tokens for r in requests]),
+        **pack_lists("excluded", [r.excluded for r in requests]),
+        **pack_lists("prompt", [prompt for _, prompt in names]),
+        **pack_lists("digest", [digest for digest, _ in names], np.uint8),
+    }
+
+
+def num_rows(arrays: Mapping[str, np.ndarray]) -> int:
+    """How many requests or replies a message holds."""
+    return len(column(arrays, "is_rollout", np.bool_))
+
+
+def unpack_requests(arrays: Mapping[str, np.ndarray]) -> tuple[list[ModelRequest], PriorLaw]:
+    """The requests of a message and their law; equal roots are one object. ConfigurationError for anything malformed."""
+    law, roots, size = unpack_law(column(arrays, "law", np.uint8).tobytes()), _roots(arrays), num_rows(arrays)
+    place, has_key = column(arrays, "root", np.int32, size), column(arrays, "has_key", np.bool_, size)
+    require(not size or (place.min() >= 0 and place.max() < len(roots)), "root", f"0 to {len(roots) - 1}")
+    rows = zip(
+        column(arrays, "is_rollout", np.bool_).tolist(),
+        place.tolist(),
+        unpack_lists(arrays, "tokens", size=size),
+        column(arrays, "count", np.int64, size).tolist(),
+        has_key.tolist(),
+        column(arrays, "key", np.uint64, size).tolist(),
+        unpack_lists(arrays, "excluded", size=size),
+        strict=True,
+    )
+    requests: list[ModelRequest] = [
+        (RolloutRequest if is_rollout else ExpandRequest)(roots[i], tokens, count, key if keyed else None, excluded)
+        for is_rollout, i, tokens, count, keyed, key, excluded in rows
+    ]
+    return requests, law
+
+
+def check_tokens(arrays: Mapping[str, np.ndarray], vocab_size: int) -> None:
+    """ContextError when a message of requests names a token id outside [0, vocab_size)."""
+    for name in ("prompt", "tokens", "excluded"):
+        ids = column(arrays, name, np.int32)
+        if len(ids) and (ids.min() < 0 or ids.max() >= vocab_size):
+            bad = int(ids[(ids < 0) | (ids >= vocab_size)][0])
+            raise ContextError(f"{name}: token id {bad}, allowed 0 to {vocab_size - 1}.")
+
+
+def pack_replies(replies: Sequence[ModelReply]) -> Arrays:
+    """One message: N replies of both kinds, in order, log-probs in float64 and token ids in int32."""
+    expansions = [reply for reply in replies if isinstance(reply, Expansion)]
+    rollouts = [reply for reply in replies if isinstance(reply, Rollout)]
+    reweighted = [e for e in expansions if e.log_weight is not e.log_prob]
+    return {
+        "is_rollout": np.array([isinstance(reply, Rollout) for reply in replies], dtype=np.bool_),
+        "children_length": integers("children", [len(e.children) for e in expansions], np.int32),
+        "children": joined([e.children for e in expansions], np.int32),
+        "children_log_prob": joined([e.log_prob for e in expansions], np.float64),
+        "has_log_weight": np.array([e.log_weight is not e.log_prob for e in expansions], dtype=np.bool_),
+        "log_weight": joined([e.log_weight for e in reweighted], np.float64),
+        "log_residual": np.array([e.log_residual for e in expansions], dtype=np.float64),
+        "num_remaining": integers("num_remaining", [e.num_remaining for e in expansions], np.int64),
+        "steps_length": integers("tokens", [len(r.tokens) for r in rollouts], np.int32),
+        "steps": joined([r.tokens for r in rollouts], np.int32),
+        "steps_log_prob": joined([r.log_prob for r in rollouts], np.float64),
+        "steps_log_residual": joined([r.log_residual for r in rollouts], np.float64),
+        "steps_num_remaining": joined([r.num_remaining for r in rollouts], np.int32),
+        "ended": np.array([r.finish_reason == "eos" for r in rollouts], dtype=np.bool_),
+        **_pack_costs([reply.cost for reply in replies]),
+    }
+
+
+def unpack_replies(arrays: Mapping[str, np.ndarray], first_call: int = 0) -> list[ModelReply]:
+    """The replies of a message, with `first_call` added to the numbers of their forward passes.
+
+    Their arrays are views of the message's. ConfigurationError for anything malformed.
+    """
+    is_rollout = column(arrays, "is_rollout", np.bool_)
+    num_rollouts = int(is_rollout.sum())
+    expansions, rollouts = _expansions(arrays, len(is_rollout) - num_rollouts), _rollouts(arrays, num_rollouts)
+    costs = _unpack_costs(arrays, len(is_rollout), first_call)
+    return [
+        Rollout(*next(rollouts), cost=cost) if rollout else Expansion(*next(expansions), cost=cost)
+        for rollout, cost in zip(is_rollout.tolist(), costs, strict=True)
+    ]
+
+
+def compact_calls(arrays: Mapping[str, np.ndarray]) -> tuple[Arrays, int]:
+    """The same replies with their forward passes numbered 0, 1, ... in order, and how many there are.
+
+    For a caller that took part in some of a server's passes only and counts those as its own.
+    """
+    starts, stops = ranges(arrays, "call")
+    if not len(starts):
+        return dict(arrays), 0
+    order = np.argsort(starts, kind="stable")
+    reached = np.maximum.accumulate(stops[order])
+    first = np.append(True, starts[order][1:] > reached[:-1])  # where a new range of the union begins
+    union_start = starts[order][first]
+    union_stop = reached[np.append(np.flatnonzero(first)[1:] - 1, len(order) - 1)]
+    number = np.append(0, np.cumsum(union_stop - union_start))
+    place = np.searchsorted(union_start, starts, side="right") - 1
+    shift = number[place] - union_start[place]
+    return {**arrays, "call_start": starts + shift, "call_stop": stops + shift}, int(number[-1])
+
+
+def _roots(arrays: Mapping[str, np.ndarray]) -> list[Root]:
+    prompts = unpack_lists(arrays, "prompt")
+    digests = unpack_lists(arrays, "digest", np.uint8, len(prompts))
+    require(all(len(digest) <= _LONGEST_DIGEST for digest in digests), "digest", f"at most {_LONGEST_DIGEST} bytes")
+    return [Root(prompt, bytes(digest)) for prompt, digest in zip(prompts, digests, strict=True)]
+
+
+def _expansions(arrays: Mapping[str, np.ndarray], size: int) -> Iterator[Any]:
+    """(children, log_prob, log_weight, log_residual, num_remaining) of every expansion."""
+    sizes = lengths(arrays, "children_length", size)
+    total, own = int(sizes.sum()), column(arrays, "has_log_weight", np.bool_, size)
+    weights = iter(slices(column(arrays, "log_weight", np.float64, int(sizes[own].sum())), sizes[own]))
+    log_probs = slices(column(arrays, "children_log_prob", np.float64, total), sizes)
+    return zip(
+        slices(column(arrays, "children", np.int32, total), sizes),
+        log_probs,
+        [next(weights) if other else same for other, same in zip(own.tolist(), log_probs, strict=True)],
+        column(arrays, "log_residual", np.float64, size).tolist(),
+        column(arrays, "num_remaining", np.int64, size).tolist(),
+        strict=True,
+    )
+
+
+def _rollouts(arrays: Mapping[str, np.ndarray], size: int) -> Iterator[Any]:
+    """(tokens, log_prob, log_residual, num_remaining, finish_reason) of every rollout."""
+    sizes = lengths(arrays, "steps_length", size)
+    total = int(sizes.sum())
+    fields = (("", np.int32), ("_log_prob", np.float64), ("_log_residual", np.float64), ("_num_remaining", np.int32))
+    columns = [slices(column(arrays, f"steps{name}", kind, total), sizes) for name, kind in fields]
+    reasons = ["eos" if ended else "length" for ended in column(arrays, "ended", np.bool_, size).tolist()]
+    return zip(*columns, reasons, strict=True)
+
+
+def _pack_costs(costs: Sequence[Cost]) -> Arrays:
+    """Counters [N], and which of S sets of calls each cost has; rows of one batch mostly share theirs."""
+    sets: dict[frozenset[int], int] = {}
+    return {
+        "nfe": integers("nfe", [cost.nfe for cost in costs], np.int64),
+        "recomputed": integers("recomputed_tokens", [cost.recomputed_tokens for cost in costs], np.int64),
+        "call_set": integers("calls", [sets.setdefault(cost.calls, len(sets)) for cost in costs], np.int32),
+        **pack_sets("call", list(sets)),
+    }
+
+
+def _unpack_costs(arrays: Mapping[str, np.ndarray], size: int, first_call: int) -> list[Cost]:
+    sets, place = unpack_sets(arrays, "call", first_call), column(arrays, "call_set", np.int32, size)
+    require(not size or (place.min() >= 0 and place.max() < len(sets)), "call_set", f"0 to {len(sets) - 1}")
+    nfe, recomputed = column(arrays, "nfe", np.int64, size), column(arrays, "recomputed", np.int64, size)
+    return [
+        Cost(count, sets[i], again)
+        for count, i, again in zip(nfe.tolist(), place.tolist(), recomputed.tolist(), strict=True)
+    ]
+
+
+@lru_cache(maxsize=64)
+def _pack_law(law: PriorLaw) -> np.ndarray:
+    """A law as JSON bytes [n] uint8; Python writes floats so that they read back bit by bit."""
+    return np.frombuffer(json.dumps({"version": WIRE_VERSION, **asdict(law)}).encode(), dtype=np.uint8)
+
+
+@lru_cache(maxsize=64)
+def unpack_law(text: bytes) -> PriorLaw:
+    """The law that JSON describes. ConfigurationError for another version of the wire, or for anything malformed."""
+    try:
+        values = json.loads(text)
+        version = values.pop("version", None)
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise malformed("law", f"JSON ({type(error).__name__}: {error})") from error
+    if version != WIRE_VERSION:
+        raise ConfigurationError(
+            f"message: version {version}, allowed: {WIRE_VERSION}; use one release of sdt everywhere."
+        )
+    try:
+        law = PriorLaw(**{**values, "allowed": tuple(values["allowed"]), "end_tokens": tuple(values["end_tokens"])})
+    except (TypeError, KeyError) as error:
+        raise malformed("law", f"the fields of a PriorLaw ({error})") from error
+    whole = [*law.allowed, *law.end_tokens, *([] if law.top_k is None else [law.top_k])]
+    numbers = [law.sampling_temperature, *([] if law.top_p is None else [law.top_p])]
+    require(len(law.allowed) == 2 and all(type(value) is int for value in whole), "law", "whole numbers for tokens")
+    require(all(type(value) in (int, float) for value in numbers), "law", "numbers for temperature and top_p")
+    return law
