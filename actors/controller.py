@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from actors.calls import Routes
+from actors.calls import Routes, ServersDiedError
 from actors.config import FleetConfig
 from actors.endpoint import Endpoint, repeat_while_unreachable
 from actors.health import HealthPolicy
@@ -77,6 +77,7 @@ class Controller:
         shares = any(work.membership is not None for work in self._queue)
         self._shards = [Slot("store-shard", i, clock, policy) for i in range(config.shards if shares else 0)]
         self._leases: dict[str, _Lease] = {}
+        self._suspects, self._on_trial = set[str](), ""
         self._results: dict[str, Outcome] = {}
         self._settled = self._failed = self._lost = 0
         self._card: ModelCard | None = None
@@ -230,8 +231,7 @@ class Controller:
 
     def _leave(self, slot: Slot, reason: str) -> None:
         """A slot is dead: its searches go back to the front of the queue, its crews to other servers."""
-        lost = [lease for lease in self._leases.values() if lease.slot is slot]
-        for lease in reversed(lost):
+        for lease in reversed(list(slot.leases.values())):
             self._give_back(lease, f"{slot.name} died: {reason}")
         self._publish_routes()
         self._dispatch()
@@ -241,36 +241,45 @@ class Controller:
         if slot.kind != "searcher":
             return
         now, under_way = self._clock(), status["under_way"]
-        for lease in [lease for lease in self._leases.values() if lease.slot is slot]:
+        for lease in list(slot.leases.values()):
             name = lease.work.call_name
             rounds, waits_for = under_way.get(name, (-1, "its reply"))
             if rounds != lease.rounds:
                 lease.rounds, lease.moved_at = rounds, now
             elif now - lease.moved_at > self.config.problem_timeout_s:
                 waited = f"no progress for {now - lease.moved_at:.0f} s, waiting for {waits_for or 'itself'}"
-                slot.report_gone(
-                    f"{name} made {waited}"
-                )  # its event loop, or what it waits for, may never answer again
+                slot.report_gone(f"{name} made {waited}")  # what it waits for, or its own loop, may never answer
 
     def _dispatch(self) -> None:
-        """Give queued searches to ready searchers, the least loaded first."""
-        while self._queue:
+        """Give queued searches to ready searchers, the least loaded first.
+
+        One that model servers died of again and again is tried while nothing else runs: they may have died of others.
+        """
+        while self._queue and not self._on_trial:
             alone = self._queue[0].attempt >= _ALONE_FROM
-            slot = min((s for s in self._searchers if self._has_room(s, alone)), key=self._load, default=None)
+            on_trial = alone and self._queue[0].name in self._suspects
+            if on_trial and self._leases:
+                return
+            open_slots = (searcher for searcher in self._searchers if self._has_room(searcher, alone))
+            slot = min(open_slots, key=lambda searcher: len(searcher.leases), default=None)
             if slot is None:
                 return
             work = self._queue.popleft()
-            lease = self._leases[work.name] = _Lease(work, slot, moved_at=self._clock())
+            self._on_trial = work.name if on_trial else ""
+            lease = self._leases[work.name] = slot.leases[work.name] = _Lease(work, slot, moved_at=self._clock())
             lease.task = self._watched(self._run(lease))
 
     def _has_room(self, slot: Slot, alone: bool) -> bool:
-        own = [lease for lease in self._leases.values() if lease.slot is slot]
+        own = slot.leases.values()
         if not slot.is_ready or not slot.configured or any(lease.work.attempt >= _ALONE_FROM for lease in own):
             return False
         return not own if alone else len(own) < self.config.problems_per_searcher
 
-    def _load(self, slot: Slot) -> int:
-        return sum(lease.slot is slot for lease in self._leases.values())
+    def _release(self, lease: _Lease) -> None:
+        name = lease.work.name
+        self._leases.pop(name, None)
+        lease.slot.leases.pop(name, None)
+        self._on_trial = "" if self._on_trial == name else self._on_trial
 
     async def _run(self, lease: _Lease) -> None:
         """Wait for one search; `_watch` and `_leave` end the wait where nothing moves or its searcher dies."""
@@ -283,6 +292,8 @@ class Controller:
         except SdtError as error:
             lease.slot.report_gone(str(error))
             return  # the slot's supervisor gives its searches back
+        if isinstance(outcome, ServersDiedError):
+            self._suspects.add(lease.work.name)
         if isinstance(outcome, FleetError):
             self._give_back(lease, str(outcome))
         else:
@@ -290,7 +301,7 @@ class Controller:
         self._dispatch()
 
     def _settle(self, lease: _Lease, outcome: Outcome) -> None:
-        self._leases.pop(lease.work.name, None)
+        self._release(lease)
         self._results[lease.work.name] = outcome
         self._settled += 1
         self._failed += isinstance(outcome, Exception)
@@ -305,5 +316,5 @@ class Controller:
         if work.attempt >= self.config.max_attempts:
             self._settle(lease, FleetError(f"set aside after {work.attempt} attempts, the last ended so: {reason}"))
             return
-        self._leases.pop(work.name, None)
+        self._release(lease)
         self._queue.appendleft(work)

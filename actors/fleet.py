@@ -89,6 +89,8 @@ def _ask(method: Any, *arguments: Any, timeout_s: float) -> Any:
 
 def _end(controller: Any) -> None:
     """Stop the fleet; whatever is left of it dies with its controller."""
+    if not ray.is_initialized():
+        return  # it ended with its Ray, and a call would start another one
     try:
         ray.get(controller.stop.remote(), timeout=10)
     except (ActorDiedError, ActorUnavailableError, GetTimeoutError):

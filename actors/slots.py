@@ -25,6 +25,7 @@ class Slot:
         self.status: dict[str, Any] = {}
         self.configured = False
         self.routes: Any = None  # as last told to a searcher
+        self.leases: dict[str, Any] = {}  # what a searcher works on
         self._gone = asyncio.Event()
         self._gone_reason = ""
         self._background: set[asyncio.Task[None]] = set()

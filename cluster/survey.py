@@ -31,7 +31,7 @@ def look(node: str, spec: str) -> NodeView:
     return NodeView(node, (finding,), psutil.virtual_memory().available, files, tuple(gpu_bytes()))
 
 
-def survey(nodes: Sequence[Node], spec: str, timeout_s: float = 60.0) -> list[NodeView]:
+def survey(nodes: Sequence[Node], spec: str, timeout_s: float = 120.0) -> list[NodeView]:
     """What each live node says; a node that fails or does not answer in time becomes a finding. Needs a connection."""
     import ray
     from ray.exceptions import GetTimeoutError, RayError

@@ -20,10 +20,13 @@ from sdt_dist.errors import FleetError, SdtError
 from sdt_dist.models.card import card_of
 from sdt_dist.models.process import TokenProcess
 from sdt_dist.models.toy import Toy
+from sdt_dist.protocols import PriorLaw, RolloutRequest, Root
 from sdt_dist.search.api import run_searches
 from sdt_dist.search.result import SearchResult
 from sdt_dist.search.session import SearchProblem
 
+TOY = (5, 4, 1.0, "smooth", 5.0, 0)
+LAW = PriorLaw((0, 5))
 QUICK = HealthPolicy(probe_s=0.02, probe_timeout_s=1.0, first_pause_s=0.01, longest_pause_s=0.05, steady_s=0.2)
 
 
@@ -217,3 +220,24 @@ def same(have: Outcome, want: SearchResult) -> bool:
         and have.cost.reward_calls == want.cost.reward_calls
         and have.cost.rollouts == want.cost.rollouts
     )
+
+
+class Clock:
+    """Time that moves when told."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def toy_requests(number: int, rows: int = 2) -> list[RolloutRequest]:
+    """Rollouts of TOY that only `number` decides."""
+    root = Root((number % 5,), bytes([number]))
+    return [RolloutRequest(root, (), 4, key=1000 * number + row) for row in range(rows)]
+
+
+def toy_tokens(number: int, rows: int = 2, law: PriorLaw = LAW) -> list[list[int]]:
+    """What these requests must give."""
+    return [reply.tokens.tolist() for reply in Toy(*TOY).rollout(toy_requests(number, rows), law)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
 import threading
 from types import TracebackType
@@ -53,10 +54,15 @@ class RunningServer:
         self._clients.append(HttpModel(self.url, TOKEN, pause_s=0.02, **options))  # type: ignore[arg-type]
         return self._clients[-1]
 
+    def stop(self) -> None:
+        """Begin to stop; `close` waits for the end."""
+        with contextlib.suppress(RuntimeError):  # its loop is closed already
+            self._loop.call_soon_threadsafe(self._stop.set)
+
     def close(self) -> None:
         for client in self._clients:
             client.close()
-        self._loop.call_soon_threadsafe(self._stop.set)
+        self.stop()
         self._thread.join(20)
         assert not self._thread.is_alive()
 

@@ -30,8 +30,8 @@ def serve(
 ) -> None:
     """Serve a model to searches on other machines; Ctrl-C ends it.
 
-    On the machine that searches, use its address as the model, and its token in SDT_HTTP_TOKEN. From a Mac to a cluster,
-    keep the address on loopback and open an SSH tunnel.
+    On the machine that searches, use its address as the model, and its token in SDT_HTTP_TOKEN. From a Mac to a
+    cluster, keep the address on loopback and open an SSH tunnel.
 
     Examples:
 

@@ -32,8 +32,8 @@ class ModelCard:
     """What a model is, without its weights.
 
     identity: 32 hex digits, a hash of the weights and of all else that defines p and decoding; equal models have equal
-    ones, so it names the model in evidence keys. name: how it was asked for, for people. spec: a forecaster's spec; else
-    the `allowed` range and the `end_tokens` of p, and a language model's `tokenizer`.
+    ones, so it names the model in evidence keys. name: how it was asked for, for people. spec: a forecaster's spec;
+    else the `allowed` range and the `end_tokens` of p, and a language model's `tokenizer`.
     """
 
     kind: Kind
@@ -66,7 +66,7 @@ class ModelCard:
 
 
 class ServedModel:
-    """A model that answers elsewhere, in the form that `load_model` returns: `model` reaches it, `process` searches it."""
+    """A model that answers elsewhere, as `load_model` returns one: `model` reaches it, `process` searches it."""
 
     def __init__(self, card: ModelCard, model: LogitsModel) -> None:
         self.card, self.model = card, model

@@ -1,6 +1,6 @@
 """Checked flat columns of a message: whole numbers, ragged lists, sets of integers as ranges (SPEC section 4).
 
-Whatever arrives from outside is refused with ConfigurationError before it is used. It must not know what a message means.
+Whatever arrives from outside is refused with ConfigurationError before use. It must not know what a message means.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ def is_loopback(host: str) -> bool:
 def check_url(url: str) -> tuple[str, str, int]:
     """(scheme, host, port) of a server's address; ConfigurationError says what is wrong with it.
 
-    Credentials in it are refused, as addresses end up in logs and result files, and so is plain http to another machine.
+    Credentials in it are refused, as addresses end up in logs and result files; so is plain http to another machine.
     """
     try:
         parts = urlsplit(url)

@@ -1,4 +1,4 @@
-"""A model behind an HTTP server as a LogitsModel: keep-alive, deadlines, and repeats that cost nothing (SPEC section 4).
+"""A model behind an HTTP server as a LogitsModel: deadlines, and repeats that cost nothing (SPEC section 4).
 
 Standard library and safetensors only. It must not import torch, aiohttp or Ray.
 """
@@ -59,10 +59,10 @@ class _Answer:
 class HttpModel:
     """The model of `sdt serve` at `url` (http://127.0.0.1:PORT, or https://HOST:PORT).
 
-    token: default the environment's SDT_HTTP_TOKEN. timeout_s: how long a call may take, queueing included. attempts: how
-    often a lost connection is made anew; a repeated message is neither computed nor counted twice. `nfe` and
-    `model_calls` count what the calls of this object cost. Raises ConfigurationError for a wrong address, token, version or
-    model, FleetError when the server cannot be reached, is full for timeout_s, or does not answer within it.
+    token: default the environment's SDT_HTTP_TOKEN. timeout_s: how long a call may take, queueing included. attempts:
+    how often a lost connection is made anew; a repeated message is neither computed nor counted twice. `nfe` and
+    `model_calls` count what calls of this object cost. ConfigurationError: a wrong address, token, version or model;
+    FleetError: the server cannot be reached, is full for timeout_s, or does not answer within it.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class HttpModel:
             raise FleetError(f"{self.url} answers, but not as `sdt serve` does; check the address.") from error
         if version != WIRE_VERSION:
             raise ConfigurationError(
-                f"model: {self.url} speaks version {version}, this sdt {WIRE_VERSION}; install the same release on both."
+                f"model: {self.url} speaks version {version}, this sdt {WIRE_VERSION}; install one release on both."
             )
         return described
 
@@ -185,7 +185,7 @@ class _Connections:
         self._finalizer = weakref.finalize(self, _close_all, self._idle)
 
     def exchange(self, method: str, path: str, body: bytes, headers: dict[str, str], timeout_s: float) -> _Answer:
-        """One request and its answer. OSError or HTTPException when the connection is lost, _LateError after timeout_s."""
+        """One request and its answer. OSError or HTTPException for a lost connection, _LateError after timeout_s."""
         connection = self._take()
         try:
             if connection.sock is None:
@@ -229,8 +229,8 @@ def _seconds(header: str | None) -> float:
 def _unreachable(url: str, error: Exception) -> SdtError:
     if isinstance(error, ssl.SSLCertVerificationError):
         return ConfigurationError(
-            f"model: the certificate of {url} is not trusted ({error.verify_message}); set SSL_CERT_FILE to its authority."
+            f"model: the certificate of {url} is not trusted ({error.verify_message}); set SSL_CERT_FILE to its own."
         )
     return FleetError(
-        f"model: {url} cannot be reached ({type(error).__name__}: {error}); is `sdt serve` running there, and the tunnel up?"
+        f"model: {url} cannot be reached ({type(error).__name__}: {error}); is `sdt serve` running, and the tunnel?"
     )

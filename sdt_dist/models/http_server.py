@@ -187,8 +187,8 @@ class ModelService:
             raise _Refused(
                 409,
                 ConfigurationError(
-                    f"model: this server has {self.card.name!r} (identity {self.card.identity}), not {identity}; it was "
-                    "restarted with another model, so this search cannot go on with it."
+                    f"model: this server has {self.card.name!r} (identity {self.card.identity}), not {identity}; it "
+                    "was restarted with another model, so this search cannot go on with it."
                 ),
             )
 
@@ -205,7 +205,7 @@ async def serve(
     stop: asyncio.Event,
     ready: Callable[[int], None],
 ) -> None:
-    """Answer until `stop` is set; `ready` is told the port (port 0 takes a free one). ConfigurationError: cannot bind."""
+    """Answer until `stop` is set; `ready` is told the port (0 takes a free one). ConfigurationError: cannot bind."""
     check_bind(host, tls is not None)
     runner = web.AppRunner(service.application(), access_log=None, auto_decompress=False, shutdown_timeout=5.0)
     await runner.setup()
@@ -226,8 +226,8 @@ def check_bind(host: str, has_tls: bool) -> None:
     """ConfigurationError for an address that other machines reach without TLS."""
     if not has_tls and not is_loopback(host):
         raise ConfigurationError(
-            f"host: {host!r} without TLS would take the token and the prompts unencrypted. Keep 127.0.0.1 and open an SSH "
-            "tunnel from this machine to the one that searches (`ssh -N -R 8011:127.0.0.1:8011 USER@MACHINE`, then "
+            f"host: {host!r} without TLS would take the token and the prompts unencrypted. Keep 127.0.0.1 and open an "
+            "SSH tunnel from this machine to the one that searches (`ssh -N -R 8011:127.0.0.1:8011 USER@MACHINE`, then "
             "--model http://127.0.0.1:8011 there), or give --tls-cert and --tls-key."
         )
 

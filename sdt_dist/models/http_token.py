@@ -25,8 +25,8 @@ def client_token() -> str:
 def server_token(file: Path | None, default_file: Path) -> tuple[str, str]:
     """(token, where it is): of `file`, else of the environment, else of `default_file`.
 
-    A file that does not exist is made, with a new token that only its owner can read. ConfigurationError for a file that
-    others can read, and for what is no token.
+    A file that does not exist is made, with a new token that only its owner can read. ConfigurationError for a file
+    that others can read, and for what is no token.
     """
     given = os.environ.get(TOKEN_VARIABLE)
     if file is None and given:

@@ -1,7 +1,7 @@
 """Model requests and replies as a few flat numpy arrays, for other processes and machines (SPEC section 4).
 
 Everything arrives bit by bit and in its order. Sequences are concatenated beside their lengths, each root is sent once
-(without its `meta`), and the forward passes a reply took part in travel as ranges. It must not know Ray, HTTP or models.
+(without its `meta`), and the forward passes a reply took part in travel as ranges. Must not know Ray, HTTP or models.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def num_rows(arrays: Mapping[str, np.ndarray]) -> int:
 
 
 def unpack_requests(arrays: Mapping[str, np.ndarray]) -> tuple[list[ModelRequest], PriorLaw]:
-    """The requests of a message and their law; equal roots are one object. ConfigurationError for anything malformed."""
+    """The requests of a message and their law; equal roots are one object. ConfigurationError when malformed."""
     law, roots, size = unpack_law(column(arrays, "law", np.uint8).tobytes()), _roots(arrays), num_rows(arrays)
     place, has_key = column(arrays, "root", np.int32, size), column(arrays, "has_key", np.bool_, size)
     require(not size or (place.min() >= 0 and place.max() < len(roots)), "root", f"0 to {len(roots) - 1}")

@@ -23,6 +23,7 @@ from sdt_dist.search.session import Reply, Request, Session
 from sdt_dist.search.tree import Tree
 
 TO_THE_END = 2**31 - 1  # more tokens than any rollout generates
+IDLE_WALKS = 1000
 
 
 @dataclass(slots=True)
@@ -73,12 +74,17 @@ def grow(
 ) -> Generator[list[Request], list[Reply], None]:
     """Run waves until the budget is spent or the tree is exhausted; rollouts are cut at `rollout_max_new_tokens`.
 
-    Where cut rollouts have finished no sample by then, one last wave goes to the end, so that a search always returns
+    A search with an nfe budget alone also ends after IDLE_WALKS walks in a row that paid nothing: all that they reach is
+    cached, and the budget would never be spent. Where cut rollouts have finished no sample by then, one last wave goes to the end, so that a search always returns
     finished samples; it costs one wave more (SPEC 1.3). ConfigurationError for a reward without a partial form.
     """
-    limit = _limit(session, rollout_max_new_tokens)
+    limit, idle = _limit(session, rollout_max_new_tokens), 0
     while not rule.is_exhausted(tree) and (count := session.next_wave(rule.options.wave_size)):
+        paid = session.nfe
         yield from _run_wave(session, tree, rule, count, limit)
+        idle = 0 if session.nfe > paid else idle + count
+        if idle >= IDLE_WALKS and session.options.rollout_limit is None and session.options.time_budget_s is None:
+            break
     if not session.finished:
         count = min(rule.options.wave_size, session.options.rollout_limit or TO_THE_END)
         yield from _run_wave(session, tree, rule, count, TO_THE_END)

@@ -196,7 +196,7 @@ def crashed(index: int, rng: np.random.Generator) -> tuple[SearchResult, Evidenc
 def test_a_restarted_member_does_what_is_missing_and_stays_unbiased():
     rng = np.random.default_rng(0)
     results, late = [], 0
-    for index in range(1500):
+    for index in range(1000):
         result, store = crashed(index, rng)
         walks = store.walks(KEY)
         late += sum(place < 0 for place in places(walks, f"r/{index}"))
@@ -204,7 +204,7 @@ def test_a_restarted_member_does_what_is_missing_and_stays_unbiased():
         assert len({walk.noise for walk in walks}) == len(walks)
         results.append(result)
     values = ratios(results)
-    assert late > 50
+    assert late > 30
     assert abs(values.mean() - 1) < 4 * values.std() / np.sqrt(len(values)) < 0.06
 
 

@@ -1,4 +1,4 @@
-"""Laws of the fleet's parts: health, routes, the model server's queue, a searcher's calls, the live view (SPEC section 4)."""
+"""Laws of the fleet's parts: health, routes, the model server's queue, the live view (SPEC section 4)."""
 
 from __future__ import annotations
 
@@ -6,36 +6,21 @@ import asyncio
 import threading
 from dataclasses import replace
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.calls import Directory, RemoteModel, Routes, ServerCalls, ServersDiedError
-from actors.endpoint import Endpoint, GoneError, PlainEndpoint, UnreachableError, repeat_while_unreachable, within
 from actors.health import Health, HealthPolicy
 from actors.model_server import BusyError, ModelCall, ModelServer
 from actors.routing import RouteTable
 from cluster.live import Rates, fleet_line
-from sdt_dist.errors import ContextError, FleetError
-from sdt_dist.models.card import card_of
+from sdt_dist.errors import ConfigurationError, ContextError, FleetError
 from sdt_dist.models.toy import Toy
 from sdt_dist.models.wire import pack_requests, unpack_replies
 from sdt_dist.protocols import PriorLaw, RolloutRequest, Root
+from tests.fleet_helpers import LAW, TOY, Clock, toy_requests, toy_tokens
 
-TOY = (5, 4, 1.0, "smooth", 5.0, 0)
-LAW = PriorLaw((0, 5))
 POLICY = HealthPolicy(first_pause_s=1.0, longest_pause_s=5.0, steady_s=60.0, misses=3, failed_starts=3)
-
-
-class Clock:
-    """Time that moves when told."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class Gated(Toy):
@@ -50,18 +35,13 @@ class Gated(Toy):
         self.batches.append((len(requests), law.sampling_temperature))
         self.begun.release()
         assert self.gate.wait(20), "nobody opened the gate"
-        if any(request.root.prompt[0] in self.fails for request in requests):
+        if any(self.fails.intersection(request.root.prompt) for request in requests):
             raise KeyError("a model's own bug")
         return super().rollout(requests, law)[: None if 4 not in self.fails else 0]
 
 
-def _requests(number: int, rows: int = 2, tokens: int = 4) -> list[RolloutRequest]:
-    root = Root((number % 5,), bytes([number]))
-    return [RolloutRequest(root, (), tokens, key=1000 * number + row) for row in range(rows)]
-
-
-def _call(number: int, rows: int = 2, law: PriorLaw = LAW, timeout_s: float = 60.0, **options) -> ModelCall:
-    return ModelCall(f"call {number}", pack_requests(_requests(number, rows, **options), law), rows, timeout_s)
+def _call(number: int, rows: int = 2, law: PriorLaw = LAW, timeout_s: float = 60.0) -> ModelCall:
+    return ModelCall(f"call {number}", pack_requests(toy_requests(number, rows), law), rows, timeout_s)
 
 
 async def _begun(model: Gated) -> None:
@@ -97,10 +77,6 @@ def _ask_while_busy(calls: list[ModelCall], fails: set[int] = frozenset(), clock
 
 def _tokens(answer) -> list[list[int]]:
     return [reply.tokens.tolist() for reply in unpack_replies(answer.packed)]
-
-
-def _wanted(number: int, rows: int = 2, law: PriorLaw = LAW) -> list[list[int]]:
-    return [reply.tokens.tolist() for reply in Toy(*TOY).rollout(_requests(number, rows), law)]
 
 
 def test_health_goes_from_starting_to_ready_suspect_and_dead():
@@ -172,7 +148,7 @@ def test_routes_are_balanced_and_move_as_few_crews_as_balance_needs(changes):
 def test_what_waits_is_merged_into_one_batch_and_answered_as_if_alone():
     model, server, answers = _ask_while_busy([_call(1, 2), _call(2, 3), _call(3, 1)])
     assert [size for size, _ in model.batches] == [2, 6]
-    assert [_tokens(answer) for answer in answers] == [_wanted(1, 2), _wanted(2, 3), _wanted(3, 1)]
+    assert [_tokens(answer) for answer in answers] == [toy_tokens(1, 2), toy_tokens(2, 3), toy_tokens(3, 1)]
     assert (server.counters.calls, server.counters.batches, server.counters.rows) == (4, 2, 8)
     assert server.counters.largest_batch_rows == 6 and server.counters.waiting_rows == 0
     assert sum(a.seconds for a in answers) <= server.counters.busy_s
@@ -182,7 +158,7 @@ def test_different_definitions_of_p_are_not_mixed():
     hot = replace(LAW, sampling_temperature=2.0)
     model, _, answers = _ask_while_busy([_call(1), _call(2, law=hot), _call(3), _call(4, law=hot)])
     assert model.batches == [(2, 1.0), (4, 1.0), (4, 2.0)]
-    assert _tokens(answers[1]) == _wanted(2, law=hot) and _tokens(answers[2]) == _wanted(3)
+    assert _tokens(answers[1]) == toy_tokens(2, law=hot) and _tokens(answers[2]) == toy_tokens(3)
 
 
 def test_a_repeated_name_is_computed_once():
@@ -204,8 +180,8 @@ def test_a_full_queue_refuses_and_takes_the_same_call_later():
             await server.answer(_call(2))
         model.gate.set()
         await asyncio.gather(*tasks)
-        assert _tokens(await server.answer(_call(2))) == _wanted(2)
-        assert _tokens(await server.answer(_call(3, 9))) == _wanted(3, 9), "larger than the queue, but nothing waits"
+        assert _tokens(await server.answer(_call(2))) == toy_tokens(2)
+        assert _tokens(await server.answer(_call(3, 9))) == toy_tokens(3, 9), "larger than the queue, but nothing waits"
 
     asyncio.run(run())
 
@@ -214,21 +190,25 @@ def test_a_call_whose_time_is_over_is_not_computed():
     calls = [_call(1, timeout_s=5.0), _call(2, timeout_s=60.0)]
     model, _, (late, answer) = _ask_while_busy(calls, clock=Clock(), late_s=10.0)
     assert isinstance(late, FleetError) and "2 rows waited 10 s for its turn" in str(late)
-    assert _tokens(answer) == _wanted(2) and [size for size, _ in model.batches] == [2, 2]
+    assert _tokens(answer) == toy_tokens(2) and [size for size, _ in model.batches] == [2, 2]
 
 
 def test_a_bad_request_fails_only_its_own_call():
-    _, server, (good, bad, other) = _ask_while_busy([_call(1), _call(2, tokens=99), _call(3)])
-    assert isinstance(bad, ContextError)
-    assert _tokens(good) == _wanted(1) and _tokens(other) == _wanted(3)
+    empty = ModelCall("bad", pack_requests([RolloutRequest(Root((), b"empty"), (), 4, key=1)], LAW), 1, 60.0)
+    _, server, (good, bad, other) = _ask_while_busy([_call(1), empty, _call(3)])
+    assert isinstance(bad, ContextError) and "empty" in str(bad)
+    assert _tokens(good) == toy_tokens(1) and _tokens(other) == toy_tokens(3)
     with pytest.raises(ContextError):
-        asyncio.run(server.answer(_call(2, tokens=99)))
+        asyncio.run(server.answer(empty))
+    malformed = replace(_call(4), packed={"law": _call(4).packed["law"]})
+    with pytest.raises(ConfigurationError):
+        asyncio.run(server.answer(malformed))
 
 
 def test_whatever_a_model_raises_fails_only_the_call_to_blame():
     _, _, (good, bad) = _ask_while_busy([_call(1), _call(2)], fails={2})
     assert isinstance(bad, FleetError) and "KeyError" in str(bad) and "model's own bug" in str(bad)
-    assert _tokens(good) == _wanted(1)
+    assert _tokens(good) == toy_tokens(1)
 
 
 def test_a_model_that_gives_too_few_replies_is_an_error_and_not_a_hang():
@@ -241,156 +221,6 @@ def test_a_probe_is_a_real_token():
     server = ModelServer(model)
     asyncio.run(server.probe())
     assert server.counters.tokens == 1 and model.nfe == 1
-
-
-class Scripted(Endpoint):
-    """A model server that fails as its script says and answers when that is over."""
-
-    def __init__(self, name: str, *script: Exception, incarnation: int = 0) -> None:
-        super().__init__(name, incarnation)
-        self.script, self.calls, self.server = list(script), [], ModelServer(Toy(*TOY), name=name)
-
-    async def call(self, method, *arguments, timeout_s):
-        self.calls.append(arguments[0].name)
-        if self.script:
-            raise self.script.pop(0)
-        return await within(getattr(self.server, method)(*arguments), timeout_s, f"{method} of {self.name}")
-
-
-def _calls(*servers: Endpoint, timeout_s: float = 20.0, run):
-    """The result of `run(calls, directory)` of one crew that may use these servers."""
-
-    async def main():
-        directory = Directory()
-        await directory.update(Routes(servers, (0,)))
-        return await run(ServerCalls("me", 0, directory, LAW, timeout_s), directory)
-
-    return asyncio.run(main())
-
-
-def _names(replies) -> list[list[int]]:
-    return [reply.tokens.tolist() for reply in replies[0]]
-
-
-def test_a_dead_server_is_replaced_and_not_called_again_until_its_next_incarnation():
-    dead, other = Scripted("model-server-0", GoneError("killed")), Scripted("model-server-1")
-    again = Scripted("model-server-0", incarnation=1)
-
-    async def run(calls, directory):
-        first = [_names(await calls.call(_requests(n))) for n in (1, 2)]
-        await directory.update(Routes((again, other), (0,), version=1))
-        return [*first, _names(await calls.call(_requests(3)))]
-
-    assert _calls(dead, other, run=run) == [_wanted(1), _wanted(2), _wanted(3)]
-    assert (len(dead.calls), len(other.calls), len(again.calls)) == (1, 2, 1)
-
-
-def test_servers_that_keep_dying_on_a_call_end_it():
-    servers = [Scripted(f"model-server-{i}", GoneError(f"death {i}")) for i in range(4)]
-
-    async def run(calls, directory):
-        with pytest.raises(ServersDiedError, match=r"3 model servers died on 2 requests \(death 2\)"):
-            await calls.call(_requests(1))
-
-    _calls(*servers, run=run)
-    assert [len(server.calls) for server in servers] == [1, 1, 1, 0]
-
-
-def test_a_busy_or_unreachable_server_is_asked_again_under_the_same_name():
-    server = Scripted("model-server-0", BusyError("full"), UnreachableError("lost"), BusyError("full"))
-
-    async def run(calls, directory):
-        begin = asyncio.get_running_loop().time()
-        found = _names(await calls.call(_requests(1)))
-        return found, asyncio.get_running_loop().time() - begin
-
-    found, waited_s = _calls(server, run=run)
-    assert found == _wanted(1)
-    assert len(server.calls) == 4 and len(set(server.calls)) == 1
-    assert waited_s >= 0.05 + 0.1 + 0.2, "the pauses double"
-
-
-@pytest.mark.parametrize(
-    ("servers", "error", "words"),
-    [
-        ((), FleetError, "a model server that can be called"),
-        ([Scripted("model-server-0", *[BusyError("model-server-0: full")] * 9)], BusyError, "model-server-0: full"),
-    ],
-)
-def test_a_call_ends_at_its_deadline_and_says_what_it_waited_for(servers, error, words):
-    async def run(calls, directory):
-        with pytest.raises(error, match=words):
-            await calls.call(_requests(1))
-
-    _calls(*servers, timeout_s=0.3, run=run)
-
-
-def test_a_server_that_never_answers_is_named_while_it_is_waited_for_and_at_the_deadline():
-    class Silent:
-        async def answer(self, call):
-            await asyncio.Event().wait()
-
-    async def run(calls, directory):
-        task = asyncio.create_task(calls.call(_requests(1)))
-        while not calls.waits_for:
-            await asyncio.sleep(0)
-        assert calls.waits_for == "2 requests at model-server-5"
-        with pytest.raises(FleetError, match="waited 1 s for answer of model-server-5"):
-            await task
-
-    _calls(PlainEndpoint("model-server-5", Silent()), timeout_s=0.7, run=run)
-
-
-def test_older_routes_that_come_late_are_ignored():
-    old, new = Scripted("model-server-0", *[GoneError("dead")] * 9), Scripted("model-server-0", incarnation=1)
-
-    async def run(calls, directory):
-        await directory.update(Routes((new,), (0,), version=2))
-        await directory.update(Routes((old,), (0,), version=1))
-        return _names(await calls.call(_requests(1)))
-
-    assert _calls(run=run) == _wanted(1)
-    assert old.calls == []
-
-
-def test_forward_passes_of_different_servers_and_incarnations_never_coincide():
-    firsts = [Endpoint(f"model-server-{i}", k).first_call for i in (*range(120), 1000) for k in range(5)]
-    gaps = np.diff(sorted(firsts))
-    assert gaps.min() >= 1 << 36 and max(firsts) < 1 << 62
-
-
-def test_released_problems_are_told_once():
-    model = RemoteModel(card_of(Toy(*TOY)))
-    model.release(Root((0,), b"a"))
-    model.release(Root((0,), b"b"))
-    assert model.take_released() == (b"a", b"b")
-    assert model.take_released() == ()
-
-
-def test_repeating_while_unreachable_ends_at_the_deadline_with_the_last_error():
-    clock, tries = Clock(), []
-
-    async def fail():
-        tries.append(clock.now)
-        clock.now += 1.0
-        raise UnreachableError(f"try {len(tries)}")
-
-    with pytest.raises(UnreachableError, match="try 3"):
-        asyncio.run(repeat_while_unreachable(fail, deadline=103.0, clock=clock, pause_s=0.0))
-    assert tries == [100.0, 101.0, 102.0]
-
-
-def test_a_cancellation_that_meets_an_answer_is_not_forgotten():
-    async def run():
-        answer = asyncio.get_running_loop().create_future()
-        task = asyncio.create_task(within(answer, 60.0, "an answer"))
-        await asyncio.sleep(0)
-        answer.set_result(1)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-
-    asyncio.run(run())
 
 
 def _status(rows: int, state: str = "ready", deaths: int = 0) -> dict:

@@ -10,10 +10,11 @@ import pytest
 from actors.config import fleet_config
 from sdt_dist.models.toy import Toy
 from sdt_dist.search.methods import method_names
-from tests.fleet_helpers import PlainBackend, alone, run_controller, same, toy_work
+from tests.fleet_helpers import TOY, PlainBackend, alone, run_controller, same, toy_work
 
-TOY = (5, 4, 1.0, "smooth", 5.0, 0)
-METHODS = {name: {"num_samples": 4} | ({} if name in ("greedy", "sample") else {"num_rollouts": 40}) for name in method_names()}
+METHODS = {
+    name: {"num_samples": 4} | ({} if name in ("greedy", "sample") else {"num_rollouts": 40}) for name in method_names()
+}
 
 
 def _load() -> Toy:

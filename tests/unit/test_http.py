@@ -28,6 +28,7 @@ from sdt_dist.models.toy import Toy
 from sdt_dist.models.wire import pack_requests, unpack_replies
 from sdt_dist.protocols import ExpandRequest, PriorLaw, RolloutRequest, Root
 from tests.http_helpers import TOKEN, RunningServer
+from tests.unit.test_card import language
 
 LAW = PriorLaw((0, 5))
 ROOT = Root((1,), b"0" * 16)
@@ -113,6 +114,20 @@ def test_a_search_over_http_draws_the_same_samples_at_the_same_cost(method, monk
     assert [s.log_prob for s in have.samples] == [s.log_prob for s in want.samples]
     assert (have.log_z, have.nfe, have.model_calls) == (want.log_z, want.nfe, want.model_calls)
     assert (remote.model.nfe, remote.model.model_calls) == (have.nfe, have.model_calls)
+
+
+def test_text_comes_over_http_as_from_the_model_itself():
+    local, options = language(), {"method": "residual_ts", "max_new_tokens": 5, "num_rollouts": 8, "num_samples": 4}
+
+    def reward(samples):
+        return [float(len(set(tokens))) for tokens in samples]
+
+    want = sdt.search(local, "the capital of France is", reward, **options)
+    with RunningServer(language().model, card_of(local, "words")) as server:
+        client = server.client()
+        have = sdt.search(ServedModel(client.card, client), "the capital of France is", reward, **options)
+    assert [(s.text, s.tokens, s.reward) for s in have.samples] == [(s.text, s.tokens, s.reward) for s in want.samples]
+    assert any(sample.text for sample in have.samples)
 
 
 def test_messages_stay_within_the_servers_rows_and_bytes():
@@ -314,17 +329,16 @@ def test_a_call_whose_time_is_over_is_never_begun(gated):
 
 def test_stopping_turns_waiting_calls_away_at_once():
     model = GatedToy()
-    with ThreadPoolExecutor(2) as pool:
-        with RunningServer(model, card_of(model)) as server:
-            running = pool.submit(post, server, packed(rollouts(1)), "running")
-            assert model.entered.wait(20)
-            waiting = pool.submit(post, server, packed(rollouts(2)), "waiting")
-            _wait_for(lambda: len(server.service._queue._queue) == 1)
-            server._loop.call_soon_threadsafe(server._stop.set)
-            status, body, _ = waiting.result()
-            assert (status, json.loads(body)["error"]) == (503, "server: it is being stopped.")
-            model.gate.set()
-            assert running.result()[0] == 200
+    with ThreadPoolExecutor(2) as pool, RunningServer(model, card_of(model)) as server:
+        running = pool.submit(post, server, packed(rollouts(1)), "running")
+        assert model.entered.wait(20)
+        waiting = pool.submit(post, server, packed(rollouts(2)), "waiting")
+        _wait_for(lambda: len(server.service._queue._queue) == 1)
+        server.stop()
+        status, body, _ = waiting.result()
+        assert (status, json.loads(body)["error"]) == (503, "server: it is being stopped.")
+        model.gate.set()
+        assert running.result()[0] == 200
     assert model.batches == [1]
 
 

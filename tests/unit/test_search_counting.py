@@ -230,3 +230,13 @@ def test_problems_with_the_same_prompt_pay_as_if_alone(method):
         return {i: (run.nfe, run.rollouts, run.cost.recomputed_tokens) for i, run in runs}
 
     assert costs([0, 1, 2])[1] == costs([1])[1]
+
+
+@pytest.mark.parametrize(
+    ("method", "options"), [("maxent_ts", {"block_size": 2}), ("dts", {"growth": 0.5}), ("dts_star", {"growth": 0.5})]
+)
+def test_a_budget_that_cannot_be_spent_ends_the_search(method, options):
+    """Once walks reach cached rows only, an nfe budget alone would never be used up."""
+    result = run_toy("A", method, 0, max_nfe=100_000, **options)
+    assert result.nfe < 100_000 and result.rollouts >= 1000
+    assert result.finished

@@ -124,8 +124,8 @@ def test_serve_refuses_before_it_loads(arguments, named, tmp_path, monkeypatch):
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make a certificate")
 def test_tls_works_with_a_trusted_certificate_only(tmp_path, monkeypatch):
     certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days",
-               "2", "-keyout", str(key), "-out", str(certificate), "-subj", "/CN=sdt", "-addext",
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
+               "-days", "2", "-keyout", str(key), "-out", str(certificate), "-subj", "/CN=sdt", "-addext",
                "subjectAltName=IP:127.0.0.1"]  # fmt: skip
     subprocess.run(command, check=True, capture_output=True)
     model = Toy(5, 6, 1.0)

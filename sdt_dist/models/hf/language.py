@@ -65,7 +65,7 @@ class LanguageModel:
         return PriorLaw((0, real), end_tokens(self.eos_token_id), **law_options)
 
     def codec(self) -> TextCodec:
-        """What this model's tokenizer does, without Transformers; ConfigurationError when it is not a fast tokenizer."""
+        """What this model's tokenizer does, without Transformers; ConfigurationError when it is no fast tokenizer."""
         return TextCodec.of(self.tokenizer)
 
 

@@ -1,0 +1,127 @@
+"""The fleet on real Ray gives what one process gives, and ends cleanly whatever ends it (SPEC section 4)."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from actors.config import fleet_config
+from actors.evaluation import on_fleet
+from actors.fleet import run_fleet
+from actors.work import SpecReward
+from sdt_dist.errors import FleetError
+from sdt_dist.evaluation.config import load_config
+from sdt_dist.evaluation.runner import in_process, make_plan, run_evaluation
+from sdt_dist.models.toy import Toy
+from sdt_dist.search.methods import method_names
+from tests.fleet_helpers import TOY, alone, same, toy_work
+from tests.ray_helpers import actor_processes, run_all, wait_until
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
+
+METHODS = {
+    name: {"num_samples": 4} | ({} if name in ("greedy", "sample") else {"num_rollouts": 40}) for name in method_names()
+}
+FEW = {"residual_ts": METHODS["residual_ts"]}
+SETTINGS = {"num_problems": 3, "horizon": 8, "context_length": 64, "num_rollouts": 8, "num_samples": 6, "wave_size": 4}
+_load = partial(Toy, *TOY)
+
+
+@pytest.mark.parametrize(("searchers", "servers"), [(1, 1), (1, 2), (4, 1), (4, 2)])
+def test_a_fleet_gives_the_samples_of_one_process(searchers, servers):
+    work = toy_work(_load(), METHODS, 3)
+    outcomes = run_all(work, _load, searchers=searchers, servers=servers)
+    assert outcomes.keys() == {w.name for w in work}
+    for w in work:
+        want = alone(_load(), w)
+        assert same(outcomes[w.name], want), w.name
+        assert outcomes[w.name].nfe == want.nfe, w.name
+
+
+def _lines(folder: Path, settings: dict, execute) -> dict[tuple[int, str], dict]:
+    """The run's lines without what time and the merging of calls decide; a pair that occurs twice fails."""
+    run_evaluation(make_plan(load_config(None, settings)), folder, execute=execute)
+    lines = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    found = {(line["problem"], line["label"]): line for line in lines}
+    assert len(found) == len(lines)
+    return {pair: {k: v for k, v in line.items() if k not in ("wall_s", "model_calls")} for pair, line in found.items()}
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_an_evaluation_of_the_bundled_forecaster_writes_the_same_lines_and_searchers_need_no_torch(tmp_path):
+    maps: dict[str, str] = {}
+
+    def look(status):
+        if status["done"]:
+            for name, pid in actor_processes().items():
+                maps[name] = Path(f"/proc/{pid}/maps").read_text()
+
+    fleet = fleet_config({"searchers": 2})
+    have = _lines(tmp_path / "fleet", SETTINGS, on_fleet(fleet, watch=look))
+    want = _lines(tmp_path / "here", SETTINGS, in_process())
+    assert have == want and len(want) == 3 * len(method_names())
+    assert {name: "libtorch" in text for name, text in maps.items() if name != "controller"} == {
+        "model-server-0": True,
+        "searcher-0": False,
+        "searcher-1": False,
+    }
+
+
+def test_a_reward_in_a_file_of_the_driver_reaches_the_workers(tmp_path):
+    file = tmp_path / "own.py"
+    file.write_text("def score(samples):\n    return [float(sum(tokens)) / 20 for tokens in samples]\n")
+    reward = SpecReward.of(f"{file}:score")
+    file.unlink()
+    (work,) = toy_work(_load(), FEW, 1)
+    outcome = run_all([replace(work, reward=reward)], _load)[work.name]
+    assert all(sample.reward == sum(sample.tokens) / 20 for sample in outcome.finished)
+
+
+def test_a_reward_that_fails_on_one_problem_is_one_failed_line_and_the_others_go_on(tmp_path):
+    file = tmp_path / "own.py"
+    file.write_text(
+        "def score(series, context):\n"
+        "    if context.history.mean() > 300:\n"
+        "        raise KeyError('no such thing')\n"
+        "    return -series.std(axis=1)\n"
+    )
+    settings = SETTINGS | {"methods": ["sample", "residual_ts"], "reward": f"{file}:score"}
+    have = _lines(tmp_path / "fleet", settings, on_fleet(fleet_config({})))
+    assert have == _lines(tmp_path / "here", settings, in_process())
+    failed = {pair: line["error"] for pair, line in have.items() if line["status"] == "failed"}
+    assert failed.keys() == {(0, "sample"), (0, "residual_ts")} and len(have) == 6
+    assert all("no such thing" in error for error in failed.values())
+
+
+def _broken() -> Toy:
+    raise FileNotFoundError("no weights at this path")
+
+
+def test_a_model_that_never_loads_ends_the_run_and_says_why():
+    begin = time.monotonic()
+    with pytest.raises(FleetError, match=r"no model-server can be started; model-server-0: .*no weights at this path"):
+        run_all(toy_work(_load(), FEW, 2), _broken)
+    assert time.monotonic() - begin < 60
+    wait_until(lambda: not actor_processes(), 20, "the actors to end")
+
+
+@pytest.mark.parametrize("end", ["to the end", "closed", "interrupted"])
+def test_no_actor_outlives_its_run(end):
+    runs = run_fleet(
+        toy_work(_load(), FEW, 6), fleet_config({"searchers": 2, "problems_per_searcher": 1}), _load, max_new_tokens=4
+    )
+    next(runs)
+    assert actor_processes().keys() == {"controller", "model-server-0", "searcher-0", "searcher-1"}
+    if end == "to the end":
+        assert len(list(runs)) == 5
+    elif end == "closed":
+        runs.close()
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            runs.throw(KeyboardInterrupt())
+    wait_until(lambda: not actor_processes(), 20, "the actors to end")
