@@ -17,7 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.config import FleetConfig
 from actors.controller import Report
-from actors.remote import ControllerActor
+from actors.remote import ControllerActor, reason
 from actors.searcher import Outcome
 from actors.work import Loader, Work
 from sdt_dist.errors import FleetError, SdtError
@@ -78,7 +78,9 @@ def _ask(method: Any, *arguments: Any, timeout_s: float) -> Any:
                 raise FleetError("the controller cannot be reached; run again with --resume.") from error
             time.sleep(0.1)
         except ActorDiedError as error:
-            raise FleetError("the controller died; finished work is kept, run again with --resume.") from error
+            raise FleetError(
+                f"the controller died ({reason(error)}); finished work is kept, run again with --resume."
+            ) from error
         except GetTimeoutError as error:
             raise FleetError(f"waited {timeout_s:.0f} s for the controller; run again with --resume.") from error
         except RayTaskError as error:

@@ -50,22 +50,22 @@ class RayEndpoint(Endpoint):
         try:
             return await within(_result(getattr(self.handle, method).remote(*arguments)), timeout_s, what)
         except ActorDiedError as error:
-            raise GoneError(f"{self.name} died: {_reason(error)}") from error
+            raise GoneError(f"{self.name} died: {reason(error)}") from error
         except ActorUnavailableError as error:
-            raise UnreachableError(f"{self.name} cannot be reached: {_reason(error)}") from error
+            raise UnreachableError(f"{self.name} cannot be reached: {reason(error)}") from error
         except RayTaskError as error:
             if isinstance(error.cause, SdtError):
                 raise error.cause from None
             raise FleetError(f"{what} raised {type(error.cause).__name__}: {error.cause}") from error
         except RayError as error:
-            raise UnreachableError(f"{what}: {type(error).__name__}: {_reason(error)}") from error
+            raise UnreachableError(f"{what}: {type(error).__name__}: {reason(error)}") from error
 
 
 async def _result(ref: Any) -> Any:
     return await ref
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """Why, in one line: what Ray's message says after its last detail or line of a traceback, which are indented."""
     lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     details = [place for place, line in enumerate(lines) if line[0].isspace()]
@@ -216,4 +216,4 @@ class ControllerActor:
         await self._controller.stop()
 
     def __repr__(self) -> str:
-        return f"controller ({self._controller.total} searches)"
+        return f"controller ({self._controller.total} searches)" if hasattr(self, "_controller") else "controller"

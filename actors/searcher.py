@@ -59,7 +59,7 @@ class _Lane:
     """A crew with its own process, model calls and loop."""
 
     def __init__(self, searcher: Searcher, settings: SearcherSettings, number: int) -> None:
-        self.model = RemoteModel(settings.card)
+        self.model, self.is_forecaster = RemoteModel(settings.card), settings.card.kind == "forecaster"
         self.process: TokenProcess = process_of(
             settings.card, self.model, settings.max_new_tokens, **settings.law_options
         )
@@ -140,8 +140,9 @@ class Searcher:
             lane.task.add_done_callback(lambda task: self._abandon(lane, task))
 
     def _open(self, lane: _Lane, work: Work) -> tuple[Session, Any]:
-        context = RewardContext(prompt=work.context) if isinstance(work.context, str) else RewardContext(work.context)
-        reward = work.reward.build(context)
+        history = work.context if lane.is_forecaster else None  # token ids are no history
+        prompt = work.context if isinstance(work.context, str) else None
+        reward = work.reward.build(RewardContext(history, prompt))
         problem = SearchProblem(work.problem, lane.process.root(work.context), reward)
         options = validate_options(work.method, work.options)
         return open_search(

@@ -129,7 +129,7 @@ class PlainBackend:
     """Spawns targets in this process; `alive` are the incarnations that nobody killed."""
 
     def __init__(
-        self, load: Callable[[], Any], loss: float = 0.0, seed: int = 0, folder: Path = Path("no folder")
+        self, load: Callable[[], Any], loss: float = 0.0, seed: int = 0, folder: Path | None = None
     ) -> None:
         self._load, self._random, self.loss, self._folder = load, random.Random(seed), loss, folder
         self.alive: dict[str, MortalEndpoint] = {}
@@ -143,6 +143,7 @@ class PlainBackend:
 
     def _make(self, kind: str, name: str) -> Any:
         if kind == "store-shard":
+            assert self._folder is not None, "a fleet with shards needs a folder"
             return ShardTarget(name, self._folder)
         return ServerTarget(self._load(), name) if kind == "model-server" else SearcherTarget(name)
 

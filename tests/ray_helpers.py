@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import psutil
+import ray
 
 from actors.config import fleet_config
 from actors.fleet import Watch, run_fleet
@@ -14,20 +15,19 @@ from actors.searcher import Outcome
 from actors.work import Work
 
 
-def actor_processes(of: int | None = None) -> dict[str, int]:
-    """{actor's place, such as searcher-0: pid} of every fleet actor under a process; default: this one.
+def actor_processes() -> dict[str, int]:
+    """{actor's place, such as searcher-0: pid} of every fleet actor that Ray's table calls alive.
 
-    Ray titles a worker after its actor: `ray::sdt:searcher-0.2`, the number after the point being the incarnation.
+    The public state API needs the dashboard, which tests do without.
     """
-    found = {}
-    for process in psutil.Process(of).children(recursive=True):
-        try:
-            title = " ".join(process.cmdline()[:1])
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue
-        if title.startswith("ray::sdt:"):
-            found[title.removeprefix("ray::sdt:").partition(" ")[0].partition(":")[0].partition(".")[0]] = process.pid
-    return found
+    alive = [a for a in ray._private.state.actors().values() if a["State"] == "ALIVE" and a["Name"].startswith("sdt:")]
+    return {actor["Name"].removeprefix("sdt:").partition(".")[0]: actor["Pid"] for actor in alive}
+
+
+def wait_for_deaths(pids: Iterable[int], timeout_s: float = 20.0) -> None:
+    """Until none of these processes lives and Ray calls no fleet actor alive."""
+    wait_until(lambda: not any(map(psutil.pid_exists, pids)), timeout_s, "the actors' processes to end")
+    wait_until(lambda: not actor_processes(), timeout_s, "the actors to end")
 
 
 def wait_until(condition: Callable[[], Any], timeout_s: float, what: str) -> Any:

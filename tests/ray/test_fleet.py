@@ -20,7 +20,7 @@ from sdt_dist.evaluation.runner import in_process, make_plan, run_evaluation
 from sdt_dist.models.toy import Toy
 from sdt_dist.search.methods import method_names
 from tests.fleet_helpers import TOY, alone, same, toy_work
-from tests.ray_helpers import actor_processes, run_all, wait_until
+from tests.ray_helpers import actor_processes, run_all, wait_for_deaths
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 
@@ -107,7 +107,7 @@ def test_a_model_that_never_loads_ends_the_run_and_says_why():
     with pytest.raises(FleetError, match=r"no model-server can be started; model-server-0: .*no weights at this path"):
         run_all(toy_work(_load(), FEW, 2), _broken)
     assert time.monotonic() - begin < 60
-    wait_until(lambda: not actor_processes(), 20, "the actors to end")
+    wait_for_deaths([])
 
 
 @pytest.mark.parametrize("end", ["to the end", "closed", "interrupted"])
@@ -116,7 +116,8 @@ def test_no_actor_outlives_its_run(end):
         toy_work(_load(), FEW, 6), fleet_config({"searchers": 2, "problems_per_searcher": 1}), _load, max_new_tokens=4
     )
     next(runs)
-    assert actor_processes().keys() == {"controller", "model-server-0", "searcher-0", "searcher-1"}
+    actors = actor_processes()
+    assert actors.keys() == {"controller", "model-server-0", "searcher-0", "searcher-1"}
     if end == "to the end":
         assert len(list(runs)) == 5
     elif end == "closed":
@@ -124,4 +125,4 @@ def test_no_actor_outlives_its_run(end):
     else:
         with pytest.raises(KeyboardInterrupt):
             runs.throw(KeyboardInterrupt())
-    wait_until(lambda: not actor_processes(), 20, "the actors to end")
+    wait_for_deaths(actors.values())
