@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install evaluate test check bench clean
+.PHONY: install evaluate test test-chaos check bench clean
 
 install: $(STAMP)
 
@@ -18,6 +18,9 @@ evaluate: install
 
 test: install
 	$(BIN)/python -m pytest
+
+test-chaos: install
+	$(BIN)/python -m pytest -m chaos tests/chaos
 
 check: install
 	$(BIN)/ruff check .

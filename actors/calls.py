@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from actors.endpoint import Endpoint, GoneError, UnreachableError
-from actors.model_server import BusyError, ModelAnswer, ModelCall
+from actors.endpoint import Endpoint, GoneError, repeat_while_unreachable
 from sdt_dist.errors import FleetError
 from sdt_dist.models.card import ModelCard
+from sdt_dist.models.serving import BusyError, ModelAnswer, ModelCall
 from sdt_dist.models.wire import pack_requests, unpack_replies
 from sdt_dist.protocols import ExpandRequest, Expansion, PriorLaw, Rollout, RolloutRequest, Root
 from sdt_dist.values.keys import shard_of
@@ -146,30 +146,31 @@ class ServerCalls:
         """
         self._count += 1
         name, packed = f"{self._owner}/{self._crew}/{self._count}", pack_requests(requests, self._law)
-        deadline, deaths, pause_s = self._clock() + self._timeout_s, 0, 0.05
-        while True:
+        call, deaths = ModelCall(name, packed, self._timeout_s, released), list[GoneError]()
+        deadline, what = self._clock() + self._timeout_s, f"{len(requests)} requests"
+        try:
+            return await repeat_while_unreachable(
+                lambda: self._try(call, what, deadline, deaths), deadline=deadline, clock=self._clock, also=BusyError
+            )
+        finally:
+            self.waits_for = ""
+
+    async def _try(
+        self, call: ModelCall, what: str, deadline: float, deaths: list[GoneError]
+    ) -> tuple[list[Expansion | Rollout], float]:
+        """Ask the crew's server, and the next one at once where it is found dead."""
+        while len(deaths) < _MOST_DEATHS:
+            self.waits_for = f"a model server for {what}"
             server = await self._directory.server(self._crew, deadline)
-            self.waits_for = f"{len(requests)} requests at {server.name}"
-            left = max(deadline - self._clock(), 0.001)
+            self.waits_for = f"{what} at {server.name}"
+            left_s = max(deadline - self._clock(), 0.001)
             try:
-                reply: ModelAnswer = await server.call(
-                    "answer", ModelCall(name, packed, len(requests), left, released), timeout_s=left
-                )
+                reply: ModelAnswer = await server.call("answer", replace(call, timeout_s=left_s), timeout_s=left_s)
+                return unpack_replies(reply.packed, server.first_call), reply.seconds
             except GoneError as error:
                 self._directory.suspect(server)
-                deaths += 1
-                if deaths >= _MOST_DEATHS:
-                    raise ServersDiedError(
-                        f"{deaths} model servers died on {len(requests)} requests ({error})."
-                    ) from error
-            except (UnreachableError, BusyError):
-                if self._clock() + pause_s > deadline:
-                    raise
-                await asyncio.sleep(pause_s)
-                pause_s = min(2 * pause_s, 2.0)
-            else:
-                self.waits_for = ""
-                return unpack_replies(reply.packed, server.first_call), reply.seconds
+                deaths.append(error)
+        raise ServersDiedError(f"{len(deaths)} model servers died on {what} ({deaths[-1]}).") from deaths[-1]
 
 
 class StoreCalls:
@@ -179,7 +180,7 @@ class StoreCalls:
         self._directory, self._timeout_s, self._clock = directory, timeout_s, clock
 
     async def exchange(self, requests: Sequence[ShareRequest]) -> list[Shared]:
-        """Answers in order. An exchange may be repeated at will, so every failure but the deadline is tried again."""
+        """Answers in order; a shard that died or cannot be reached is asked again, which is harmless, till the deadline."""
         if not requests:
             return []
         deadline = self._clock() + self._timeout_s
@@ -198,14 +199,14 @@ class StoreCalls:
         return [found[place] for place in range(len(requests))]
 
     async def _ask(self, number: int, requests: list[ShareRequest], deadline: float) -> list[Shared]:
-        pause_s = 0.05
+        return await repeat_while_unreachable(
+            lambda: self._try(number, requests, deadline), deadline=deadline, clock=self._clock
+        )
+
+    async def _try(self, number: int, requests: list[ShareRequest], deadline: float) -> list[Shared]:
         while True:
             shard = await self._directory.shard(number, deadline)
-            left = max(deadline - self._clock(), 0.001)
             try:
-                return await shard.call("exchange", requests, timeout_s=left)
+                return await shard.call("exchange", requests, timeout_s=max(deadline - self._clock(), 0.001))
             except GoneError:
                 self._directory.suspect(shard)
-            except UnreachableError:
-                await asyncio.sleep(pause_s)
-                pause_s = min(2 * pause_s, 2.0)

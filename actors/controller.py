@@ -55,7 +55,7 @@ class _Lease:
 
 
 class Controller:
-    """Runs `work` on a fleet; `settings` lacks the card, which the first model server that is ready gives."""
+    """Runs `work` on a fleet, whose model servers tell it what they serve; `law_options` change the law p of that."""
 
     def __init__(
         self,

@@ -35,19 +35,11 @@ class Endpoint:
         return (place % 4096 * 4096 + self.incarnation % 4096) << 36
 
     async def call(self, method: str, *arguments: Any, timeout_s: float | None) -> Any:
-        """The result of a method; GoneError, UnreachableError, an SdtError of its own, or FleetError after timeout_s (None: never)."""
+        """The result of a method.
+
+        GoneError, UnreachableError, an SdtError of its own, or FleetError after timeout_s (None: never).
+        """
         raise NotImplementedError
-
-
-class PlainEndpoint(Endpoint):
-    """An object of this process behind the same seam, for tests and for fleets of one."""
-
-    def __init__(self, name: str, target: Any, incarnation: int = 0) -> None:
-        super().__init__(name, incarnation)
-        self.target = target
-
-    async def call(self, method: str, *arguments: Any, timeout_s: float | None) -> Any:
-        return await within(getattr(self.target, method)(*arguments), timeout_s, f"{method} of {self.name}")
 
 
 async def within(awaitable: Any, timeout_s: float | None, what: str) -> Any:
@@ -65,13 +57,21 @@ async def within(awaitable: Any, timeout_s: float | None, what: str) -> Any:
 
 
 async def repeat_while_unreachable(
-    make: Callable[[], Any], *, deadline: float, clock: Callable[[], float], pause_s: float = 0.05
+    make: Callable[[], Any],
+    *,
+    deadline: float,
+    clock: Callable[[], float],
+    pause_s: float = 0.05,
+    also: type[FleetError] = UnreachableError,
 ) -> Any:
-    """`await make()` again and again, ever more slowly, while it raises UnreachableError; the last one after `deadline`."""
+    """`await make()` again and again, ever more slowly, while it raises UnreachableError (or `also`).
+
+    The last error is raised when the next try would come after `deadline`.
+    """
     while True:
         try:
             return await make()
-        except UnreachableError:
+        except (UnreachableError, also):
             if clock() + pause_s >= deadline:
                 raise
             await asyncio.sleep(pause_s)

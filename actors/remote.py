@@ -22,12 +22,12 @@ from actors.config import FleetConfig, Placement
 from actors.controller import Controller, Report
 from actors.endpoint import Endpoint, GoneError, UnreachableError, within
 from actors.metrics import Exporter
-from actors.model_server import ModelAnswer, ModelCall, ModelServer
 from actors.searcher import Outcome, Searcher, SearcherSettings
 from actors.store_shard import StoreShard
 from actors.work import Loader, Work
 from sdt_dist.errors import FleetError, SdtError
 from sdt_dist.models.card import ModelCard, card_of
+from sdt_dist.models.serving import ModelAnswer, ModelCall, ModelServer
 from sdt_dist.values.records import Shared, ShareRequest
 
 _OPTIONS = {
@@ -48,7 +48,7 @@ class RayEndpoint(Endpoint):
     async def call(self, method: str, *arguments: Any, timeout_s: float | None) -> Any:
         what = f"{method} of {self.name}"
         try:
-            return await within(_result(getattr(self.handle, method).remote(*arguments)), timeout_s, what)
+            return await within(getattr(self.handle, method).remote(*arguments), timeout_s, what)
         except ActorDiedError as error:
             raise GoneError(f"{self.name} died: {reason(error)}") from error
         except ActorUnavailableError as error:
@@ -59,10 +59,6 @@ class RayEndpoint(Endpoint):
             raise FleetError(f"{what} raised {type(error.cause).__name__}: {error.cause}") from error
         except RayError as error:
             raise UnreachableError(f"{what}: {type(error).__name__}: {reason(error)}") from error
-
-
-async def _result(ref: Any) -> Any:
-    return await ref
 
 
 def reason(error: Exception) -> str:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
+from actors.calls import Routes
 from actors.endpoint import Endpoint, GoneError
 from actors.health import Health, HealthPolicy
 from sdt_dist.errors import FleetError, SdtError
@@ -24,7 +25,7 @@ class Slot:
         self.incarnation = 0
         self.status: dict[str, Any] = {}
         self.configured = False
-        self.routes: Any = None  # as last told to a searcher
+        self.routes: Routes | None = None  # as last told to a searcher
         self.leases: dict[str, Any] = {}  # what a searcher works on
         self._gone = asyncio.Event()
         self._gone_reason = ""

@@ -1,4 +1,4 @@
-"""Test-wide settings: no display, no hub, and `data` tests only where SDT_DATA_DIR points to the data."""
+"""Test-wide settings: no display, no hub, `data` tests only where SDT_DATA_DIR points to the data, `chaos` tests on demand."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def one_thread() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect `data` tests when there is no data directory: they are not run, and not counted as skipped."""
+    """Deselect `data` tests without a data directory, and `chaos` tests unless -m names them; they count as not run."""
     folder = os.environ.get("SDT_DATA_DIR")
-    if folder and Path(folder).is_dir():
-        return
-    without = [item for item in items if item.get_closest_marker("data") is None]
-    if len(without) < len(items):
-        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("data")])
-        items[:] = without
+    unwanted = [] if folder and Path(folder).is_dir() else ["data"]
+    unwanted += [] if "chaos" in config.option.markexpr else ["chaos"]
+    left_out = [item for item in items if any(item.get_closest_marker(name) for name in unwanted)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]

@@ -12,13 +12,13 @@ from actors.config import FleetConfig
 from actors.controller import Controller
 from actors.endpoint import Endpoint, GoneError, UnreachableError, within
 from actors.health import HealthPolicy
-from actors.model_server import ModelServer
 from actors.searcher import Outcome, Searcher
 from actors.store_shard import StoreShard
 from actors.work import GivenReward, Work
 from sdt_dist.errors import FleetError, SdtError
 from sdt_dist.models.card import card_of
 from sdt_dist.models.process import TokenProcess
+from sdt_dist.models.serving import ModelServer
 from sdt_dist.models.toy import Toy
 from sdt_dist.protocols import PriorLaw, RolloutRequest, Root
 from sdt_dist.search.api import run_searches
@@ -39,8 +39,7 @@ class ServerTarget:
 
     def stop(self) -> None:
         """Its process is dead."""
-        if self.server._worker is not None:
-            self.server._worker.cancel()
+        self.server.close()
 
     async def card(self) -> Any:
         return self._card
@@ -128,9 +127,7 @@ class MortalEndpoint(Endpoint):
 class PlainBackend:
     """Spawns targets in this process; `alive` are the incarnations that nobody killed."""
 
-    def __init__(
-        self, load: Callable[[], Any], loss: float = 0.0, seed: int = 0, folder: Path | None = None
-    ) -> None:
+    def __init__(self, load: Callable[[], Any], loss: float = 0.0, seed: int = 0, folder: Path | None = None) -> None:
         self._load, self._random, self.loss, self._folder = load, random.Random(seed), loss, folder
         self.alive: dict[str, MortalEndpoint] = {}
         self.spawned: list[str] = []

@@ -14,7 +14,6 @@ import json
 import logging
 import math
 import ssl
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from safetensors.numpy import load, save
 
 from sdt_dist.errors import ConfigurationError, FleetError, SdtError
 from sdt_dist.models.card import ModelCard
+from sdt_dist.models.columns import Arrays, pack_lists, unpack_lists
 from sdt_dist.models.http_api import (
     ANSWER,
     CLIENT_ID,
@@ -38,13 +38,20 @@ from sdt_dist.models.http_api import (
     error_json,
     is_loopback,
 )
-from sdt_dist.models.http_queue import BusyError, Call, LateError, ModelQueue
 from sdt_dist.models.process import check_law
-from sdt_dist.models.wire import WIRE_VERSION, check_tokens, num_rows, pack_replies, unpack_requests
-from sdt_dist.protocols import LogitsModel, RolloutRequest
+from sdt_dist.models.serving import BusyError, LateError, ModelCall, ModelServer, NameTakenError
+from sdt_dist.models.wire import WIRE_VERSION, check_counts, check_tokens, law_of, num_rows
+from sdt_dist.protocols import LogitsModel
 
 _LOG = logging.getLogger(__name__)
-_MOST_ANSWERS, _MOST_ANSWER_BYTES, _LONGEST_NAME = 256, 128 << 20, 128
+_LONGEST_NAME = 128
+_STATUS: dict[type[SdtError], int] = {
+    NameTakenError: 409,
+    BusyError: 503,
+    LateError: 504,
+    FleetError: 500,
+    SdtError: 400,
+}
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -70,10 +77,10 @@ class ModelService:
 
     def __init__(self, model: LogitsModel, card: ModelCard, token: str, limits: ServerLimits | None = None) -> None:
         self.card, self.limits = card, limits or ServerLimits()
-        self._queue = ModelQueue(model, max_rows=self.limits.max_rows, queue_rows=self.limits.queue_rows)
+        self.server = ModelServer(
+            model, name="server", max_rows=self.limits.max_rows, queue_rows=self.limits.queue_rows
+        )
         self._authorization = f"Bearer {token}".encode()
-        self._answers: dict[str, tuple[bytes, asyncio.Task[bytes]]] = {}
-        self._sizes: OrderedDict[str, int] = OrderedDict()  # bytes of the answers that are there
         self._described = json.dumps({
             "version": WIRE_VERSION,
             "card": json.loads(card.to_json()),
@@ -101,12 +108,9 @@ class ModelService:
             return _failure(error.status, FleetError(f"{request.method} {request.path}: {error.reason}"))
         except _Refused as refused:
             return _failure(refused.status, refused.error)
-        except BusyError as error:
-            return _failure(503, error, {"Retry-After": "1"})
-        except LateError as error:
-            return _failure(504, error)
         except SdtError as error:
-            return _failure(500 if isinstance(error, FleetError) else 400, error)
+            status = next(status for kind, status in _STATUS.items() if isinstance(error, kind))
+            return _failure(status, error, {"Retry-After": "1"} if status == 503 else None)
         except Exception as error:  # noqa: BLE001 (the caller gets it, the log its traceback)
             _LOG.error("%s %s failed", request.method, request.path, exc_info=error)
             return _failure(500, FleetError(f"server: {type(error).__name__}: {error}"))
@@ -131,16 +135,11 @@ class ModelService:
     async def _answer(self, request: web.Request) -> web.Response:
         """Packed replies to packed requests; a message that was sent before gets its first answer again."""
         self._check_model(request)
-        name, client, body = _header(request, REQUEST_ID), _header(request, CLIENT_ID), await request.read()
-        digest = hashlib.blake2b(body, digest_size=16).digest()
-        if name not in self._answers:
-            task = asyncio.create_task(self._compute(client, body, _timeout_s(request)))
-            task.add_done_callback(lambda done: self._settle(name, done))
-            self._answers[name] = (digest, task)
-        known, task = self._answers[name]
-        if known != digest:
-            raise _Refused(409, ConfigurationError(f"{REQUEST_ID}: {name} was used for other requests; use a new one."))
-        return web.Response(body=await asyncio.shield(task), content_type="application/octet-stream")
+        name, client, timeout_s = _header(request, REQUEST_ID), _header(request, CLIENT_ID), _timeout_s(request)
+        asked = self._checked(await request.read())
+        answer = await self.server.answer(ModelCall(name, asked | _owned(asked, client), timeout_s))
+        body = save({name: np.ascontiguousarray(array) for name, array in answer.packed.items()})
+        return web.Response(body=body, content_type="application/octet-stream")
 
     async def _release(self, request: web.Request) -> web.Response:
         client, body = _header(request, CLIENT_ID), await request.read()
@@ -148,11 +147,11 @@ class ModelService:
             digests = [bytes.fromhex(digest) for digest in json.loads(body)["digests"]]
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise ConfigurationError('release: the body must be {"digests": [hex, ...]}.') from error
-        await self._queue.release(client, digests)
+        await self.server.release([_own_digest(client, digest) for digest in digests])
         return web.json_response({"released": len(digests)})
 
-    async def _compute(self, client: str, body: bytes, timeout_s: float) -> bytes:
-        """Unpack, check, answer and pack one message."""
+    def _checked(self, body: bytes) -> Arrays:
+        """The packed requests of a message, if the model can be asked them."""
         try:
             arrays = load(body)
         except (SafetensorError, KeyError, ValueError, TypeError) as error:
@@ -161,25 +160,9 @@ class ModelService:
         if not 1 <= rows <= self.limits.max_rows:
             raise ConfigurationError(f"request: {rows} rows, allowed 1 to {self.limits.max_rows}; send several.")
         check_tokens(arrays, self.card.vocab_size)
-        requests, law = unpack_requests(arrays)
-        check_law(law, self.card.vocab_size)
-        for asked in requests:
-            least, count = (0, asked.num_tokens) if isinstance(asked, RolloutRequest) else (1, asked.num_children)
-            if not least <= count <= max(self.card.max_context, self.card.vocab_size):
-                raise ConfigurationError(f"request: num_tokens or num_children of {count}, allowed {least} or more.")
-        packed = pack_replies(await self._queue.answer(Call(client, requests, law, timeout_s)))
-        return save({name: np.ascontiguousarray(array) for name, array in packed.items()})
-
-    def _settle(self, name: str, task: asyncio.Task[bytes]) -> None:
-        """Keep recent answers only, and no failure: a repeated message may do better."""
-        if task.cancelled() or task.exception() is not None:
-            self._answers.pop(name, None)
-            return
-        self._sizes[name] = len(task.result())
-        while len(self._sizes) > _MOST_ANSWERS or (
-            len(self._sizes) > 1 and sum(self._sizes.values()) > _MOST_ANSWER_BYTES
-        ):
-            self._answers.pop(self._sizes.popitem(last=False)[0], None)
+        check_counts(arrays, max(self.card.max_context, self.card.vocab_size))
+        check_law(law_of(arrays), self.card.vocab_size)
+        return arrays
 
     def _check_model(self, request: web.Request) -> None:
         identity = request.headers.get(IDENTITY)
@@ -193,7 +176,7 @@ class ModelService:
             )
 
     async def _close(self, app: web.Application) -> None:
-        self._queue.close()
+        self.server.close()
 
 
 async def serve(
@@ -245,6 +228,16 @@ def tls_context(certificate: Path | None, key: Path | None) -> ssl.SSLContext | 
     except (OSError, ssl.SSLError) as error:
         raise ConfigurationError(f"tls-cert, tls-key: {certificate}, {key} cannot be used ({error}).") from error
     return context
+
+
+def _owned(asked: Arrays, client: str) -> Arrays:
+    """A message's problems under digests of its client's own, so that no client changes what another's search costs."""
+    digests = unpack_lists(asked, "digest", np.uint8)
+    return pack_lists("digest", [_own_digest(client, bytes(digest)) for digest in digests], np.uint8)
+
+
+def _own_digest(client: str, digest: bytes) -> bytes:
+    return hashlib.blake2b(repr((client, digest)).encode(), digest_size=16).digest()
 
 
 def _header(request: web.Request, name: str) -> str:

@@ -71,7 +71,7 @@ def num_rows(arrays: Mapping[str, np.ndarray]) -> int:
 
 def unpack_requests(arrays: Mapping[str, np.ndarray]) -> tuple[list[ModelRequest], PriorLaw]:
     """The requests of a message and their law; equal roots are one object. ConfigurationError when malformed."""
-    law, roots, size = unpack_law(column(arrays, "law", np.uint8).tobytes()), _roots(arrays), num_rows(arrays)
+    law, roots, size = law_of(arrays), _roots(arrays), num_rows(arrays)
     place, has_key = column(arrays, "root", np.int32, size), column(arrays, "has_key", np.bool_, size)
     require(not size or (place.min() >= 0 and place.max() < len(roots)), "root", f"0 to {len(roots) - 1}")
     rows = zip(
@@ -98,6 +98,25 @@ def check_tokens(arrays: Mapping[str, np.ndarray], vocab_size: int) -> None:
         if len(ids) and (ids.min() < 0 or ids.max() >= vocab_size):
             bad = int(ids[(ids < 0) | (ids >= vocab_size)][0])
             raise ContextError(f"{name}: token id {bad}, allowed 0 to {vocab_size - 1}.")
+
+
+def check_counts(arrays: Mapping[str, np.ndarray], most_tokens: int) -> None:
+    """ConfigurationError for a rollout of more than `most_tokens` or an expansion without children.
+
+    More children than there are tokens mean all of them.
+    """
+    is_rollout = column(arrays, "is_rollout", np.bool_)
+    counts = column(arrays, "count", np.int64, len(is_rollout))
+    wrong = counts[np.where(is_rollout, (counts < 0) | (counts > most_tokens), counts < 1)]
+    if len(wrong):
+        raise ConfigurationError(
+            f"request: num_tokens or num_children of {wrong[0]}, allowed 0 to {most_tokens} tokens, 1 or more children."
+        )
+
+
+def law_of(arrays: Mapping[str, np.ndarray]) -> PriorLaw:
+    """The law of a message of requests; ConfigurationError when malformed."""
+    return _unpack_law(column(arrays, "law", np.uint8).tobytes())
 
 
 def pack_replies(replies: Sequence[ModelReply]) -> Arrays:
@@ -219,7 +238,7 @@ def _pack_law(law: PriorLaw) -> np.ndarray:
 
 
 @lru_cache(maxsize=64)
-def unpack_law(text: bytes) -> PriorLaw:
+def _unpack_law(text: bytes) -> PriorLaw:
     """The law that JSON describes. ConfigurationError for another version of the wire, or for anything malformed."""
     try:
         values = json.loads(text)

@@ -7,14 +7,15 @@ import asyncio
 import numpy as np
 import pytest
 
-from actors.calls import Directory, RemoteModel, Routes, ServerCalls, ServersDiedError
-from actors.endpoint import Endpoint, GoneError, PlainEndpoint, UnreachableError, repeat_while_unreachable, within
-from actors.model_server import BusyError, ModelServer
+from actors.calls import Directory, RemoteModel, Routes, ServerCalls, ServersDiedError, StoreCalls
+from actors.endpoint import Endpoint, GoneError, UnreachableError, repeat_while_unreachable, within
 from sdt_dist.errors import FleetError
 from sdt_dist.models.card import card_of
+from sdt_dist.models.serving import BusyError, ModelServer
 from sdt_dist.models.toy import Toy
 from sdt_dist.protocols import Root
-from tests.fleet_helpers import LAW, TOY, Clock, toy_requests, toy_tokens
+from sdt_dist.values.records import ShareRequest
+from tests.fleet_helpers import LAW, TOY, Clock, MortalEndpoint, toy_requests, toy_tokens
 
 
 class Scripted(Endpoint):
@@ -112,7 +113,33 @@ def test_a_server_that_never_answers_is_named_while_it_is_waited_for_and_at_the_
         with pytest.raises(FleetError, match="waited 1 s for answer of model-server-5"):
             await task
 
-    _calls(PlainEndpoint("model-server-5", Silent()), timeout_s=0.7, run=run)
+    silent = Scripted("model-server-5")
+    silent.server = Silent()
+    _calls(silent, timeout_s=0.7, run=run)
+
+
+def test_a_crew_without_a_server_says_that_it_waits_for_one():
+    async def run(calls, directory):
+        task = asyncio.create_task(calls.call(toy_requests(1)))
+        await asyncio.sleep(0.05)
+        assert calls.waits_for == "a model server for 2 requests"
+        await directory.update(Routes((Scripted("model-server-0"),), (0,), version=1))
+        assert _names(await task) == toy_tokens(1)
+        assert calls.waits_for == ""
+
+    _calls(run=run)
+
+
+def test_an_exchange_with_a_shard_that_stays_out_of_reach_ends_at_its_deadline():
+    async def run():
+        directory = Directory()
+        shard = MortalEndpoint("store-shard-0", 0, None, lambda method: True)
+        await directory.update(Routes(shards=(shard,)))
+        async with asyncio.timeout(10):
+            with pytest.raises(UnreachableError, match="request lost"):
+                await StoreCalls(directory, timeout_s=0.3).exchange([ShareRequest("key", "team")])
+
+    asyncio.run(run())
 
 
 def test_older_routes_that_come_late_are_ignored():

@@ -8,9 +8,12 @@ import random
 import pytest
 
 from actors.config import fleet_config
+from sdt_dist.models.card import card_of
+from sdt_dist.models.loading import load_model
 from sdt_dist.models.toy import Toy
 from sdt_dist.search.methods import method_names
 from tests.fleet_helpers import TOY, PlainBackend, alone, run_controller, same, toy_work
+from tests.http_helpers import TOKEN, RunningServer
 
 METHODS = {
     name: {"num_samples": 4} | ({} if name in ("greedy", "sample") else {"num_rollouts": 40}) for name in method_names()
@@ -35,6 +38,24 @@ def test_a_fleet_gives_the_samples_of_one_process(searchers, servers):
         want = alone(_load(), w)
         assert same(outcomes[w.name], want), w.name
         assert outcomes[w.name].nfe == want.nfe, w.name
+
+
+def test_a_fleet_reaches_a_model_over_http_and_gives_the_samples_of_one_process(monkeypatch):
+    """A Mac outside the cluster: the fleet's model servers pass on what they are asked."""
+    monkeypatch.setenv("SDT_HTTP_TOKEN", TOKEN)
+    work, remotes = toy_work(_load(), METHODS, 3), []
+
+    def reach():
+        remotes.append(load_model(server.url))
+        return remotes[-1]
+
+    with RunningServer(_load(), card_of(_load(), "toy")) as server:
+        outcomes = _run(work, PlainBackend(reach), fleet_config({"searchers": 2, "servers": 2}))
+        for remote in remotes:
+            remote.model.close()
+    assert len(remotes) == 2
+    assert [w.name for w in work if not same(outcomes[w.name], alone(_load(), w))] == []
+    assert [w.name for w in work if outcomes[w.name].nfe != alone(_load(), w).nfe] == []
 
 
 @pytest.mark.parametrize("victim", ["model-server-0", "searcher-0"])

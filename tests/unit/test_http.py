@@ -152,6 +152,11 @@ def test_mixed_replies_keep_their_order_and_an_empty_call_sends_nothing(plain):
     assert [type(reply).__name__ for reply in unpack_replies(load(answer))] == ["Rollout", "Expansion", "Rollout"]
 
 
+def test_more_children_than_tokens_are_all_of_them_as_at_home(plain):
+    (reply,) = plain.client().expand([ExpandRequest(ROOT, (), 40)], LAW)
+    assert sorted(reply.children.tolist()) == list(range(5))
+
+
 def test_clients_do_not_share_problems_nor_their_cost(plain):
     counts = []
     for _ in range(2):
@@ -169,7 +174,7 @@ def test_clients_do_not_share_problems_nor_their_cost(plain):
 def test_problems_that_are_never_released_go_by_themselves():
     model = Toy(5, 6, 1.0)
     with RunningServer(model, card_of(model)) as server:
-        server.service._queue._max_problems = 3
+        server.service.server._max_problems = 3
         client = server.client()
         for number in range(9):
             client.expand([ExpandRequest(Root((1,), bytes([number])), (), 2)], LAW)
@@ -192,16 +197,17 @@ def test_a_repeated_message_is_computed_once(gated):
     assert len({answer for _, answer, _ in answers}) == 1
     assert model.batches == [3]
     assert post(server, packed(rollouts(2)))[0] == 409
+    assert post(server, body, **{CLIENT_ID: "somebody else"})[0] == 409
 
 
 def test_old_answers_are_forgotten(plain, monkeypatch):
-    monkeypatch.setattr("sdt_dist.models.http_server._MOST_ANSWERS", 3)
+    monkeypatch.setattr("sdt_dist.models.serving._MOST_ANSWERS", 3)
     for number in range(6):
         assert post(plain, packed(rollouts(1, number)), f"old {number}")[0] == 200
-    assert list(plain.service._answers) == list(plain.service._sizes) == ["old 3", "old 4", "old 5"]
-    monkeypatch.setattr("sdt_dist.models.http_server._MOST_ANSWER_BYTES", 10)
+    assert list(plain.service.server._known) == list(plain.service.server._kept) == ["old 3", "old 4", "old 5"]
+    monkeypatch.setattr("sdt_dist.models.serving._MOST_ANSWER_BYTES", 10)
     assert post(plain, packed(rollouts(1)), "large")[0] == 200
-    assert list(plain.service._answers) == ["large"]
+    assert list(plain.service.server._known) == ["large"]
 
 
 def test_a_lost_connection_is_made_anew_and_costs_nothing(plain):
@@ -209,9 +215,9 @@ def test_a_lost_connection_is_made_anew_and_costs_nothing(plain):
     with _Relay(plain.port, drops=2) as relay:
         client = HttpModel(f"http://127.0.0.1:{relay.port}", TOKEN, pause_s=0.01)
         relay.dropping = True
-        before = plain.service._queue._model.nfe
+        before = plain.service.server.model.nfe
         have = client.rollout(rollouts(4), LAW)
-        spent = plain.service._queue._model.nfe - before
+        spent = plain.service.server.model.nfe - before
         client.close()
     want = Toy(5, 6, 1.0).rollout(rollouts(4), LAW)
     assert relay.dropped == 2
@@ -270,7 +276,7 @@ def test_calls_that_wait_are_answered_together_and_health_answers_meanwhile(gate
         first = pool.submit(server.client().rollout, rollouts(1), LAW)
         assert model.entered.wait(20)
         others = [pool.submit(server.client().rollout, rollouts(2, 10 * i), LAW) for i in range(3)]
-        _wait_for(lambda: len(server.service._queue._queue) == 3)
+        _wait_for(lambda: server.service.server.counters.waiting_calls == 3)
         assert raw(server, "GET", "/healthz")[:2] == (200, b'{"status": "ok"}')
         model.gate.set()
         replies = [future.result() for future in [first, *others]]
@@ -287,7 +293,7 @@ def test_a_bad_request_fails_no_other_call_of_its_batch(gated):
         first = pool.submit(server.client().rollout, rollouts(1), LAW)
         assert model.entered.wait(20)
         bad, good = (pool.submit(server.client().rollout, asked, LAW) for asked in (too_long, rollouts(2)))
-        _wait_for(lambda: len(server.service._queue._queue) == 2)
+        _wait_for(lambda: server.service.server.counters.waiting_calls == 2)
         model.gate.set()
         assert len(first.result()) == 1 and len(good.result()) == 2
         with pytest.raises(ContextError, match="allowed at most 7"):
@@ -300,11 +306,11 @@ def test_a_full_queue_says_when_to_come_back_and_the_client_does(gated):
         running = [pool.submit(server.client().rollout, rollouts(1), LAW)]
         assert model.entered.wait(20)
         running.append(pool.submit(server.client().rollout, rollouts(8), LAW))
-        _wait_for(lambda: len(server.service._queue._queue) == 1)
+        _wait_for(lambda: server.service.server.counters.waiting_calls == 1)
         status, body, headers = post(server, packed(rollouts(1)))
         assert (status, headers["Retry-After"]) == (503, "1")
-        assert "8 requests wait, allowed 8" in json.loads(body)["error"]
-        with pytest.raises(FleetError, match="requests wait"):
+        assert "8 rows wait, allowed 8" in json.loads(body)["error"]
+        with pytest.raises(FleetError, match="rows wait"):
             server.client(timeout_s=0.5).rollout(rollouts(1), LAW)
         running.append(pool.submit(server.client().rollout, rollouts(2), LAW))
         time.sleep(0.2)
@@ -333,7 +339,7 @@ def test_stopping_turns_waiting_calls_away_at_once():
         running = pool.submit(post, server, packed(rollouts(1)), "running")
         assert model.entered.wait(20)
         waiting = pool.submit(post, server, packed(rollouts(2)), "waiting")
-        _wait_for(lambda: len(server.service._queue._queue) == 1)
+        _wait_for(lambda: server.service.server.counters.waiting_calls == 1)
         server.stop()
         status, body, _ = waiting.result()
         assert (status, json.loads(body)["error"]) == (503, "server: it is being stopped.")
