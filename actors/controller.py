@@ -7,6 +7,7 @@ A search counts as done when whoever asked for it has acknowledged its result. I
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Sequence
@@ -25,6 +26,7 @@ from actors.work import Work
 from sdt_dist.errors import FleetError, SdtError
 from sdt_dist.models.card import ModelCard
 
+_LOG = logging.getLogger(__name__)
 _ALONE_FROM = 2  # from this attempt on a search shares its searcher with no other, so that only the one to blame fails
 
 
@@ -91,8 +93,8 @@ class Controller:
         return [*self._servers, *self._searchers, *self._shards]
 
     def start(self) -> None:
-        """Begin; within a running event loop."""
-        self._tasks = [self._watched(self._supervise(slot)) for slot in self.slots]
+        """Begin, within a running event loop; again is harmless."""
+        self._tasks = self._tasks or [self._watched(self._supervise(slot)) for slot in self.slots]
 
     def _watched(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """A task whose unforeseen failure ends the run, which would wait for it for ever."""
@@ -102,6 +104,7 @@ class Controller:
 
     def _check(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
+            _LOG.error("the controller failed", exc_info=error)
             self._fail(FleetError(f"the controller failed: {type(error).__name__}: {error}"))
 
     def _fail(self, error: FleetError) -> None:

@@ -15,8 +15,9 @@ State = Literal["starting", "ready", "suspect", "dead", "given up"]
 
 @dataclass(frozen=True, slots=True)
 class HealthPolicy:
-    """probe_s between probes of probe_timeout_s each; `misses` in a row are death.
+    """probe_s between probes of probe_timeout_s each; `misses` in a row are death, unless they failed at once.
 
+    A call that cannot get through fails at once, so death also takes as long as if every missed probe had timed out.
     The pause before a restart doubles from first_pause_s to longest_pause_s and starts over after steady_s without a
     death; `failed_starts` starts in a row that never got ready are the end of it.
     """
@@ -38,6 +39,7 @@ class Health:
         self.state: State = "starting"
         self.reason = "it has not answered its first probe yet"
         self.deaths = 0
+        self._answered_at = clock()
         self._misses = self._failed_starts = self._deaths_in_a_row = 0
         self._ready_since = clock()
 
@@ -45,13 +47,14 @@ class Health:
         """A probe was answered: ready, whatever it was before."""
         if self.state == "starting":
             self._ready_since, self._failed_starts = self._clock(), 0
-        self.state, self.reason, self._misses = "ready", "", 0
+        self.state, self.reason, self._misses, self._answered_at = "ready", "", 0, self._clock()
 
     def missed(self, reason: str) -> bool:
-        """A probe was not answered in time; True when that makes it dead."""
+        """A probe was not answered; True when that makes it dead."""
         self._misses += 1
         self.state, self.reason = "suspect", reason
-        return self._misses >= self.policy.misses
+        silent_s = self._clock() - self._answered_at
+        return self._misses >= self.policy.misses and silent_s >= self.policy.misses * self.policy.probe_timeout_s
 
     def died(self, reason: str) -> float:
         """It is dead; the seconds to wait before it is started again (`given up`: it never should be)."""

@@ -11,6 +11,7 @@ kind of actor; then what those figures extrapolate to, with the first bottleneck
 from __future__ import annotations
 
 import argparse
+import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -101,8 +102,8 @@ def _work(searchers: int, shared: bool) -> list[Work]:
     ]  # fmt: skip
 
 
-def _read(config: FleetConfig, pids: dict[int, str]) -> Reading:
-    servers = [ray.get_actor(f"sdt:model-server-{i}") for i in range(config.servers)]
+def _read(config: FleetConfig, namespace: str, pids: dict[int, str]) -> Reading:
+    servers = [ray.get_actor(f"sdt:model-server-{i}", namespace) for i in range(config.servers)]
     states: list[dict[str, Any]] = ray.get([server.status.remote() for server in servers])
     cpu = dict.fromkeys(KINDS, 0.0)
     for pid, kind in pids.items():
@@ -128,8 +129,9 @@ def measure(searchers: int, servers: int, window_s: float, *, shared: bool = Fal
         {"searchers": searchers, "servers": servers, "problems_per_searcher": PROBLEMS, "server": {"cpus": 0.1},
          "searcher": {"cpus": 0.01}}
     )  # fmt: skip
-    work = _work(searchers, shared)
-    controller = ControllerActor.options(num_cpus=0).remote(config, FakeModel, work, {"max_new_tokens": HORIZON})
+    work, namespace = _work(searchers, shared), f"sdt-benchmark-{secrets.token_hex(4)}"
+    settings = {"max_new_tokens": HORIZON}
+    controller = ControllerActor.options(num_cpus=0).remote(config, FakeModel, work, settings, namespace)
     try:
         ray.get(controller.start.remote())
         while True:
@@ -139,9 +141,9 @@ def measure(searchers: int, servers: int, window_s: float, *, shared: bool = Fal
                 break
         pids = _pids()
         time.sleep(3.0)
-        first = _read(config, pids)
+        first = _read(config, namespace, pids)
         time.sleep(window_s)
-        last = _read(config, pids)
+        last = _read(config, namespace, pids)
     finally:
         ray.get(controller.stop.remote())
         ray.kill(controller)

@@ -65,7 +65,7 @@ def check_auth(state: AuthState) -> Finding:
 
 def model_files(spec: str) -> ModelFiles:
     """Where this host has a MODEL SPEC's weights, and how large they are."""
-    from sdt_dist.models.forecaster.bundled import forecaster_directory
+    from sdt_dist.models.forecaster.spec import forecaster_directory
     from sdt_dist.models.loading import check_spec, split_spec
 
     check_spec(spec)

@@ -53,7 +53,7 @@ def _print_host() -> int:
     import psutil
     import torch
 
-    from sdt_dist.models.forecaster.bundled import forecaster_directory
+    from sdt_dist.models.forecaster.spec import forecaster_directory
 
     print(f"python       {platform.python_version()} on {platform.system()} {platform.machine()}")
     for name in ("sdt-dist", "torch", "transformers", "ray", "numpy", "numba", "statsforecast"):

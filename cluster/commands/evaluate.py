@@ -56,6 +56,7 @@ def evaluate(
     from sdt_dist.evaluation.config import load_config
     from sdt_dist.evaluation.results import check_directory
     from sdt_dist.evaluation.runner import make_plan, run_evaluation
+    from sdt_dist.models.forecaster.spec import forecaster_directory
 
     given: dict[str, Any] = {
         "dataset": dataset,
@@ -71,8 +72,9 @@ def evaluate(
         "warm_start": warm_start,
     }
     sizes = {"address": address, "servers": servers, "searchers": searchers}
-    size = load_fleet(fleet, {name: value for name, value in sizes.items() if value is not None})
     settings = load_config(config, {name: value for name, value in given.items() if value is not None})
+    is_forecaster = forecaster_directory(settings.model) is not None
+    size = load_fleet(fleet, {k: v for k, v in sizes.items() if v is not None}, small_model=is_forecaster)
     plan = make_plan(settings)
     check_directory(output, settings, plan.problems, resume=resume)
     _announce(plan, output)

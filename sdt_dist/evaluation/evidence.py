@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-import sdt_dist.models.forecaster
 from sdt_dist.data.problems import ForecastProblem
 from sdt_dist.errors import ConfigurationError, ResultsError
 from sdt_dist.evaluation.config import EvaluationConfig, MethodConfig
+from sdt_dist.models.forecaster.spec import forecaster_directory
 from sdt_dist.models.loading import split_spec
 from sdt_dist.rewards.spec import reward_identity
 from sdt_dist.search.sharing_plan import SHARING_METHODS, SharingPlan
@@ -53,8 +53,7 @@ def evidence_keys(config: EvaluationConfig, problems: Iterable[ForecastProblem])
 def model_identity(spec: str) -> str:
     """A MODEL SPEC that pins the weights: a digest of a directory's files; a hub id or an address as it is."""
     backend, name = split_spec(spec)
-    bundled = Path(sdt_dist.models.forecaster.__file__ or "").parent / "weights"
-    directory = bundled if name == "bundled" else Path(name)
+    directory = forecaster_directory(name) or Path(name)
     if not directory.is_dir():
         return f"{backend}:{name}"
     digest = hashlib.blake2b(digest_size=16)

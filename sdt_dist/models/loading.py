@@ -79,8 +79,9 @@ def load_model(spec: str = "bundled", *, device: str | None = None, trust_remote
         return _served_model(name, device)
     target = None if device is None else torch_device(device)
 
-    from sdt_dist.models.forecaster.bundled import forecaster_directory, load_module
+    from sdt_dist.models.forecaster.bundled import load_module
     from sdt_dist.models.forecaster.process import Forecaster
+    from sdt_dist.models.forecaster.spec import forecaster_directory
     from sdt_dist.models.hf.language import load_language_model
     from sdt_dist.models.hf.model import HFModel
 

@@ -109,7 +109,9 @@ class Killer(threading.Thread):
         self._until("all actors to be ready and searches under way", self._is_whole)
         time.sleep(self._random.uniform(0.0, 0.5))  # the random instant
         before = self._until("searches under way", self._is_whole)
-        victim = self._random.choice([name for name in before["slots"] if name.startswith(self._kind)])
+        slots = {name: slot for name, slot in before["slots"].items() if name.startswith(self._kind)}
+        fewest = min(slot["deaths"] for slot in slots.values())  # the pause before a restart doubles with each death
+        victim = self._random.choice([name for name, slot in slots.items() if slot["deaths"] == fewest])
         begin = time.monotonic()
         if number % 2 == 0:
             os.kill(actor_processes()[victim], signal.SIGKILL)

@@ -9,8 +9,8 @@ import json
 import os
 import random
 import sys
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -41,17 +41,7 @@ def _add_node(cluster: Cluster):
     return cluster.add_node(num_cpus=2, labels=PLACE, include_dashboard=False)
 
 
-def _lose_nodes(cluster: Cluster, nodes: list, kills: int, found: dict, slow: Path) -> None:
-    """`_lose`, noting what went wrong; the calls are quick from then on."""
-    try:
-        _lose(cluster, nodes, kills, found)
-    except AssertionError as error:
-        found["error"] = str(error)
-    finally:
-        slow.unlink()
-
-
-def _lose(cluster: Cluster, nodes: list, kills: int, found: dict) -> None:
+def _lose_nodes(cluster: Cluster, nodes: list, kills: int, found: dict) -> None:
     """Lose a random node with a server and a searcher on it, add another one, wait until the fleet is whole again."""
     view, rng = ControllerView(), random.Random(4)
 
@@ -92,15 +82,20 @@ def main(folder: str, kills: int) -> None:
     ray.init(address=cluster.address, namespace="chaos", log_to_driver=False, logging_level="ERROR")
     work = toy_work(Toy(*TOY), {name: {"num_samples": 4, "num_rollouts": 40} for name in ("residual_ts", "dts")}, 150)
     found: dict = {"held": [], "result_s": [], "replaced_s": [], "error": ""}
-    killer = threading.Thread(target=_lose_nodes, args=(cluster, nodes, kills, found, slow), daemon=True)
-    killer.start()
-    begin, statuses = time.monotonic(), []
-    outcomes = run_all(work, partial(Slow, 0.25, str(slow)), watch=statuses.append, **FLEET)
-    found["notes"] = (
-        f"{statuses[-1]['restarted_searches']} searches started again, replacement: from when a node was added"
-    )
+    statuses: list[dict] = []
+    begin = time.monotonic()
+    with ThreadPoolExecutor(1) as beside:  # a node can be started from the main thread only
+        run = beside.submit(run_all, work, partial(Slow, 0.25, str(slow)), watch=statuses.append, **FLEET)
+        try:
+            _lose_nodes(cluster, nodes, kills, found)
+        except AssertionError as error:
+            found["error"] = str(error)
+        slow.unlink()
+        outcomes = run.result()
     found["wall_s"] = time.monotonic() - begin
-    killer.join(30)
+    found["notes"] = (
+        f"{statuses[-1]['restarted_searches']} searches started again; replacement: from when a node was added"
+    )
     found["complete"] = outcomes.keys() == {w.name for w in work}
     found["different"] = [w.name for w in work if not same(outcomes[w.name], alone(Toy(*TOY), w))]
     ray.shutdown()

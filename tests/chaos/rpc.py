@@ -23,14 +23,14 @@ from tests.ray_helpers import run_all  # noqa: E402
 CALLS = 200
 
 
-@ray.remote(max_restarts=0, max_task_retries=0)
+@ray.remote(max_restarts=0, max_task_retries=0, max_concurrency=CALLS, allow_out_of_order_execution=True)
 class Counter:
     """Counts the calls that arrived."""
 
     def __init__(self) -> None:
         self.count = 0
 
-    def add(self) -> int:
+    async def add(self) -> int:
         self.count += 1
         return self.count
 
@@ -38,9 +38,9 @@ class Counter:
 def _lost_calls() -> dict[str, int]:
     """Of `CALLS` calls: how many raised ActorUnavailableError, and how many arrived all the same."""
     counter, answered, lost = Counter.remote(), [], 0
-    for _ in range(CALLS):
+    for reply in [counter.add.remote() for _ in range(CALLS)]:
         try:
-            answered.append(ray.get(counter.add.remote(), timeout=30))
+            answered.append(ray.get(reply, timeout=60))
         except ActorUnavailableError:
             lost += 1
     ray.kill(counter)

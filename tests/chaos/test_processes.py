@@ -89,6 +89,14 @@ def _start(folder: Path) -> subprocess.Popen:
     )
 
 
+def _has_ended(process: psutil.Process) -> bool:
+    """Gone, or dead and only not yet reaped by whoever inherited it."""
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 def _kill(driver: subprocess.Popen, how: signal.Signals) -> str:
     """Kill it, Ctrl-C as a terminal does (the whole group); what it said, once nothing of it is left."""
     started = psutil.Process(driver.pid).children(recursive=True)
@@ -98,8 +106,7 @@ def _kill(driver: subprocess.Popen, how: signal.Signals) -> str:
         driver.kill()
     _, said = driver.communicate(timeout=60)
     assert driver.returncode == (130 if how == signal.SIGINT else -signal.SIGKILL), said[-2000:]
-    left = wait_until(lambda: None if psutil.wait_procs(started, timeout=0)[1] else "none", 30, f"{started} to end")
-    assert left == "none"
+    wait_until(lambda: all(map(_has_ended, started)), 30, f"{started} to end")
     return said
 
 

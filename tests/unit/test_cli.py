@@ -26,7 +26,7 @@ from cluster.commands.forecast import _future
 from sdt_dist.errors import DataError
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ["evaluate", "forecast", "generate", "train-forecaster", "report", "doctor"]
+COMMANDS = ["evaluate", "forecast", "generate", "train-forecaster", "report", "doctor", "serve", "cluster"]
 QUANTILES = [f"q0.{i}" for i in range(1, 10)]
 SMALL_RUN = [
     "evaluate", "--methods", "sample,snis", "--num-problems", "2", "--rollouts", "4", "--horizon", "8",

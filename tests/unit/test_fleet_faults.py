@@ -150,11 +150,12 @@ def test_a_search_that_no_server_answers_ends_at_its_deadline_and_says_what_it_w
 
 
 def test_results_are_given_until_they_are_acknowledged_and_counted_once():
-    work = toy_work(_load(), METHODS, 3)
+    work, backend = toy_work(_load(), METHODS, 3), PlainBackend(_load)
 
     async def run():
-        controller = Controller(fleet_config({}), PlainBackend(_load), work, max_new_tokens=4, policy=QUICK)
+        controller = Controller(fleet_config({}), backend, work, max_new_tokens=4, policy=QUICK)
         controller.start()
+        controller.start()  # whoever asked did not get the reply
         async with asyncio.timeout(30):
             while len((report := await controller.next_report([], 0.5)).results) < 3:
                 await asyncio.sleep(0.01)
@@ -172,6 +173,7 @@ def test_results_are_given_until_they_are_acknowledged_and_counted_once():
     assert last.finished and last.results == []
     assert (last.status["done"], last.status["failed"], last.status["total"]) == (3, 0, 3)
     assert last.status["under_way"] == last.status["waiting"] == 0
+    assert sorted(backend.spawned) == ["model-server-0", "searcher-0"]
 
 
 def test_nothing_to_do_is_finished_at_once():

@@ -14,7 +14,8 @@ POLICY = HealthPolicy(first_pause_s=1.0, longest_pause_s=5.0, steady_s=60.0, mis
 
 
 def test_health_goes_from_starting_to_ready_suspect_and_dead():
-    health = Health(POLICY, Clock())
+    clock = Clock()
+    health = Health(POLICY, clock)
     assert health.state == "starting" and "first probe" in health.reason
     health.answered()
     assert (health.state, health.reason) == ("ready", "")
@@ -22,6 +23,9 @@ def test_health_goes_from_starting_to_ready_suspect_and_dead():
     assert (health.state, health.reason) == ("suspect", "slow")
     health.answered()
     assert health.state == "ready" and not health.missed("slow") and not health.missed("slow")
+    clock.now += 14.9
+    assert not health.missed("out of reach"), "three probes that fail at once are no 15 s of silence"
+    clock.now += 0.1
     assert health.missed("slow")
     health.died("slow")
     assert (health.state, health.reason, health.deaths) == ("dead", "slow", 1)

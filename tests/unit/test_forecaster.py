@@ -22,8 +22,8 @@ from sdt_dist.data import load_problems
 from sdt_dist.errors import CheckpointError, ConfigurationError, ContextError, DataError, ResultsError
 from sdt_dist.models.forecaster import batches, bundled, synthetic, train, trainer
 from sdt_dist.models.forecaster.batches import CsvSource, SyntheticSource, token_batch
-from sdt_dist.models.forecaster.bundled import BUNDLED, WEIGHTS_FILE, load_module
-from sdt_dist.models.forecaster.spec import FORMAT, SPEC_FILE, ForecasterSpec
+from sdt_dist.models.forecaster.bundled import WEIGHTS_FILE, load_module
+from sdt_dist.models.forecaster.spec import BUNDLED, FORMAT, SPEC_FILE, ForecasterSpec
 from sdt_dist.models.forecaster.tokenizer import FIRST_BIN, MIN_HISTORY, Scale, ValueTokenizer
 from sdt_dist.models.forecaster.train import CURVE_FILE, train_forecaster
 from sdt_dist.models.forecaster.trainer import CHECKPOINT_FILE, TrainConfig

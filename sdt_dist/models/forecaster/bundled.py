@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
 from sdt_dist.errors import CheckpointError
-from sdt_dist.models.forecaster.spec import SPEC_FILE, ForecasterSpec
+from sdt_dist.models.forecaster.spec import SPEC_FILE, ForecasterSpec, forecaster_directory
 
-BUNDLED = Path(__file__).parent / "weights"
 WEIGHTS_FILE = "model.safetensors"
-
-
-def forecaster_directory(name: str) -> Path | None:
-    """The directory of a forecaster called `name` ("bundled" or a path), or None when it is no forecaster's."""
-    directory = BUNDLED if name == "bundled" else Path(name)
-    return directory if (directory / SPEC_FILE).is_file() else None
 
 
 def load_module(name: str) -> tuple[LlamaForCausalLM, ForecasterSpec]:

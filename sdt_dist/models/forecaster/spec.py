@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 FORMAT = "sdt-forecaster/1"
 SPEC_FILE = "forecaster.json"
+BUNDLED = Path(__file__).parent / "weights"
 _MOST, _MOST_LAYERS = 2**20, 1000  # far beyond any forecaster; larger sizes are damage, and would fill the memory
 _LEAST = {"context_length": MIN_HISTORY, "vocab_size": FIRST_BIN + 2}
 
@@ -128,3 +129,9 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
             temporary.unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
         raise ResultsError(f"output: {path} cannot be written ({error}); free space and run again.") from error
+
+
+def forecaster_directory(name: str) -> Path | None:
+    """The directory of a forecaster called `name` ("bundled" or a path), or None when it is no forecaster's."""
+    directory = BUNDLED if name == "bundled" else Path(name)
+    return directory if (directory / SPEC_FILE).is_file() else None
