@@ -173,9 +173,8 @@ class Controller:
 
     async def _join(self, slot: Slot) -> None:
         """A slot is ready: tell it what it needs, then use it."""
-        assert slot.endpoint is not None
         if slot in self._servers:
-            card: ModelCard = await slot.endpoint.call("card", timeout_s=self.config.start_timeout_s)
+            card: ModelCard = await slot.ask("card", self.config.start_timeout_s)
             self._check_card(card)
         slot.health.answered()
         self._publish_routes()

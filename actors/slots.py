@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from actors.calls import Routes
-from actors.endpoint import Endpoint, GoneError
+from actors.endpoint import Endpoint, GoneError, repeat_while_unreachable
 from actors.health import Health, HealthPolicy
 from sdt_dist.errors import FleetError, SdtError
 
@@ -20,7 +20,7 @@ class Slot:
 
     def __init__(self, kind: str, index: int, clock: Callable[[], float], policy: HealthPolicy | None = None) -> None:
         self.kind, self.index, self.name = kind, index, f"{kind}-{index}"
-        self.health = Health(policy or HealthPolicy(), clock)
+        self.health, self._clock = Health(policy or HealthPolicy(), clock), clock
         self.endpoint: Endpoint | None = None
         self.incarnation = 0
         self.status: dict[str, Any] = {}
@@ -69,13 +69,21 @@ class Slot:
         self.configured, self.routes, self.status = False, None, {}
         try:
             self.endpoint = self._spawn(backend)
-            await self.endpoint.call("probe", timeout_s=start_timeout_s)
+            await self.ask("probe", start_timeout_s)
             await join(self)
             return await self._watch(watch)
         except SdtError as error:
             return str(error)
         finally:
             self._bury(backend)
+
+    async def ask(self, method: str, timeout_s: float) -> Any:
+        """What the actor answers to a question without arguments, asked again while it cannot be reached."""
+        endpoint = self.endpoint
+        assert endpoint is not None
+        return await repeat_while_unreachable(
+            lambda: endpoint.call(method, timeout_s=timeout_s), deadline=self._clock() + timeout_s, clock=self._clock
+        )
 
     def _spawn(self, backend: Backend) -> Endpoint:
         number, self.incarnation = self.incarnation, self.incarnation + 1

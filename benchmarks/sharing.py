@@ -3,7 +3,7 @@
     python -m benchmarks.sharing [--problems 3]
 
 Toy C of SPEC 1.4 on real Ray actors, one model server. One searcher has 3,000 rollouts at wave sizes up to 32; four
-share 3,600 (SPEC 4.1 allows a fifth more). Prints Markdown: wave size, TV of the finished search, seconds from the
+share 3,000 to 3,600 (a fifth more at most). Prints Markdown: wave size, TV of the finished search, seconds from the
 start of the first search to the last result, one problem after the other.
 """
 
@@ -79,7 +79,7 @@ def main() -> None:
     arguments = parser.parse_args()
     ray.init(address="local", num_cpus=8, include_dashboard=False, namespace="sdt-benchmark", log_to_driver=False)
     print("| searchers | rollouts | wave size | TV | seconds |\n|---:|---:|---:|---:|---:|")
-    for searchers_, rollouts, waves in [(1, 3000, (4, 8, 16, 32)), (4, 3600, (8, 16, 32))]:
+    for searchers_, rollouts, waves in [(1, 3000, (4, 8, 16, 32)), (4, 3000, (32,)), (4, 3300, (32,)), (4, 3600, (8, 16, 32))]:
         config = fleet_config({"searchers": searchers_})
         for wave_size in waves:
             found = np.array([measure(config, rollouts, wave_size, problem) for problem in range(arguments.problems)])

@@ -145,7 +145,7 @@ class PlainBackend:
         return ServerTarget(self._load(), name) if kind == "model-server" else SearcherTarget(name)
 
     def _loses(self, method: str) -> bool:
-        return method in ("answer", "search", "configure", "exchange") and self._random.random() < self.loss
+        return self._random.random() < self.loss
 
     def kill(self, endpoint: Endpoint) -> None:
         assert isinstance(endpoint, MortalEndpoint)

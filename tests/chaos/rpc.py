@@ -60,7 +60,7 @@ def main() -> None:
     work = toy_work(Toy(*TOY), {name: {"num_samples": 4, "num_rollouts": 40} for name in ("residual_ts", "dts")}, 30)
     statuses: list[dict] = []
     begin = time.monotonic()
-    outcomes = run_all(work, partial(Toy, *TOY), watch=statuses.append, searchers=2, servers=2, max_attempts=20)
+    outcomes = run_all(work, partial(Toy, *TOY), watch=statuses.append, searchers=2, max_attempts=20)
     found["wall_s"] = time.monotonic() - begin
     found["deaths"], found["restarted"] = statuses[-1]["deaths"], statuses[-1]["restarted_searches"]
     found["complete"] = outcomes.keys() == {w.name for w in work}
