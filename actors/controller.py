@@ -164,8 +164,8 @@ class Controller:
         """One slot for ever: start, probe, watch, bury, pause, start again."""
         while slot.health.state != "given up":
             reason = await slot.live(self._backend, self.config.start_timeout_s, self._join, self._watch)
-            self._leave(slot, reason)
             pause_s = slot.health.died(reason)
+            self._leave(slot, reason)
             await asyncio.sleep(pause_s)
         kin = [other for other in self.slots if other.kind == slot.kind]
         if slot in self._shards or all(other.health.state == "given up" for other in kin):
@@ -257,7 +257,7 @@ class Controller:
 
         One that model servers died of again and again is tried while nothing else runs: they may have died of others.
         """
-        while self._queue and not self._on_trial:
+        while self._queue and not self._on_trial and self._may_begin():
             alone = self._queue[0].attempt >= _ALONE_FROM
             on_trial = alone and self._queue[0].name in self._suspects
             if on_trial and self._leases:
@@ -270,6 +270,15 @@ class Controller:
             self._on_trial = work.name if on_trial else ""
             lease = self._leases[work.name] = slot.leases[work.name] = _Lease(work, slot, moved_at=self._clock())
             lease.task = self._watched(self._run(lease))
+
+    def _may_begin(self) -> bool:
+        """Whether no model server is in its first start: one that joins later takes crews over, which pay for prompts again.
+
+        So that nfe, and what a budget of it allows, does not depend on which server was quicker. Where results are not
+        promised bit by bit, nobody waits for the slowest.
+        """
+        late = any(server.health.state == "starting" and not server.health.deaths for server in self._servers)
+        return not late or not self._deterministic
 
     def _has_room(self, slot: Slot, alone: bool) -> bool:
         own = slot.leases.values()

@@ -40,7 +40,8 @@ def run_fleet(
     An outcome that was yielded counts as kept when the next one is asked for. `watch` is told the fleet's state about
     once a second. Raises FleetError when the fleet cannot go on.
     """
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    # Beside its driver, with which it ends; a soft affinity is none for an actor that asks for no CPU (Ray 2.60).
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     namespace = f"sdt-{secrets.token_hex(4)}"  # of this run: names of an earlier one may still be taken
     controller = ControllerActor.options(
         name="sdt:controller",

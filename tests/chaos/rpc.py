@@ -57,7 +57,7 @@ def main() -> None:
         logging_level="ERROR",
     )
     found: dict = _lost_calls()
-    work = toy_work(Toy(*TOY), {name: {"num_samples": 4, "num_rollouts": 40} for name in ("residual_ts", "dts")}, 30)
+    work = toy_work(Toy(*TOY), {name: {"num_samples": 4, "num_rollouts": 40} for name in ("residual_ts", "dts")}, 12)
     statuses: list[dict] = []
     begin = time.monotonic()
     outcomes = run_all(work, partial(Toy, *TOY), watch=statuses.append, searchers=2, max_attempts=20)

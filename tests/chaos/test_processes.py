@@ -78,7 +78,8 @@ def _has_more(folder: Path, lines: int) -> bool:
 def _start(folder: Path) -> subprocess.Popen:
     config = folder / "config.yaml"
     config.write_text(yaml.safe_dump(SETTINGS))
-    command = [sys.executable, "-m", "cluster.cli", "evaluate", str(config), "--searchers", "2", "--resume"]
+    fleet = ["--searchers", "2", "--servers", "2"]
+    command = [sys.executable, "-m", "cluster.cli", "evaluate", str(config), *fleet, "--resume"]
     return subprocess.Popen(
         [*command, "--output", str(folder / "run")],
         stdout=subprocess.DEVNULL,
@@ -90,9 +91,13 @@ def _start(folder: Path) -> subprocess.Popen:
 
 
 def _has_ended(process: psutil.Process) -> bool:
-    """Gone, or dead and only not yet reaped by whoever inherited it."""
+    """Gone, or dead and only not yet reaped by whoever inherited it.
+
+    Ray's own agents do not count: they notice within a minute or so that their raylet is dead.
+    """
     try:
-        return process.status() == psutil.STATUS_ZOMBIE
+        is_agent = any(part.endswith(("Agent", "agent.py", "agent/main.py")) for part in process.cmdline()[:4])
+        return is_agent or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
 
@@ -106,7 +111,10 @@ def _kill(driver: subprocess.Popen, how: signal.Signals) -> str:
         driver.kill()
     _, said = driver.communicate(timeout=60)
     assert driver.returncode == (130 if how == signal.SIGINT else -signal.SIGKILL), said[-2000:]
-    wait_until(lambda: all(map(_has_ended, started)), 30, f"{started} to end")
+    try:
+        wait_until(lambda: all(map(_has_ended, started)), 60, "its processes to end")
+    except AssertionError as error:
+        raise AssertionError([p.cmdline() for p in started if not _has_ended(p)]) from error
     return said
 
 

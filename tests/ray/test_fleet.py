@@ -61,7 +61,7 @@ def test_an_evaluation_of_the_bundled_forecaster_writes_the_same_lines_and_searc
             for name, pid in actor_processes().items():
                 maps[name] = Path(f"/proc/{pid}/maps").read_text()
 
-    fleet = fleet_config({"searchers": 2})
+    fleet = fleet_config({"searchers": 2, "servers": 1})
     have = _lines(tmp_path / "fleet", SETTINGS, on_fleet(fleet, watch=look))
     want = _lines(tmp_path / "here", SETTINGS, in_process())
     assert have == want and len(want) == 3 * len(method_names())

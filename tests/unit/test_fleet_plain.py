@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from functools import partial
 
 import pytest
 
@@ -56,6 +57,28 @@ def test_a_fleet_reaches_a_model_over_http_and_gives_the_samples_of_one_process(
     assert len(remotes) == 2
     assert [w.name for w in work if not same(outcomes[w.name], alone(_load(), w))] == []
     assert [w.name for w in work if outcomes[w.name].nfe != alone(_load(), w).nfe] == []
+
+
+class LateBackend(PlainBackend):
+    """Its second model server needs a while to start."""
+
+    def _make(self, kind, name):
+        target = super()._make(kind, name)
+        if name == "model-server-1":
+            target.probe = partial(self._probe_late, target.server)
+        return target
+
+    async def _probe_late(self, server):
+        await asyncio.sleep(0.3)
+        await server.probe()
+
+
+def test_a_server_that_starts_late_changes_neither_a_budget_of_nfe_nor_its_samples():
+    budget = {"num_samples": 4, "num_rollouts": 400, "max_nfe": 100}
+    work = toy_work(_load(), {"best_of_n": budget, "snis": budget, "mcts": budget | {"wave_size": 2}}, 6)
+    outcomes = _run(work, LateBackend(_load), fleet_config({"servers": 2, "searchers": 2}))
+    assert all(same(outcomes[w.name], alone(_load(), w)) for w in work)
+    assert all(outcomes[w.name].nfe == alone(_load(), w).nfe for w in work)
 
 
 @pytest.mark.parametrize("victim", ["model-server-0", "searcher-0"])
