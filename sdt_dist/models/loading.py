@@ -82,7 +82,7 @@ def load_model(spec: str = "bundled", *, device: str | None = None, trust_remote
     from sdt_dist.models.forecaster.bundled import load_module
     from sdt_dist.models.forecaster.process import Forecaster
     from sdt_dist.models.forecaster.spec import forecaster_directory
-    from sdt_dist.models.hf.language import load_language_model
+    from sdt_dist.models.hf.loading import load_language_model
     from sdt_dist.models.hf.model import HFModel
 
     if forecaster_directory(name) is None:
