@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from sdt_dist.errors import CheckpointError, ConfigurationError
@@ -47,7 +47,7 @@ def load_language_model(name: str, *, device: str | None = None, trust_remote_co
     try:
         with quiet_transformers():
             config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
-            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+            tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
             module, loaded = cast(Any, AutoModelForCausalLM).from_pretrained(
                 name,
                 config=config,
@@ -66,5 +66,12 @@ def load_language_model(name: str, *, device: str | None = None, trust_remote_co
     return LanguageModel(HFModel(module.eval()), tokenizer)
 
 
+def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a directory or hub id; OSError or ValueError when there is none."""
+    with quiet_transformers():
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+
+
 def first_line(error: Exception) -> str:
+    """The first line of an error's text, for messages of our own."""
     return next(iter(str(error).splitlines()), type(error).__name__)
