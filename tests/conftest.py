@@ -1,7 +1,8 @@
-"""Test-wide settings: no display, no hub, `data` tests only where SDT_DATA_DIR points to the data, `chaos` tests on demand."""
+"""Test-wide settings: no display, no hub, `data` and `mlx` tests only where those are, `chaos` tests on demand."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,10 +26,14 @@ def one_thread() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect `data` tests without a data directory, and `chaos` tests unless -m names them; they count as not run."""
+    """Deselect `data` tests without a data directory, `mlx` tests without mlx-lm, and `chaos` tests unless -m names them.
+
+    They count as not run.
+    """
     folder = os.environ.get("SDT_DATA_DIR")
     unwanted = [] if folder and Path(folder).is_dir() else ["data"]
     unwanted += [] if "chaos" in config.option.markexpr else ["chaos"]
+    unwanted += [] if importlib.util.find_spec("mlx_lm") else ["mlx"]
     left_out = [item for item in items if any(item.get_closest_marker(name) for name in unwanted)]
     if left_out:
         config.hook.pytest_deselected(items=left_out)

@@ -140,8 +140,8 @@ def _identity(model: Any, described: dict[str, Any]) -> str:
     given = getattr(model, "identity", None)
     if given is not None:
         described = {**described, "identity": str(given)}
-    elif hasattr(model, "module") and described["kind"] != "forecaster":
-        config = model.module.config.to_diff_dict()
+    elif hasattr(model, "config_values") and described["kind"] != "forecaster":
+        config = model.config_values()
         described = {**described, "config": {k: v for k, v in config.items() if k not in _NOT_THE_MODEL}}
     digest = hashlib.blake2b(json.dumps(described, sort_keys=True, default=str).encode(), digest_size=16)
     for label, array in () if given is not None else _weights(model):
@@ -151,21 +151,13 @@ def _identity(model: Any, described: dict[str, Any]) -> str:
 
 
 def _weights(model: Any) -> Iterator[tuple[str, np.ndarray]]:
-    """Named arrays that define a backend: its module's state, or its tables."""
-    module, tables = getattr(model, "module", None), getattr(model, "log_prob_tables", None)
-    if module is not None:
-        for label, tensor in sorted(module.state_dict().items()):
-            yield f"{label}:{tensor.dtype}:{tuple(tensor.shape)}", _bytes(tensor)
+    """Named arrays that define a backend: its weights, or its tables."""
+    named_weights, tables = getattr(model, "named_weights", None), getattr(model, "log_prob_tables", None)
+    if named_weights is not None:
+        yield from named_weights()
     elif tables is not None:
         yield from ((f"table {depth}", table) for depth, table in enumerate(tables))
     else:
         raise ConfigurationError(
             f"model: {type(model).__name__} has no `identity`; give it one, a string that stands for its weights."
         )
-
-
-def _bytes(tensor: Any) -> np.ndarray:
-    """A tensor's bytes [n] uint8, of any dtype (numpy has no bfloat16) and on any device."""
-    import torch
-
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()

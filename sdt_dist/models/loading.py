@@ -5,6 +5,7 @@ SPEC section 9; `sdt serve` is the server.
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +15,9 @@ from sdt_dist.models.http_api import check_url
 if TYPE_CHECKING:
     import torch
 
-BACKENDS = ("hf", "http", "https")
+BACKENDS = ("hf", "mlx", "http", "https")
 _HTTP = ("http", "https")
-_EXTRAS = ("vllm", "mlx")
+_EXTRAS = ("vllm",)
 
 
 def split_spec(spec: str) -> tuple[str, str]:
@@ -44,6 +45,8 @@ def check_spec(spec: str) -> None:
     if backend in _HTTP:
         check_url(name)
         return
+    if backend == "mlx" and importlib.util.find_spec("mlx_lm") is None:
+        raise MissingExtraError("model: the mlx backend needs mlx-lm: pip install 'sdt-dist[mlx]'.")
     looks_like_path = name.startswith((".", "/", "~"))
     if name != "bundled" and not Path(name).exists() and (looks_like_path or name.count("/") != 1):
         if name.count("/") == 0:
@@ -69,20 +72,23 @@ def load_model(spec: str = "bundled", *, device: str | None = None, trust_remote
     """A `Forecaster` (bundled, or a directory that `sdt train-forecaster` saved), a `LanguageModel` or a `ServedModel`.
 
     All have `.model` (the backend) and `.process(max_new_tokens)`. device: None picks CUDA when there is one for
-    language models, and the CPU for forecasters. An address (http://127.0.0.1:8011, https://HOST:PORT) gives the model
-    of the `sdt serve` that runs there, with the token in SDT_HTTP_TOKEN; torch is not imported for it.
+    language models, and the CPU for forecasters; MLX chooses for itself. An address (http://127.0.0.1:8011,
+    https://HOST:PORT) gives the model of the `sdt serve` that runs there, with the token in SDT_HTTP_TOKEN; torch is
+    not imported for it.
     Raises ConfigurationError, CheckpointError or MissingExtraError, or FleetError when a server cannot be reached.
     """
     check_spec(spec)
     backend, name = split_spec(spec)
     if backend in _HTTP:
         return _served_model(name, device)
+    if backend == "mlx":
+        return _mlx_model(name, device, trust_remote_code)
     target = None if device is None else torch_device(device)
 
     from sdt_dist.models.forecaster.bundled import load_module
     from sdt_dist.models.forecaster.process import Forecaster
     from sdt_dist.models.forecaster.spec import forecaster_directory
-    from sdt_dist.models.hf.language import load_language_model
+    from sdt_dist.models.hf.loading import load_language_model
     from sdt_dist.models.hf.model import HFModel
 
     if forecaster_directory(name) is None:
@@ -91,6 +97,19 @@ def load_model(spec: str = "bundled", *, device: str | None = None, trust_remote
     if target is not None:
         module.to(target)  # type: ignore[arg-type]
     return Forecaster(HFModel(module), forecaster_spec)
+
+
+def _mlx_model(name: str, device: str | None, trust_remote_code: bool) -> Any:
+    from sdt_dist.models.forecaster.spec import forecaster_directory
+    from sdt_dist.models.mlx.loading import load_forecaster, load_language_model
+
+    if device is not None:
+        raise ConfigurationError(f"device: {device!r}, but MLX chooses its own: the GPU of a Mac, else the CPU.")
+    if trust_remote_code:
+        raise ConfigurationError(
+            "trust_remote_code: True, but the mlx backend never runs code that comes with a model."
+        )
+    return load_language_model(name) if forecaster_directory(name) is None else load_forecaster(name)
 
 
 def _served_model(url: str, device: str | None) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
@@ -33,7 +34,7 @@ class Interface:
         return self._table[token_sequence[-1]] + 0.1 * self._table[len(token_sequence) % VOCABULARY]
 
 
-def _llama(heads: int, kv_heads: int) -> torch.nn.Module:
+def _llama(heads: int, kv_heads: int) -> LlamaForCausalLM:
     torch.manual_seed(1)
     config = LlamaConfig(
         vocab_size=VOCABULARY, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=heads,
@@ -53,12 +54,13 @@ def _gpt2() -> torch.nn.Module:
 
 @dataclass
 class Backend:
-    """A fresh model, its law, a prompt maker, and how many states its counters may compute."""
+    """A fresh model, its law and a prompt maker; `tolerance` of log p where a row's bits may depend on its batch."""
 
     make: Callable[..., LogitsModel]
     law: PriorLaw
     max_new: int
     prompt_length: int = 6
+    tolerance: float = 0.0
     modules: list[torch.nn.Module] = field(default_factory=list)
     servers: list[RunningServer] = field(default_factory=list)
 
@@ -72,6 +74,24 @@ class Backend:
 def _hf(module: torch.nn.Module) -> Backend:
     return Backend(
         lambda **options: HFModel(module, **options), PriorLaw((0, VOCABULARY), (END,)), 20, modules=[module]
+    )
+
+
+def _mlx() -> Backend:
+    """The Llama of hf-llama-gqa, saved by Transformers and loaded by mlx-lm."""
+    from sdt_dist.models.mlx.loading import load_module
+    from sdt_dist.models.mlx.model import MlxModel
+
+    plain = _llama(4, 2)
+    with tempfile.TemporaryDirectory() as folder:
+        plain.save_pretrained(folder)
+        module, config = load_module(folder)
+    return Backend(
+        lambda **options: MlxModel(module, config, **options),
+        PriorLaw((0, VOCABULARY), (END,)),
+        20,
+        tolerance=1e-4,
+        modules=[plain],
     )
 
 
@@ -98,12 +118,18 @@ BACKENDS: dict[str, Callable[[], Backend]] = {
     "hf-llama": lambda: _hf(_llama(4, 4)),
     "hf-llama-gqa": lambda: _hf(_llama(4, 2)),
     "hf-module": lambda: _hf(_gpt2()),
+    "mlx-llama": _mlx,
     "http-toy": lambda: _over_http(BACKENDS["toy"]()),
     "http-llama": lambda: _over_http(BACKENDS["hf-llama"]()),
+    "http-mlx": lambda: _over_http(BACKENDS["mlx-llama"]()),
 }
 
 
-@pytest.fixture(scope="session", params=sorted(BACKENDS))
+def _params() -> list[object]:
+    return [pytest.param(name, marks=pytest.mark.mlx) if "mlx" in name else name for name in sorted(BACKENDS)]
+
+
+@pytest.fixture(scope="session", params=_params())
 def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
     made = BACKENDS[request.param]()
     yield made

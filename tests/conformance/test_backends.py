@@ -69,11 +69,12 @@ def test_excluded_tokens_are_masked_and_log_probs_are_of_the_unmasked_law(backen
 
 def test_rollouts_report_the_rows_they_passed(backend):
     model, root = backend.make(), backend.root()
+    within = max(2e-6, backend.tolerance)
     (reply,) = model.rollout([RolloutRequest(root, (), 5, 5)], backend.law)
     for step, token in enumerate(reply.tokens.tolist()):
         row = full_row(model, backend, root, tuple(reply.tokens[:step].tolist()))
-        assert reply.log_prob[step] == pytest.approx(row[token], abs=2e-6)
-        assert np.exp(reply.log_residual[step]) == pytest.approx(1 - np.exp(row[token]), abs=2e-6)
+        assert reply.log_prob[step] == pytest.approx(row[token], abs=within)
+        assert np.exp(reply.log_residual[step]) == pytest.approx(1 - np.exp(row[token]), abs=within)
         noise = gumbel(np.array([position_key(5, step)], dtype=np.uint64), model.vocab_size)[0]
         assert token == int(np.argmax(row + noise))
 
@@ -82,18 +83,22 @@ def _requests(backend, count: int) -> list[RolloutRequest]:
     return [RolloutRequest(backend.root(i % 3), (), backend.max_new - i % 2, 1000 + i) for i in range(count)]
 
 
-def _same(left, right) -> bool:
-    return left.tokens.tolist() == right.tokens.tolist() and left.log_prob.tolist() == right.log_prob.tolist()
+def _same(backend, left, right) -> bool:
+    """Equal tokens, and log-probabilities that are equal bitwise unless the backend promises less."""
+    if left.tokens.tolist() != right.tokens.tolist():
+        return False
+    return np.allclose(left.log_prob, right.log_prob, rtol=0.0, atol=backend.tolerance)
 
 
 def test_batched_equals_single_and_repeats(backend):
-    """Bitwise on the CPU: alone, in batches of several sizes, beside other prompts and at other depths."""
+    """Bitwise on torch's CPU: alone, in batches of several sizes, beside other prompts and at other depths."""
     requests = _requests(backend, 13)
     together = backend.make().rollout(requests, backend.law)
     model = backend.make()
-    assert all(_same(model.rollout([r], backend.law)[0], t) for r, t in zip(requests, together, strict=True))
+    assert all(_same(backend, model.rollout([r], backend.law)[0], t) for r, t in zip(requests, together, strict=True))
     assert all(
-        _same(a, b) for a, b in zip(backend.make().rollout(requests[3:9], backend.law), together[3:9], strict=True)
+        _same(backend, a, b)
+        for a, b in zip(backend.make().rollout(requests[3:9], backend.law), together[3:9], strict=True)
     )
 
 
@@ -105,8 +110,8 @@ def test_cached_equals_uncached_and_equal_after_eviction(backend):
     cold, tight = backend.make(), backend.make(cache_bytes=2000)
     path(tight, backend, root, backend.max_new - 2)
     replies = [model.rollout([request], backend.law)[0] for model in (warm, cold, tight)]
-    assert _same(replies[0], replies[1])
-    assert _same(replies[0], replies[2])
+    assert _same(backend, replies[0], replies[1])
+    assert _same(backend, replies[0], replies[2])
 
 
 def test_two_cached_prefixes_with_the_same_suffix_at_once(backend):
@@ -117,7 +122,7 @@ def test_two_cached_prefixes_with_the_same_suffix_at_once(backend):
     pair = [RolloutRequest(root, suffix, 2, 8) for root in roots]
     together = model.rollout(pair, backend.law)
     apart = [backend.make().rollout([request], backend.law)[0] for request in pair]
-    assert all(_same(a, b) for a, b in zip(together, apart, strict=True))
+    assert all(_same(backend, a, b) for a, b in zip(together, apart, strict=True))
 
 
 def test_siblings_of_a_new_prefix_in_one_call(backend):
@@ -130,7 +135,7 @@ def test_siblings_of_a_new_prefix_in_one_call(backend):
     for request, reply in zip(requests, together, strict=True):
         (alone,) = backend.make().expand([request], backend.law)
         assert alone.children.tolist() == reply.children.tolist()
-        assert alone.log_prob.tolist() == reply.log_prob.tolist()
+        np.testing.assert_allclose(alone.log_prob, reply.log_prob, rtol=0.0, atol=backend.tolerance)
 
 
 def test_seeded_rollouts_follow_p(backend):

@@ -20,8 +20,8 @@ from sdt_dist.errors import CheckpointError, ConfigurationError
 from sdt_dist.models.card import ModelCard, ServedModel, card_of, process_of
 from sdt_dist.models.forecaster.process import Forecaster
 from sdt_dist.models.forecaster.spec import ForecasterSpec
-from sdt_dist.models.hf.language import LanguageModel
 from sdt_dist.models.hf.model import HFModel
+from sdt_dist.models.language import LanguageModel
 from sdt_dist.models.text import TextCodec
 from sdt_dist.models.toy import Toy
 from sdt_dist.protocols import RolloutRequest

@@ -19,7 +19,7 @@ from torch.nn import functional
 from transformers import LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-from sdt_dist.models.hf.decoder import Prompt
+from sdt_dist.models.decoder import Prompt
 from sdt_dist.models.reduction import exp_nonpositive
 
 _ROW_MULTIPLE = 8
@@ -238,9 +238,9 @@ class LlamaDecoder:
             key, value = key[:, :length].transpose(1, 2), value[:, :length]
             caches.append((key.contiguous().numpy(), value.contiguous().numpy()))
         last = x[length - 1 : length].expand(_ROW_MULTIPLE, -1)
-        return Prompt(length, caches, self._logits(last)[0].clone())
+        return Prompt(length, caches, self._logits(last)[0].clone().numpy())
 
-    def open(self, prompts: Sequence[Prompt], known: Sequence[list[torch.Tensor]], capacity: int) -> LlamaBatch:
+    def open(self, prompts: Sequence[Prompt], known: Sequence[list[np.ndarray]], capacity: int) -> LlamaBatch:
         return LlamaBatch(self, prompts, known, capacity)
 
     def _project(self, layer: _LayerWeights, x: torch.Tensor, cos: np.ndarray, sin: np.ndarray) -> torch.Tensor:
@@ -280,13 +280,13 @@ class LlamaBatch:
     calls_per_feed = 1
 
     def __init__(
-        self, decoder: LlamaDecoder, prompts: Sequence[Prompt], known: Sequence[list[torch.Tensor]], capacity: int
+        self, decoder: LlamaDecoder, prompts: Sequence[Prompt], known: Sequence[list[np.ndarray]], capacity: int
     ) -> None:
         self._decoder = decoder
         self._prompts = list(prompts)
         self._slots = np.arange(len(prompts))
         shape = (decoder.num_layers, 2, len(prompts), decoder.num_kv, capacity, decoder.head_dim)
-        self._own = torch.empty(shape)
+        self._own = torch.empty(shape).numpy()  # torch aligns it
         self._lengths = np.zeros(len(prompts), dtype=np.int64)
         for row, pieces in enumerate(known):
             for piece in pieces:
@@ -305,8 +305,8 @@ class LlamaBatch:
         self._starts = np.array([*(prompt.length for prompt in self._prompts), *self._padding])
 
     @torch.inference_mode()
-    def feed(self, tokens: Sequence[int]) -> torch.Tensor:
-        decoder, own = self._decoder, self._own.numpy()
+    def feed(self, tokens: Sequence[int]) -> np.ndarray:
+        decoder, own = self._decoder, self._own
         x = decoder.embedding[torch.tensor([*tokens, *self._padding])]
         positions = self._starts.copy()
         positions[: len(tokens)] += self._lengths[self._slots]
@@ -320,13 +320,13 @@ class LlamaBatch:
                 keys, values = cache[number]
                 _attend(heads, rows, slots, keys, values, own[number], self._lengths, output)
             x = decoder._finish(layer, x, attended)
-        return decoder._logits(x)[: len(tokens)]
+        return decoder._logits(x)[: len(tokens)].numpy()
 
     def select(self, rows: Sequence[int]) -> None:
         self._prompts = [self._prompts[row] for row in rows]
         self._slots = self._slots[list(rows)]
         self._group()
 
-    def values(self, row: int) -> torch.Tensor | None:
+    def values(self, row: int) -> np.ndarray | None:
         slot = self._slots[row]
         return self._own[:, :, slot, :, : int(self._lengths[slot])]

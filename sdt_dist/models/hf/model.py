@@ -1,213 +1,54 @@
-"""`HFModel`: a LogitsModel over a Transformers causal language model (SPEC section 3).
-
-A prompt is encoded once and shared by its whole tree; generated tokens' KV are kept in a prefix cache with a byte
-budget; the decode loop feeds one token a row and step, rows of many problems and depths together.
-"""
+"""`HFModel`: a LogitsModel over a Transformers causal language model (SPEC section 3)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from transformers import LlamaForCausalLM, PreTrainedModel
 
-from sdt_dist.errors import ContextError
-from sdt_dist.models.hf.decoder import Batch, Decoder, Prompt
+from sdt_dist.models.cached_model import CachedModel
 from sdt_dist.models.hf.llama import LlamaDecoder
 from sdt_dist.models.hf.module_decoder import ModuleDecoder
-from sdt_dist.models.hf.prefix_cache import PrefixCache
-from sdt_dist.models.reduction import draw, largest, law_scores
-from sdt_dist.noise import position_key
-from sdt_dist.protocols import Cost, ExpandRequest, Expansion, PriorLaw, Rollout, RolloutRequest, Root
-
-_Reduce = Callable[[list[int], np.ndarray], list[int]]
 
 
-class HFModel:
-    """Batched scoring and rollouts of a module; counters and errors as in `protocols.LogitsModel`.
+class HFModel(CachedModel):
+    """The module behind a lean decoder where it is a plain Llama on the CPU, else driven as it is.
 
-    cache_bytes bounds the keys and values of generated tokens; prompts are kept until `release`. `deterministic` is
-    True on the CPU, where a row's bits do not depend on its batch.
+    `deterministic` is True on the CPU, where a row's bits do not depend on its batch.
     """
 
     def __init__(self, module: PreTrainedModel, *, max_context: int | None = None, cache_bytes: int = 2 << 30) -> None:
-        if isinstance(module, LlamaForCausalLM) and LlamaDecoder.supports(module):
-            self._decoder: Decoder = LlamaDecoder(module)
-        else:
-            self._decoder = ModuleDecoder(module)
-        self.module = module
-        self.vocab_size = int(module.config.vocab_size)
-        self.max_context = int(max_context or module.config.max_position_embeddings)
-        self.device = self._decoder.device
-        self.deterministic = self.device.type == "cpu"
-        self.nfe = self.model_calls = self.recomputed_tokens = 0
-        self._prompts: dict[bytes, Prompt] = {}
-        self._cache = PrefixCache(cache_bytes)
-
-    def expand(self, requests: Sequence[ExpandRequest], law: PriorLaw) -> list[Expansion]:
-        runs = [_Run(request.root, request.tokens, 1) for request in requests]
-        replies: list[Expansion | None] = [None] * len(runs)
-
-        def reduce(rows: list[int], scores: np.ndarray) -> list[int]:
-            for row, score in zip(rows, scores, strict=True):
-                asked = requests[row]
-                children, log_prob, residual, count = largest(
-                    score[None], asked.num_children, asked.key, asked.excluded
-                )
-                replies[row] = Expansion(children, log_prob, log_prob, residual, count)
-            return [-1] * len(rows)
-
-        self._run(runs, law, reduce)
-        return [
-            Expansion(r.children, r.log_prob, r.log_weight, r.log_residual, r.num_remaining, run.cost())
-            for r, run in zip(replies, runs, strict=True)
-            if r is not None
-        ]
-
-    def rollout(self, requests: Sequence[RolloutRequest], law: PriorLaw) -> list[Rollout]:
-        runs = [_Run(request.root, request.tokens, request.num_tokens) for request in requests]
-
-        def reduce(rows: list[int], scores: np.ndarray) -> list[int]:
-            steps = [len(runs[row].generated) for row in rows]
-            keys = [
-                None if (key := requests[row].key) is None else position_key(key, step)
-                for row, step in zip(rows, steps, strict=True)
-            ]
-            excluded = [() if step else requests[row].excluded for row, step in zip(rows, steps, strict=True)]
-            tokens, *columns = draw(scores, keys, excluded)
-            found = zip(*(column.tolist() for column in columns), strict=True)
-            for row, step in zip(rows, found, strict=True):
-                runs[row].steps.append(step)
-            return tokens.tolist()
-
-        self._run(runs, law, reduce)
-        return [run.rollout(law) for run in runs]
-
-    def release(self, root: Root) -> None:
-        self._prompts.pop(root.digest, None)
-        self._cache.release(root)
-
-    def _run(self, runs: list[_Run], law: PriorLaw, reduce: _Reduce) -> None:
-        """Generate until every run has its tokens; `reduce` turns scores [B, V] of rows into their next tokens."""
-        for run in runs:
-            self._check(run)
-            run.prompt = self._prompt(run)
-        at_root = [i for i, run in enumerate(runs) if not run.known]
-        if at_root:
-            self._reduce(runs, at_root, torch.stack([runs[i].prompt.logits for i in at_root]), law, reduce)
-        active = [i for i, run in enumerate(runs) if run.wants_more(law)]
-        if not active:
-            return
-        batch = self._open([runs[i] for i in active])
-        while active:
-            logits = batch.feed([runs[i].next_token() for i in active])
-            self._count([runs[i] for i in active], batch.calls_per_feed)
-            ready = [place for place, i in enumerate(active) if not runs[i].pending]
-            if ready:
-                wanted = logits if len(ready) == len(active) else logits[ready]
-                self._reduce(runs, [active[place] for place in ready], wanted, law, reduce)
-            working = [place for place, i in enumerate(active) if runs[i].wants_more(law)]
-            active, batch = self._leave(runs, active, working, batch)
-
-    def _leave(self, runs: list[_Run], active: list[int], working: list[int], batch: Batch) -> tuple[list[int], Batch]:
-        """Drop finished rows from the batch, keeping their KV; the batch shrinks at once."""
-        if len(working) == len(active):
-            return active, batch
-        for place in set(range(len(active))) - set(working):
-            self._keep(runs[active[place]], batch.values(place))
-        if working:
-            batch.select(working)
-        return [active[place] for place in working], batch
-
-    def _keep(self, run: _Run, values: torch.Tensor | None) -> None:
-        if values is not None and values.shape[3] > run.reused:
-            tokens = (*run.known, *run.generated)
-            self._cache.add(run.root.digest, tokens, run.reused, values[:, :, :, run.reused :])
-
-    def _open(self, runs: list[_Run]) -> Batch:
-        known = []
-        for run in runs:
-            pieces = self._cache.find(run.root.digest, run.known[:-1]) if run.known else []
-            run.reused = sum(piece.shape[3] for piece in pieces)
-            run.pending = [*run.known[run.reused :], *run.generated]
-            known.append(pieces)
-        capacity = max(len(run.known) + run.num_tokens for run in runs)
-        prompts = [run.prompt for run in runs]
-        return self._decoder.open(prompts, known, capacity)
-
-    def _prompt(self, run: _Run) -> Prompt:
-        """The problem's encoded prompt; whoever needs it first pays its one NFE."""
-        prompt = self._prompts.get(run.root.digest)
-        if prompt is None:
-            prompt = self._prompts[run.root.digest] = self._decoder.encode(run.root.prompt)
-            run.pay(nfe=1, calls=range(self.model_calls, self.model_calls + 1))
-            self.nfe, self.model_calls = self.nfe + 1, self.model_calls + 1
-        return prompt
-
-    def _reduce(self, runs: list[_Run], rows: list[int], logits: torch.Tensor, law: PriorLaw, reduce: _Reduce) -> None:
-        scores = law_scores(logits.numpy(), law)
-        for row, token in zip(rows, reduce(rows, scores), strict=True):
-            runs[row].take(token)
-
-    def _count(self, fed: list[_Run], num_calls: int) -> None:
-        """One feed: rows whose next distribution is wanted are NFE, the others were encoded before."""
-        calls = range(self.model_calls, self.model_calls + num_calls)
-        self.model_calls += num_calls
-        for run in fed:
-            wanted = not run.pending
-            run.pay(nfe=int(wanted), calls=calls, recomputed=int(not wanted))
-            self.nfe += int(wanted)
-            self.recomputed_tokens += int(not wanted)
-
-    def _check(self, run: _Run) -> None:
-        length = len(run.root.prompt)
-        if not length:
-            raise ContextError("prompt: empty; a prompt needs at least one token.")
-        needed = length + len(run.known) + run.num_tokens
-        if needed > self.max_context:
-            raise ContextError(
-                f"prompt: {length} tokens and {needed - length} new ones exceed the model's context of "
-                f"{self.max_context}; shorten the prompt or lower max_new_tokens."
-            )
-
-
-class _Run:
-    """One row's way through a call: what it knows, what it generated, what it still has to feed, what it cost."""
-
-    def __init__(self, root: Root, known: tuple[int, ...], num_tokens: int) -> None:
-        self.root, self.known, self.num_tokens = root, known, num_tokens
-        self.prompt: Prompt
-        self.pending: list[int] = []
-        self.generated: list[int] = []
-        self.steps: list[tuple] = []
-        self.reused = 0
-        self._nfe = self._recomputed = 0
-        self._calls: set[int] = set()
-
-    def next_token(self) -> int:
-        return self.pending.pop(0)
-
-    def take(self, token: int) -> None:
-        self.generated.append(token)
-        self.pending.append(token)
-
-    def wants_more(self, law: PriorLaw) -> bool:
-        ended = bool(self.generated) and self.generated[-1] in law.end_tokens
-        return len(self.generated) < self.num_tokens and not ended
-
-    def pay(self, *, nfe: int, calls: range, recomputed: int = 0) -> None:
-        self._nfe += nfe
-        self._recomputed += recomputed
-        self._calls.update(calls)
-
-    def cost(self) -> Cost:
-        return Cost(self._nfe, frozenset(self._calls), self._recomputed)
-
-    def rollout(self, law: PriorLaw) -> Rollout:
-        log_prob, residual, remaining = (np.array([step[i] for step in self.steps]) for i in range(3))
-        ended = bool(self.generated) and self.generated[-1] in law.end_tokens
-        tokens = np.array(self.generated, dtype=np.int32)
-        return Rollout(
-            tokens, log_prob, residual, remaining.astype(np.int32), "eos" if ended else "length", self.cost()
+        lean = isinstance(module, LlamaForCausalLM) and LlamaDecoder.supports(module)
+        decoder = LlamaDecoder(module) if lean else ModuleDecoder(module)  # type: ignore[arg-type]
+        self.module, self.device = module, decoder.device
+        super().__init__(
+            decoder,
+            vocab_size=int(module.config.vocab_size),
+            max_context=int(max_context or module.config.max_position_embeddings),
+            deterministic=self.device.type == "cpu",
+            cache_bytes=cache_bytes,
         )
+
+    @property
+    def eos_token_id(self) -> int | list[int] | None:
+        """What ends a sequence by the model's own generation settings."""
+        return getattr(getattr(self.module, "generation_config", None), "eos_token_id", None)
+
+    @torch.inference_mode()
+    def reference_logits(self, tokens: Sequence[int]) -> np.ndarray:
+        """Logits [V] float32 after a sequence, by the module itself and without caches."""
+        ids = torch.tensor([list(tokens)], device=self.device)
+        return self.module(input_ids=ids).logits[0, -1].float().cpu().numpy()
+
+    def config_values(self) -> dict[str, Any]:
+        """The configuration where it differs from its defaults."""
+        return self.module.config.to_diff_dict()
+
+    def named_weights(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Label and bytes [n] uint8 of every weight, in order (numpy has no bfloat16)."""
+        for label, tensor in sorted(self.module.state_dict().items()):
+            data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+            yield f"{label}:{tensor.dtype}:{tuple(tensor.shape)}", data

@@ -9,9 +9,10 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
-from sdt_dist.models.hf.decoder import Prompt
+from sdt_dist.models.decoder import Prompt
 
 _ROW_MULTIPLE = 8
 
@@ -26,9 +27,9 @@ class ModuleDecoder:
     @torch.inference_mode()
     def encode(self, prompt: Sequence[int]) -> Prompt:
         out = self.module(input_ids=torch.tensor([list(prompt)], device=self.device), use_cache=True)
-        return Prompt(len(prompt), out.past_key_values, out.logits[0, -1].float().cpu())
+        return Prompt(len(prompt), out.past_key_values, out.logits[0, -1].float().cpu().numpy())
 
-    def open(self, prompts: Sequence[Prompt], known: Sequence[list[torch.Tensor]], capacity: int) -> ModuleBatch:
+    def open(self, prompts: Sequence[Prompt], known: Sequence[list[np.ndarray]], capacity: int) -> ModuleBatch:
         return ModuleBatch(self, prompts)
 
 
@@ -47,7 +48,7 @@ class ModuleBatch:
             self._groups.append((rows, cache))
 
     @torch.inference_mode()
-    def feed(self, tokens: Sequence[int]) -> torch.Tensor:
+    def feed(self, tokens: Sequence[int]) -> np.ndarray:
         found: dict[int, torch.Tensor] = {}
         for rows, cache in self._groups:
             ids = [tokens[row] for row in rows]
@@ -55,7 +56,7 @@ class ModuleBatch:
             column = torch.tensor(ids, device=self._decoder.device)[:, None]
             logits = self._decoder.module(input_ids=column, past_key_values=cache, use_cache=True).logits[:, -1]
             found |= dict(zip(rows, logits.float().cpu(), strict=False))
-        return torch.stack([found[row] for row in range(len(tokens))])
+        return torch.stack([found[row] for row in range(len(tokens))]).numpy()
 
     @property
     def calls_per_feed(self) -> int:
@@ -72,5 +73,5 @@ class ModuleBatch:
                 groups.append(([place[members[i]] for i in kept], cache))
         self._groups = groups
 
-    def values(self, row: int) -> torch.Tensor | None:
+    def values(self, row: int) -> np.ndarray | None:
         return None

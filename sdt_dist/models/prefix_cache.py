@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass
 
-import torch
+import numpy as np
 
 from sdt_dist.protocols import Root
 
@@ -19,7 +19,7 @@ class Segment:
     """KV [layers, 2, heads, n, head_dim] of n consecutive positions of one generated sequence."""
 
     keys: list[int]
-    values: torch.Tensor
+    values: np.ndarray
     digest: bytes
 
 
@@ -42,9 +42,9 @@ class PrefixCache:
         self._of_root: dict[bytes, set[int]] = {}
         self._next = 0
 
-    def find(self, digest: bytes, tokens: tuple[int, ...]) -> list[torch.Tensor]:
+    def find(self, digest: bytes, tokens: tuple[int, ...]) -> list[np.ndarray]:
         """KV pieces of the longest cached prefix of `tokens`, in order; each [layers, 2, heads, n, head_dim]."""
-        pieces: list[torch.Tensor] = []
+        pieces: list[np.ndarray] = []
         run: tuple[int, int, int] | None = None  # segment, first offset, end offset
         for key in rolling_hashes(digest, tokens):
             place = self._places.get(key)
@@ -61,30 +61,30 @@ class PrefixCache:
             pieces.append(self._piece(run))
         return pieces
 
-    def _piece(self, run: tuple[int, int, int]) -> torch.Tensor:
+    def _piece(self, run: tuple[int, int, int]) -> np.ndarray:
         number, first, end = run
         self._segments.move_to_end(number)
         return self._segments[number].values[:, :, :, first:end]
 
-    def add(self, digest: bytes, tokens: tuple[int, ...], start: int, values: torch.Tensor) -> None:
+    def add(self, digest: bytes, tokens: tuple[int, ...], start: int, values: np.ndarray) -> None:
         """Keep the KV of positions start to start + n of a generated sequence; known positions keep their place."""
         keys = rolling_hashes(digest, tokens[: start + values.shape[3]])[start:]
         fresh = [(key, offset) for offset, key in enumerate(keys) if key not in self._places]
-        if not fresh or values.numel() * values.element_size() > self.budget_bytes:
+        if not fresh or values.nbytes > self.budget_bytes:
             return
         number, self._next = self._next, self._next + 1
         first = fresh[0][1]
-        segment = Segment([key for key, _ in fresh], values[:, :, :, first:].clone(), digest)
+        segment = Segment([key for key, _ in fresh], values[:, :, :, first:].copy(), digest)
         self._segments[number] = segment
         self._of_root.setdefault(digest, set()).add(number)
         self._places |= {key: (number, offset - first) for key, offset in fresh}
-        self.size_bytes += segment.values.numel() * segment.values.element_size()
+        self.size_bytes += segment.values.nbytes
         while self.size_bytes > self.budget_bytes:
             self._drop(next(iter(self._segments)))
 
     def _drop(self, number: int) -> None:
         segment = self._segments.pop(number)
-        self.size_bytes -= segment.values.numel() * segment.values.element_size()
+        self.size_bytes -= segment.values.nbytes
         self._of_root[segment.digest].discard(number)
         for key in segment.keys:
             del self._places[key]

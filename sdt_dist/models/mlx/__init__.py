@@ -1,0 +1,22 @@
+"""MLX models as backends: one batched decode over mlx-lm's modules, on Apple Silicon or an ordinary CPU.
+
+Importing this raises MissingExtraError where mlx-lm is not installed.
+"""
+
+from __future__ import annotations
+
+import resource
+
+from sdt_dist.errors import MissingExtraError
+
+_SOFT, _HARD = resource.getrlimit(resource.RLIMIT_NOFILE)
+try:
+    import mlx_lm as _mlx_lm  # noqa: F401
+except ImportError as error:
+    raise MissingExtraError(f"model: the mlx backend needs mlx-lm ({error}): pip install 'sdt-dist[mlx]'.") from error
+finally:  # mlx-lm lowers this process's limits on open files; the hard one may be out of reach afterwards
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (_SOFT, _HARD))
+    except ValueError:
+        _LEFT = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(_SOFT, _LEFT), _LEFT))
