@@ -79,7 +79,12 @@ def main() -> None:
     arguments = parser.parse_args()
     ray.init(address="local", num_cpus=8, include_dashboard=False, namespace="sdt-benchmark", log_to_driver=False)
     print("| searchers | rollouts | wave size | TV | seconds |\n|---:|---:|---:|---:|---:|")
-    for searchers_, rollouts, waves in [(1, 3000, (4, 8, 16, 32)), (4, 3000, (32,)), (4, 3300, (32,)), (4, 3600, (8, 16, 32))]:
+    for searchers_, rollouts, waves in [
+        (1, 3000, (4, 8, 16, 32)),
+        (4, 3000, (32,)),
+        (4, 3300, (32,)),
+        (4, 3600, (8, 16, 32)),
+    ]:
         config = fleet_config({"searchers": searchers_})
         for wave_size in waves:
             found = np.array([measure(config, rollouts, wave_size, problem) for problem in range(arguments.problems)])

@@ -53,11 +53,16 @@ class PriorLaw:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Root:
-    """One problem's starting state: the prompt's token ids, a digest of them for caches, and decode data."""
+    """One problem's starting state: the prompt's token ids, a digest of them for caches, and decode data.
+
+    paid: its search has paid for the prompt's distribution before; a backend that has to encode the prompt again, after an
+    eviction or in the place of a server that died, bills recomputed tokens and no NFE (SPEC 1.3).
+    """
 
     prompt: tuple[int, ...]
     digest: bytes
     meta: Any = None
+    paid: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -128,12 +128,14 @@ class CachedModel:
         return self._decoder.open(prompts, known, capacity)
 
     def _prompt(self, run: _Run) -> Prompt:
-        """The problem's encoded prompt; whoever needs it first pays its one NFE."""
+        """The problem's encoded prompt; whoever needs it first pays its one NFE, and its search does so only once."""
         prompt = self._prompts.get(run.root.digest)
         if prompt is None:
             prompt = self._prompts[run.root.digest] = self._decoder.encode(run.root.prompt)
-            run.pay(nfe=1, calls=range(self.model_calls, self.model_calls + 1))
-            self.nfe, self.model_calls = self.nfe + 1, self.model_calls + 1
+            nfe, again = (0, len(run.root.prompt)) if run.root.paid else (1, 0)
+            run.pay(nfe=nfe, calls=range(self.model_calls, self.model_calls + 1), recomputed=again)
+            self.nfe, self.model_calls = self.nfe + nfe, self.model_calls + 1
+            self.recomputed_tokens += again
         return prompt
 
     def _reduce(self, runs: list[_Run], rows: list[int], logits: np.ndarray, law: PriorLaw, reduce: _Reduce) -> None:

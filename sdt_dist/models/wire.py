@@ -43,12 +43,12 @@ def pack_requests(requests: Sequence[ModelRequest], law: PriorLaw) -> Arrays:
 
     ConfigurationError for a number that its array cannot hold.
     """
-    names: dict[tuple[bytes, tuple[int, ...]], int] = {}
+    names: dict[tuple[bytes, tuple[int, ...], bool], int] = {}
     places: dict[int, int] = {}
     for request in requests:
         root = request.root
         if id(root) not in places:
-            places[id(root)] = names.setdefault((root.digest, root.prompt), len(names))
+            places[id(root)] = names.setdefault((root.digest, root.prompt, root.paid), len(names))
     counts = [r.num_tokens if isinstance(r, RolloutRequest) else r.num_children for r in requests]
     return {
         "law": _pack_law(law),
@@ -59,8 +59,9 @@ def pack_requests(requests: Sequence[ModelRequest], law: PriorLaw) -> Arrays:
         "key": integers("key", [0 if r.key is None else r.key for r in requests], np.uint64),
         **pack_lists("tokens", [r.tokens for r in requests]),
         **pack_lists("excluded", [r.excluded for r in requests]),
-        **pack_lists("prompt", [prompt for _, prompt in names]),
-        **pack_lists("digest", [digest for digest, _ in names], np.uint8),
+        **pack_lists("prompt", [prompt for _, prompt, _ in names]),
+        **pack_lists("digest", [digest for digest, _, _ in names], np.uint8),
+        "paid": np.array([paid for _, _, paid in names], dtype=np.bool_),
     }
 
 
@@ -181,7 +182,8 @@ def _roots(arrays: Mapping[str, np.ndarray]) -> list[Root]:
     prompts = unpack_lists(arrays, "prompt")
     digests = unpack_lists(arrays, "digest", np.uint8, len(prompts))
     require(all(len(digest) <= _LONGEST_DIGEST for digest in digests), "digest", f"at most {_LONGEST_DIGEST} bytes")
-    return [Root(prompt, bytes(digest)) for prompt, digest in zip(prompts, digests, strict=True)]
+    paid = column(arrays, "paid", np.bool_, len(prompts)).tolist()
+    return [Root(prompt, bytes(digest), paid=p) for prompt, digest, p in zip(prompts, digests, paid, strict=True)]
 
 
 def _expansions(arrays: Mapping[str, np.ndarray], size: int) -> Iterator[Any]:

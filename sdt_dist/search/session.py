@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, cast
 
 import numpy as np
@@ -142,6 +142,8 @@ class Session:
             replies = yield list(requests)
         for reply in replies:
             self._pay(reply.cost)  # type: ignore[union-attr]
+        if not self.root.paid:
+            self.problem = replace(self.problem, root=replace(self.root, paid=True))
         return replies
 
     def roll_out(self, requests: Sequence[RolloutRequest]) -> Generator[list[Request], list[Reply], list[Rollout]]:

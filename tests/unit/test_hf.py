@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -63,3 +65,16 @@ def test_release_forgets_a_problem():
     model.release(backend.root(0))
     model.release(backend.root(1))
     assert model._cache.size_bytes == 0
+
+
+def test_a_prompt_is_paid_once_even_when_a_second_server_encodes_it_again():
+    """A search that moves to a backend without its caches pays recomputed tokens there, and no NFE for its prompt."""
+    backend = BACKENDS["hf-llama"]()
+    first, second, root = backend.make(), backend.make(), backend.root()
+    (paid,) = first.rollout([RolloutRequest(root, (), 4, key=1)], backend.law)
+    (again,) = second.rollout([RolloutRequest(replace(root, paid=True), (), 4, key=1)], backend.law)
+    length = len(paid.tokens)
+    assert again.tokens.tolist() == paid.tokens.tolist()
+    assert (paid.cost.nfe, paid.cost.recomputed_tokens) == (length, 0)
+    assert (again.cost.nfe, again.cost.recomputed_tokens) == (length - 1, len(root.prompt))
+    assert (second.nfe, second.recomputed_tokens) == (length - 1, len(root.prompt))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -128,7 +128,9 @@ def test_a_root_is_sent_once_and_its_meta_never():
     found, _ = unpack_requests(packed)
     assert packed["prompt"].tolist() == [1, 2, 3]
     assert all(request.root is found[0].root for request in found)
-    assert found[0].root.meta is None
+    assert found[0].root.meta is None and not found[0].root.paid
+    (later,), _ = unpack_requests(pack_requests([RolloutRequest(replace(root, paid=True), (), 4, 5)], PriorLaw((0, 9))))
+    assert later.root.paid
 
 
 def test_equal_log_weights_are_sent_once():
