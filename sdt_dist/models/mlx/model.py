@@ -20,7 +20,9 @@ _NO_LIMIT = 1 << 30
 class MlxModel(CachedModel):
     """A module of mlx-lm and its configuration (config.json); only seeds are promised, not bits.
 
-    max_context is taken from the configuration; architectures without positions have no limit.
+    max_context is taken from the configuration; architectures without positions have no limit. Where a sliding window
+    is configured and mlx-lm keeps plain caches in all layers (it may then attend to everything, without a word), the
+    window is the limit: up to there both are the same.
     """
 
     def __init__(
@@ -31,7 +33,7 @@ class MlxModel(CachedModel):
         super().__init__(
             decoder,
             vocab_size=decoder.vocab_size,
-            max_context=int(max_context or _max_context(config)),
+            max_context=int(max_context or _max_context(config, windows=not decoder.hands_on)),
             deterministic=False,
             cache_bytes=cache_bytes,
         )
@@ -55,10 +57,14 @@ class MlxModel(CachedModel):
             yield f"{label}:{weight.dtype}:{weight.shape}", np.array(weight.reshape(-1).view(mx.uint8))
 
 
-def _max_context(config: dict[str, Any]) -> int:
-    """Positions that a model was made for; composite models have them with their text part."""
+def _max_context(config: dict[str, Any], *, windows: bool) -> int:
+    """Positions that a model was made for; composite models have them with their text part.
+
+    windows: whether the module has sliding windows of its own.
+    """
     for part in (config, config.get("text_config") or {}):
         for name in _CONTEXT_FIELDS:
             if part.get(name):
-                return int(part[name])
+                window = part.get("sliding_window") if part.get("use_sliding_window", True) and not windows else None
+                return int(min(part[name], window or part[name]))
     return _NO_LIMIT
