@@ -56,7 +56,7 @@ def test_search_code_never_imports_a_backend() -> None:
 def test_tree_holds_no_data_and_no_machine_paths() -> None:
     files = subprocess.run(["git", "ls-files"], capture_output=True, text=True, cwd=ROOT, check=True).stdout.split()
     assert files and not [name for name in files if name.endswith((".csv", ".pt", ".pkl", ".bin"))]
-    pattern = re.compile(r"/(?:work|root|home|tmp)/\w")
+    pattern = re.compile(r"/(?:work|root|home(?!/ray)|tmp)/\w")  # the home of Ray's own images is no path of ours
     texts = [ROOT / name for name in files if name.endswith((".py", ".md", ".toml", ".yaml", ".json"))]
     assert not [str(path) for path in texts if path.exists() and pattern.search(path.read_text())]
 

@@ -25,7 +25,7 @@ def test_the_python_example_runs() -> None:
 
 
 def test_every_command_and_method_is_named() -> None:
-    commands = {info.name for info in app.registered_commands}
+    commands = {info.name for info in [*app.registered_commands, *app.registered_groups]}
     assert set(re.findall(r"^    sdt ([a-z-]+)", README, flags=re.MULTILINE)) == commands
     assert all(f"`{name}`" in README for name in method_names())
 
