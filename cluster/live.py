@@ -80,5 +80,13 @@ def fleet_line(status: dict[str, Any], rates: dict[str, float]) -> str:
     parts = [f"{kind} {states.count('ready')}/{len(states)} ready" for kind, states in kinds.items()]
     parts.append(f"{status['under_way']} under way, {status['waiting']} waiting")
     parts += [f"{rates[name]:,.0f} {unit}" for name, unit in _RATES.items() if name in rates]
-    ill = [f"{name} {slot['state']}: {slot['reason']}" for name, slot in status["slots"].items() if slot["deaths"]]
-    return "  ".join([*parts, *ill])
+    return "  ".join([*parts, *(_ailment(name, slot) for name, slot in status["slots"].items() if slot["deaths"])])
+
+
+def _ailment(name: str, slot: dict[str, Any]) -> str:
+    """What is to be said of an actor that died: why it is not back, or how often it was started again."""
+    return (
+        f"{name} restarted {slot['deaths']}x"
+        if slot["state"] == "ready"
+        else f"{name} {slot['state']}: {slot['reason']}"
+    )

@@ -20,7 +20,7 @@ from sdt_dist.evaluation.runner import in_process, make_plan, run_evaluation
 from sdt_dist.models.toy import Toy
 from sdt_dist.search.methods import method_names
 from tests.fleet_helpers import TOY, alone, same, toy_work
-from tests.ray_helpers import actor_processes, run_all, wait_for_deaths
+from tests.ray_helpers import actor_processes, run_all, wait_for_deaths, wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 
@@ -116,8 +116,9 @@ def test_no_actor_outlives_its_run(end):
         toy_work(_load(), FEW, 6), fleet_config({"searchers": 2, "problems_per_searcher": 1}), _load, max_new_tokens=4
     )
     next(runs)
+    everyone = {"controller", "model-server-0", "searcher-0", "searcher-1"}
+    wait_until(lambda: actor_processes().keys() == everyone, 30, "the second searcher")
     actors = actor_processes()
-    assert actors.keys() == {"controller", "model-server-0", "searcher-0", "searcher-1"}
     if end == "to the end":
         assert len(list(runs)) == 5
     elif end == "closed":
