@@ -20,7 +20,7 @@ test: install
 	$(BIN)/python -m pytest
 
 test-chaos: install
-	$(BIN)/python -m pytest -m chaos tests/chaos
+	$(BIN)/python -m pytest -m chaos
 
 check: install
 	$(BIN)/ruff check .

@@ -44,7 +44,7 @@ except SdtError as error:
 print(json.dumps(found | {"seconds": time.monotonic() - begun}))
 """
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.chaos]
 
 
 @dataclass(frozen=True)
