@@ -58,7 +58,7 @@ def load_fleet(path: str | None, overrides: dict[str, Any], *, small_model: bool
     """The fleet in a YAML file (None: local mode) with overrides.
 
     In local mode a model that is small enough to have several copies of gets a server and a searcher a core, four at
-    most, where nothing else is said: on two cores that took 0.7 of the time of one server (benchmarks/local_mode.py).
+    most, where nothing else is said: on two cores that took three quarters of the time of one server (benchmarks/local_mode.py).
     """
     given = ({} if path is None else read_mapping(Path(path), "fleet")) | overrides
     if small_model and given.get("address", "local") == "local":
