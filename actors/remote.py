@@ -6,7 +6,9 @@ methods have their own concurrency group, so that a probe is answered while a ba
 
 from __future__ import annotations
 
+import logging
 import math
+import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -25,11 +27,12 @@ from actors.metrics import Exporter
 from actors.searcher import Outcome, Searcher, SearcherSettings
 from actors.store_shard import StoreShard
 from actors.work import Loader, Work
-from sdt_dist.errors import FleetError, SdtError
+from sdt_dist.errors import FleetError, ModelGoneError, SdtError
 from sdt_dist.models.card import ModelCard, card_of
 from sdt_dist.models.serving import ModelAnswer, ModelCall, ModelServer
 from sdt_dist.values.records import Shared, ShareRequest
 
+_LOG = logging.getLogger(__name__)
 _OPTIONS = {
     "max_restarts": 0,
     "max_task_retries": 0,
@@ -69,6 +72,12 @@ def reason(error: Exception) -> str:
     return " ".join(" ".join(last or lines[-1:]).split()).partition(" Some common causes")[0]
 
 
+def _exit(error: ModelGoneError) -> None:
+    """End this actor, whose model has ended; the controller starts another one."""
+    _LOG.error("%s", error)
+    os._exit(1)
+
+
 @ray.remote(concurrency_groups={"control": 4})
 class ModelServerActor:
     """One copy of a model; see `ModelServer`."""
@@ -78,7 +87,7 @@ class ModelServerActor:
         if threads is not None and "torch" in sys.modules:
             sys.modules["torch"].set_num_threads(threads)
         self._card = card_of(loaded)
-        self._server = ModelServer(getattr(loaded, "model", loaded), name=name, queue_rows=queue_rows)
+        self._server = ModelServer(getattr(loaded, "model", loaded), name=name, queue_rows=queue_rows, on_gone=_exit)
         self._exporter = Exporter("model_server", name)
 
     async def answer(self, call: ModelCall) -> ModelAnswer:

@@ -42,9 +42,18 @@ class FleetError(SdtError, RuntimeError):
     """A fleet cannot go on: no cluster, actors that do not start or keep dying, a wait that reached its deadline."""
 
 
+class ModelGoneError(FleetError):
+    """A model's own process has ended: it answers nothing any more and has to be loaded again."""
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> ConfigurationError:
     """The error for a name that no registry holds, with the closest known names as a suggestion."""
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=2, cutoff=0.5)
     hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
     return ConfigurationError(f"unknown {kind} {name!r}.{hint} Known: {', '.join(names)}.")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, for messages of our own."""
+    return next(iter(str(error).splitlines()), type(error).__name__)

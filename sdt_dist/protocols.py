@@ -57,12 +57,15 @@ class Root:
 
     paid: its search has paid for the prompt's distribution before; a backend that has to encode the prompt again, after an
     eviction or in the place of a server that died, bills recomputed tokens and no NFE (SPEC 1.3).
+    embeddings [n, hidden] float32: what stands for the prompt's first n tokens, which are then placeholders; only some
+    backends take them, and only in this process. The digest must cover them.
     """
 
     prompt: tuple[int, ...]
     digest: bytes
     meta: Any = None
     paid: bool = False
+    embeddings: np.ndarray | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Test-wide settings: no display, no hub, `data` and `mlx` tests only where those are, `chaos` tests on demand."""
+"""Test-wide settings: no display, no hub, `data`, `mlx` and `vllm` tests only where those are, `chaos` tests on demand."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+_PACKAGES = {"mlx": "mlx_lm", "vllm": "vllm"}
+
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
@@ -26,14 +28,14 @@ def one_thread() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect `data` tests without a data directory, `mlx` tests without mlx-lm, and `chaos` tests unless -m names them.
+    """Deselect `data` tests without a data directory, those of a package that is absent, and `chaos` tests unless -m names them.
 
     They count as not run.
     """
     folder = os.environ.get("SDT_DATA_DIR")
     unwanted = [] if folder and Path(folder).is_dir() else ["data"]
     unwanted += [] if "chaos" in config.option.markexpr else ["chaos"]
-    unwanted += [] if importlib.util.find_spec("mlx_lm") else ["mlx"]
+    unwanted += [name for name, package in _PACKAGES.items() if not importlib.util.find_spec(package)]
     left_out = [item for item in items if any(item.get_closest_marker(name) for name in unwanted)]
     if left_out:
         config.hook.pytest_deselected(items=left_out)

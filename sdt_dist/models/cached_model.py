@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from sdt_dist.errors import ContextError
+from sdt_dist.models.context import check_context
 from sdt_dist.models.decoder import Batch, Decoder, Prompt
 from sdt_dist.models.prefix_cache import PrefixCache
 from sdt_dist.models.reduction import draw, largest, law_scores
@@ -82,7 +82,7 @@ class CachedModel:
     def _run(self, runs: list[_Run], law: PriorLaw, reduce: _Reduce) -> None:
         """Generate until every run has its tokens; `reduce` turns scores [B, V] of rows into their next tokens."""
         for run in runs:
-            self._check(run)
+            check_context(run.root, len(run.known) + run.num_tokens, self.max_context)
             run.prompt = self._prompt(run)
         at_root = [i for i, run in enumerate(runs) if not run.known]
         if at_root:
@@ -152,17 +152,6 @@ class CachedModel:
             run.pay(nfe=int(wanted), calls=calls, recomputed=int(not wanted))
             self.nfe += int(wanted)
             self.recomputed_tokens += int(not wanted)
-
-    def _check(self, run: _Run) -> None:
-        length = len(run.root.prompt)
-        if not length:
-            raise ContextError("prompt: empty; a prompt needs at least one token.")
-        needed = length + len(run.known) + run.num_tokens
-        if needed > self.max_context:
-            raise ContextError(
-                f"prompt: {length} tokens and {needed - length} new ones exceed the model's context of "
-                f"{self.max_context}; shorten the prompt or lower max_new_tokens."
-            )
 
 
 class _Run:

@@ -23,7 +23,7 @@ from aiohttp import web
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from sdt_dist.errors import ConfigurationError, FleetError, SdtError
+from sdt_dist.errors import ConfigurationError, FleetError, ModelGoneError, SdtError
 from sdt_dist.models.card import ModelCard
 from sdt_dist.models.columns import Arrays, pack_lists, unpack_lists
 from sdt_dist.models.http_api import (
@@ -77,8 +77,14 @@ class ModelService:
 
     def __init__(self, model: LogitsModel, card: ModelCard, token: str, limits: ServerLimits | None = None) -> None:
         self.card, self.limits = card, limits or ServerLimits()
+        self.failure: ModelGoneError | None = None  # once the model's own process has ended
+        self.ended = asyncio.Event()
         self.server = ModelServer(
-            model, name="server", max_rows=self.limits.max_rows, queue_rows=self.limits.queue_rows
+            model,
+            name="server",
+            max_rows=self.limits.max_rows,
+            queue_rows=self.limits.queue_rows,
+            on_gone=self._on_gone,
         )
         self._authorization = f"Bearer {token}".encode()
         self._described = json.dumps({
@@ -175,6 +181,10 @@ class ModelService:
                 ),
             )
 
+    def _on_gone(self, error: ModelGoneError) -> None:
+        self.failure = error
+        self.ended.set()
+
     async def _close(self, app: web.Application) -> None:
         self.server.close()
 
@@ -188,7 +198,10 @@ async def serve(
     stop: asyncio.Event,
     ready: Callable[[int], None],
 ) -> None:
-    """Answer until `stop` is set; `ready` is told the port (0 takes a free one). ConfigurationError: cannot bind."""
+    """Answer until `stop` is set; `ready` is told the port (0 takes a free one).
+
+    ConfigurationError: cannot bind. ModelGoneError: the model's own process has ended; nobody can be answered any more.
+    """
     check_bind(host, tls is not None)
     runner = web.AppRunner(service.application(), access_log=None, auto_decompress=False, shutdown_timeout=5.0)
     await runner.setup()
@@ -200,9 +213,14 @@ async def serve(
                 f"port: {port} on {host} cannot be used ({error}); give another --port."
             ) from error
         ready(runner.addresses[0][1])
-        await stop.wait()
+        waits = [asyncio.ensure_future(event.wait()) for event in (stop, service.ended)]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
     finally:
         await runner.cleanup()
+    if service.failure is not None:
+        raise service.failure
 
 
 def check_bind(host: str, has_tls: bool) -> None:

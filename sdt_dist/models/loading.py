@@ -15,9 +15,13 @@ from sdt_dist.models.http_api import check_url
 if TYPE_CHECKING:
     import torch
 
-BACKENDS = ("hf", "mlx", "http", "https")
+BACKENDS = ("hf", "mlx", "vllm", "http", "https")
 _HTTP = ("http", "https")
-_EXTRAS = ("vllm",)
+_EXTRAS = {"mlx": "mlx_lm", "vllm": "vllm"}  # by the package that each needs
+_OWN_DEVICES = {
+    "mlx": "MLX chooses its own: the GPU of a Mac, else the CPU.",
+    "vllm": "vLLM takes all GPUs that the process sees (CUDA_VISIBLE_DEVICES), else the CPU.",
+}
 
 
 def split_spec(spec: str) -> tuple[str, str]:
@@ -28,12 +32,8 @@ def split_spec(spec: str) -> tuple[str, str]:
     prefix, colon, rest = spec.partition(":")
     if not colon or Path(spec).exists():
         prefix, rest = "hf", spec
-    if prefix in _EXTRAS:
-        raise MissingExtraError(
-            f"model: the {prefix!r} backend is not part of this release yet; use hf:{rest} (Transformers) instead."
-        )
     if prefix not in BACKENDS:
-        raise unknown_name("model backend", prefix, [*BACKENDS, *_EXTRAS])
+        raise unknown_name("model backend", prefix, BACKENDS)
     if not rest:
         raise ConfigurationError(f"model: {spec!r} names no model; give 'bundled', a directory or a hub id.")
     return (prefix, spec) if prefix in _HTTP else (prefix, rest)
@@ -45,8 +45,9 @@ def check_spec(spec: str) -> None:
     if backend in _HTTP:
         check_url(name)
         return
-    if backend == "mlx" and importlib.util.find_spec("mlx_lm") is None:
-        raise MissingExtraError("model: the mlx backend needs mlx-lm: pip install 'sdt-dist[mlx]'.")
+    package = _EXTRAS.get(backend)
+    if package is not None and importlib.util.find_spec(package) is None:
+        raise MissingExtraError(f"model: the {backend} backend needs {package}: pip install 'sdt-dist[{backend}]'.")
     looks_like_path = name.startswith((".", "/", "~"))
     if name != "bundled" and not Path(name).exists() and (looks_like_path or name.count("/") != 1):
         if name.count("/") == 0:
@@ -72,7 +73,7 @@ def load_model(spec: str = "bundled", *, device: str | None = None, trust_remote
     """A `Forecaster` (bundled, or a directory that `sdt train-forecaster` saved), a `LanguageModel` or a `ServedModel`.
 
     All have `.model` (the backend) and `.process(max_new_tokens)`. device: None picks CUDA when there is one for
-    language models, and the CPU for forecasters; MLX chooses for itself. An address (http://127.0.0.1:8011,
+    language models, and the CPU for forecasters; MLX and vLLM choose for themselves. An address (http://127.0.0.1:8011,
     https://HOST:PORT) gives the model of the `sdt serve` that runs there, with the token in SDT_HTTP_TOKEN; torch is
     not imported for it.
     Raises ConfigurationError, CheckpointError or MissingExtraError, or FleetError when a server cannot be reached.
@@ -81,8 +82,12 @@ def load_model(spec: str = "bundled", *, device: str | None = None, trust_remote
     backend, name = split_spec(spec)
     if backend in _HTTP:
         return _served_model(name, device)
+    if device is not None and backend in _OWN_DEVICES:
+        raise ConfigurationError(f"device: {device!r}, but {_OWN_DEVICES[backend]}")
     if backend == "mlx":
-        return _mlx_model(name, device, trust_remote_code)
+        return _mlx_model(name, trust_remote_code)
+    if backend == "vllm":
+        return _vllm_model(name, trust_remote_code)
     target = None if device is None else torch_device(device)
 
     from sdt_dist.models.forecaster.bundled import load_module
@@ -99,17 +104,24 @@ def load_model(spec: str = "bundled", *, device: str | None = None, trust_remote
     return Forecaster(HFModel(module), forecaster_spec)
 
 
-def _mlx_model(name: str, device: str | None, trust_remote_code: bool) -> Any:
+def _mlx_model(name: str, trust_remote_code: bool) -> Any:
     from sdt_dist.models.forecaster.spec import forecaster_directory
     from sdt_dist.models.mlx.loading import load_forecaster, load_language_model
 
-    if device is not None:
-        raise ConfigurationError(f"device: {device!r}, but MLX chooses its own: the GPU of a Mac, else the CPU.")
     if trust_remote_code:
         raise ConfigurationError(
             "trust_remote_code: True, but the mlx backend never runs code that comes with a model."
         )
     return load_language_model(name) if forecaster_directory(name) is None else load_forecaster(name)
+
+
+def _vllm_model(name: str, trust_remote_code: bool) -> Any:
+    from sdt_dist.models.forecaster.spec import forecaster_directory
+    from sdt_dist.models.vllm.loading import load_forecaster, load_language_model
+
+    if forecaster_directory(name) is None:
+        return load_language_model(name, trust_remote_code=trust_remote_code)
+    return load_forecaster(name)
 
 
 def _served_model(url: str, device: str | None) -> Any:

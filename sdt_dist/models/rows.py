@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sdt_dist.errors import ContextError
+from sdt_dist.models.context import check_context
 from sdt_dist.models.reduction import draw, largest, law_scores
 from sdt_dist.noise import position_key
 from sdt_dist.protocols import Cost, ExpandRequest, Expansion, PriorLaw, Rollout, RolloutRequest, Root
@@ -72,14 +72,14 @@ class RowModel(ABC):
 
     def _scores(self, states: Sequence[tuple[Root, tuple[int, ...]]], law: PriorLaw) -> tuple[np.ndarray, list[Cost]]:
         """Scores [B, V] of states; each distinct state that is not cached is computed, and counted, once."""
+        for root, tokens in states:
+            check_context(root, len(tokens), self.max_context)
         wanted = [(root.digest, tokens) for root, tokens in states]
         missing = {
             name: root.prompt + tokens
             for name, (root, tokens) in zip(wanted, states, strict=True)
             if name not in self._rows
         }
-        for sequence in missing.values():
-            self._check(sequence)
         found: dict[State, np.ndarray] = {}
         call_of: dict[State, int] = {}
         if missing:
@@ -104,15 +104,6 @@ class RowModel(ABC):
             self._size_bytes += row.nbytes
         while self._size_bytes > self._cache_bytes and self._rows:
             self._size_bytes -= self._rows.popitem(last=False)[1].nbytes
-
-    def _check(self, sequence: tuple[int, ...]) -> None:
-        if not sequence:
-            raise ContextError("prompt: empty; a prompt needs at least one token.")
-        if len(sequence) > self.max_context:
-            raise ContextError(
-                f"prompt and generated tokens: {len(sequence)} tokens, allowed at most {self.max_context}; "
-                "shorten the prompt or lower max_new_tokens."
-            )
 
 
 class _Run:

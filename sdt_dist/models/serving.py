@@ -1,7 +1,7 @@
 """A model server: batches the calls of many callers for one model (SPEC section 4).
 
 Calls wait in a bounded queue; whenever the model is free, what waits and shares a definition of p goes into one expand
-and one rollout. A call is named by its caller: repeating a name gives the first answer again, so a lost reply is never
+and one rollout. A model that batches by itself says how many such calls it takes at once (`concurrent_calls`). A call is named by its caller: repeating a name gives the first answer again, so a lost reply is never
 computed or billed twice. It must not know Ray, HTTP, searches or rewards.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from sdt_dist.errors import ConfigurationError, FleetError, SdtError
+from sdt_dist.errors import ConfigurationError, FleetError, ModelGoneError, SdtError
 from sdt_dist.models.columns import Arrays
 from sdt_dist.models.wire import (
     ModelReply,
@@ -97,11 +98,11 @@ class _Waiting:
 
 
 class ModelServer:
-    """Serves one `LogitsModel`; all methods run on one event loop, the model on one thread beside it.
+    """Serves one `LogitsModel`; all methods run on one event loop, the model on threads beside it.
 
     max_rows bounds the rows (requests) of one model call unless a single caller asks for more, queue_rows those that
     wait, max_problems those whose caches are kept for callers that never release them (the least recently used go
-    first, and are computed, and counted, again).
+    first, and are computed, and counted, again). on_gone is called once the model's own process has ended.
     """
 
     def __init__(
@@ -112,6 +113,7 @@ class ModelServer:
         max_rows: int = 4096,
         queue_rows: int = 65_536,
         max_problems: int = 1024,
+        on_gone: Callable[[ModelGoneError], None] = lambda error: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.model, self.name, self.counters = model, name, ServerCounters()
@@ -119,10 +121,13 @@ class ModelServer:
         self._queue: list[_Waiting] = []
         self._known: dict[str, tuple[bytes, asyncio.Future[ModelAnswer]]] = {}  # by name, with what was asked
         self._kept: OrderedDict[str, int] = OrderedDict()  # bytes of the answers that are there
-        self._problems: OrderedDict[bytes, None] = OrderedDict()  # digests; of the model's thread only
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
-        self._worker: asyncio.Task[None] | None = None
-        self._closed = False
+        self._problems: OrderedDict[bytes, None] = OrderedDict()  # digests; of the model's threads, under the lock
+        self._lock = threading.Lock()
+        self._most_batches = getattr(model, "concurrent_calls", 1)
+        self._threads = ThreadPoolExecutor(self._most_batches, thread_name_prefix="model")
+        self._workers: set[asyncio.Task[None]] = set()
+        self._under_way, self._busy_since = 0, 0.0
+        self._on_gone, self._closed = on_gone, False
 
     async def answer(self, call: ModelCall) -> ModelAnswer:
         """The replies to a call; the same name gives the same answer, while it is recent.
@@ -142,7 +147,7 @@ class ModelServer:
     async def release(self, digests: Sequence[bytes]) -> None:
         """Forget problems, after what the model works on now."""
         if not self._closed:
-            await asyncio.get_running_loop().run_in_executor(self._thread, self._release, digests)
+            await asyncio.get_running_loop().run_in_executor(self._threads, self._release, digests)
 
     async def probe(self) -> None:
         """Generate one token; a server that cannot is not ready."""
@@ -160,7 +165,7 @@ class ModelServer:
         for waiting in self._queue:
             waiting.answer.set_exception(self._stopping())
         self._queue = []
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _stopping(self) -> BusyError:
         return BusyError(f"{self.name}: it is being stopped.")
@@ -176,8 +181,10 @@ class ModelServer:
         waiting = _Waiting(call, *unpack_requests(call.packed), self._clock())
         self._queue.append(waiting)
         self._count_queue()
-        if self._worker is None or self._worker.done():
-            self._worker = asyncio.create_task(self._serve())
+        if len(self._workers) < self._most_batches:
+            worker = asyncio.create_task(self._serve())
+            self._workers.add(worker)
+            worker.add_done_callback(self._workers.discard)
         return waiting.answer
 
     def _settle(self, name: str, answer: asyncio.Future[ModelAnswer]) -> None:
@@ -216,23 +223,43 @@ class ModelServer:
         return batch
 
     async def _run(self, batch: list[_Waiting]) -> None:
-        begin = self._clock()
+        begin = self._begin()
         requests = [request for waiting in batch for request in waiting.requests]
         released = [digest for waiting in batch for digest in waiting.call.released]
         try:
             replies = await asyncio.get_running_loop().run_in_executor(
-                self._thread, self._compute, requests, batch[0].law, released
+                self._threads, self._compute, requests, batch[0].law, released
             )
             rest = iter(replies)
             packed = [pack_replies([next(rest) for _ in waiting.requests]) for waiting in batch]
+        except ModelGoneError as error:
+            for waiting in batch:
+                waiting.answer.set_exception(error)
+            self._on_gone(error)
+            return
         except Exception as error:  # noqa: BLE001 (a model may raise anything; the call that is to blame gets it)
             await self._blame(batch, error)
             return
+        finally:
+            self._end()
         seconds = self._clock() - begin
-        self._count_batch(len(batch), replies, seconds)
+        self._count_batch(len(batch), replies)
         for waiting, own in zip(batch, packed, strict=True):
             share = seconds * len(waiting.requests) / max(len(requests), 1)
             waiting.answer.set_result(ModelAnswer(own, share))
+
+    def _begin(self) -> float:
+        """A batch begins; the model is busy while there is one."""
+        now = self._clock()
+        if not self._under_way:
+            self._busy_since = now
+        self._under_way += 1
+        return now
+
+    def _end(self) -> None:
+        self._under_way -= 1
+        if not self._under_way:
+            self.counters.busy_s += self._clock() - self._busy_since
 
     async def _blame(self, batch: list[_Waiting], error: Exception) -> None:
         """Run the calls of a failed batch one by one, so that a bad request fails no other call."""
@@ -259,29 +286,32 @@ class ModelServer:
         return [next(of_expands if isinstance(request, ExpandRequest) else of_rollouts) for request in requests]
 
     def _release(self, digests: Sequence[bytes]) -> None:
+        with self._lock:
+            for digest in digests:
+                self._problems.pop(digest, None)
         for digest in digests:
-            self._problems.pop(digest, None)
             self.model.release(Root((), digest))
 
     def _use_problems(self, digests: Sequence[bytes]) -> None:
         """Mark problems as used now; the least recently used go where there are too many."""
-        for digest in digests:
-            self._problems[digest] = None
-            self._problems.move_to_end(digest)
-        while len(self._problems) > max(self._max_problems, len(digests)):
-            self._release([next(iter(self._problems))])
+        with self._lock:
+            for digest in digests:
+                self._problems[digest] = None
+                self._problems.move_to_end(digest)
+            too_many = len(self._problems) - max(self._max_problems, len(digests))
+            oldest = list(self._problems)[: max(too_many, 0)]
+        self._release(oldest)
 
     def _count_queue(self) -> None:
         self.counters.waiting_calls = len(self._queue)
         self.counters.waiting_rows = sum(len(waiting.requests) for waiting in self._queue)
 
-    def _count_batch(self, calls: int, replies: Sequence[ModelReply], seconds: float) -> None:
+    def _count_batch(self, calls: int, replies: Sequence[ModelReply]) -> None:
         counters = self.counters
         counters.calls += calls
         counters.batches += 1
         counters.rows += len(replies)
         counters.largest_batch_rows = max(counters.largest_batch_rows, len(replies))
-        counters.busy_s += seconds
         tokens = sum(len(reply.tokens) for reply in replies if isinstance(reply, Rollout))
         counters.tokens += tokens
         counters.distributions += tokens + sum(isinstance(reply, Expansion) for reply in replies)

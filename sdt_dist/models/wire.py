@@ -41,8 +41,10 @@ _LONGEST_DIGEST = 64
 def pack_requests(requests: Sequence[ModelRequest], law: PriorLaw) -> Arrays:
     """One message: N requests of both kinds, in order, and the definition of p that they share.
 
-    ConfigurationError for a number that its array cannot hold.
+    ConfigurationError for a number that its array cannot hold, ContextError for a prompt that has embeddings.
     """
+    if any(request.root.embeddings is not None for request in requests):
+        raise ContextError("prompt: it has embeddings, which do not leave their process; give token ids instead.")
     names: dict[tuple[bytes, tuple[int, ...], bool], int] = {}
     places: dict[int, int] = {}
     for request in requests:

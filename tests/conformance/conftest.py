@@ -5,6 +5,8 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from sdt_dist.protocols import LogitsModel, PriorLaw, Root
 from tests.http_helpers import RunningServer, tokens_card
 
 VOCABULARY, CONTEXT, END = 24, 48, 3
+LONG_CONTEXT, LONG_PROMPT = 96, 40  # vLLM caches whole blocks of 32 positions
 TOY_VOCABULARY = 5
 
 
@@ -34,11 +37,11 @@ class Interface:
         return self._table[token_sequence[-1]] + 0.1 * self._table[len(token_sequence) % VOCABULARY]
 
 
-def _llama(heads: int, kv_heads: int) -> LlamaForCausalLM:
+def _llama(heads: int, kv_heads: int, context: int = CONTEXT) -> LlamaForCausalLM:
     torch.manual_seed(1)
     config = LlamaConfig(
         vocab_size=VOCABULARY, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=heads,
-        num_key_value_heads=kv_heads, max_position_embeddings=CONTEXT, initializer_range=0.3, eos_token_id=END,
+        num_key_value_heads=kv_heads, max_position_embeddings=context, initializer_range=0.3, eos_token_id=END,
     )  # fmt: skip
     return LlamaForCausalLM(config).eval()
 
@@ -95,6 +98,34 @@ def _mlx() -> Backend:
     )
 
 
+@cache
+def _vllm_engines() -> tuple[object, Callable[..., LogitsModel]]:
+    """A saved Llama, and a maker of models on it: one engine, and one with room for two short sequences only."""
+    from sdt_dist.models.vllm.loading import open_model
+    from sdt_dist.models.vllm.model import VllmModel
+
+    plain = _llama(2, 1, LONG_CONTEXT)
+    folder = tempfile.TemporaryDirectory()
+    plain.save_pretrained(folder.name)
+    engines: dict[bool, VllmModel] = {}
+
+    def make(cache_bytes: int | None = None) -> LogitsModel:
+        tight = cache_bytes is not None
+        if tight not in engines:
+            settings = {"num_gpu_blocks_override": 5} if tight else {}
+            engines[tight] = open_model(Path(folder.name), keep=folder, **settings)
+        return engines[tight].forgetful_copy()
+
+    return plain, make
+
+
+def _vllm() -> Backend:
+    plain, make = _vllm_engines()
+    return Backend(
+        make, PriorLaw((0, VOCABULARY), (END,)), 20, prompt_length=LONG_PROMPT, tolerance=1e-4, modules=[plain]
+    )
+
+
 def _over_http(local: Backend) -> Backend:
     """The same backend behind a server of its own: real sockets, a real client."""
     served = replace(local, modules=[], servers=[])
@@ -119,14 +150,18 @@ BACKENDS: dict[str, Callable[[], Backend]] = {
     "hf-llama-gqa": lambda: _hf(_llama(4, 2)),
     "hf-module": lambda: _hf(_gpt2()),
     "mlx-llama": _mlx,
+    "vllm-llama": _vllm,
     "http-toy": lambda: _over_http(BACKENDS["toy"]()),
     "http-llama": lambda: _over_http(BACKENDS["hf-llama"]()),
     "http-mlx": lambda: _over_http(BACKENDS["mlx-llama"]()),
+    "http-vllm": lambda: _over_http(BACKENDS["vllm-llama"]()),
 }
 
 
 def _params() -> list[object]:
-    return [pytest.param(name, marks=pytest.mark.mlx) if "mlx" in name else name for name in sorted(BACKENDS)]
+    """Backends by name, with the marker of the package that they need."""
+    marks = {name: [pytest.mark.mlx] * ("mlx" in name) + [pytest.mark.vllm] * ("vllm" in name) for name in BACKENDS}
+    return [pytest.param(name, marks=marks[name]) for name in sorted(BACKENDS)]
 
 
 @pytest.fixture(scope="session", params=_params())

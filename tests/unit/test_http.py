@@ -296,7 +296,7 @@ def test_a_bad_request_fails_no_other_call_of_its_batch(gated):
         _wait_for(lambda: server.service.server.counters.waiting_calls == 2)
         model.gate.set()
         assert len(first.result()) == 1 and len(good.result()) == 2
-        with pytest.raises(ContextError, match="allowed at most 7"):
+        with pytest.raises(ContextError, match="context of 7"):
             bad.result()
 
 

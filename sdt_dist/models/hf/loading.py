@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from sdt_dist.errors import CheckpointError, ConfigurationError
+from sdt_dist.errors import CheckpointError, ConfigurationError, first_line
 from sdt_dist.models.hf.model import HFModel
 from sdt_dist.models.language import LanguageModel
 
@@ -70,8 +70,3 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
     """The tokenizer of a directory or hub id; OSError or ValueError when there is none."""
     with quiet_transformers():
         return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's text, for messages of our own."""
-    return next(iter(str(error).splitlines()), type(error).__name__)

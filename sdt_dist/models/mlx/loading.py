@@ -14,15 +14,14 @@ from mlx import nn
 from mlx_lm import utils as mlx_lm
 from mlx_lm.models import llama
 
-from sdt_dist.errors import CheckpointError, ConfigurationError
+from sdt_dist.errors import CheckpointError, ConfigurationError, first_line
+from sdt_dist.models.directory import model_directory
 from sdt_dist.models.forecaster import bundled
 from sdt_dist.models.forecaster.process import Forecaster
-from sdt_dist.models.hf.loading import first_line, load_tokenizer
+from sdt_dist.models.hf.loading import load_tokenizer
 from sdt_dist.models.language import LanguageModel
 from sdt_dist.models.mlx.model import MlxModel
 
-_WEIGHTS = "model*.safetensors"
-_DOWNLOADS = ["*.json", _WEIGHTS, "tokenizer.model", "*.txt", "*.jinja"]  # no Python files
 _OWN_FIELDS = ("rope_theta", "partial_rotary_factor")  # the rest belongs to rope_scaling
 _UNFIT = ("Missing", "Received", "Expected shape")  # how mlx says that weights are not those of the network
 
@@ -122,23 +121,3 @@ def _ready(module: nn.Module) -> nn.Module:
     module.eval()
     mx.eval(module.parameters())
     return module
-
-
-def model_directory(name: str) -> Path:
-    """Where a model's files are, downloaded when `name` is a hub id.
-
-    ConfigurationError when there is no such model, CheckpointError when it has no safetensors.
-    """
-    directory = Path(name)
-    if not directory.is_dir():
-        if name.startswith((".", "/", "~")) or name.count("/") != 1:
-            raise ConfigurationError(f"model: {name!r} is neither 'bundled', a directory, nor a hub id 'owner/name'.")
-        from huggingface_hub import snapshot_download
-
-        try:
-            directory = Path(snapshot_download(name, allow_patterns=_DOWNLOADS))
-        except (OSError, ValueError) as error:
-            raise ConfigurationError(f"model: {name!r} cannot be loaded: {first_line(error)}") from error
-    if not list(directory.glob(_WEIGHTS)):
-        raise CheckpointError(f"model: {name} holds no {_WEIGHTS} weights; pickled checkpoints are refused.")
-    return directory

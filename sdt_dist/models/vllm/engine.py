@@ -1,0 +1,241 @@
+"""vLLM's asynchronous engine behind plain calls: it runs on an event loop of its own, its core in another process.
+
+A request's rows come over our channel (`channel`, `processor`); vLLM's own output says when it is finished, how much of
+its prompt was cached, and which tokens it generated, which must be those of the rows. It must not know searches.
+"""
+
+# pyright: reportMissingImports=false
+# (vLLM has an environment of its own, see CONTRIBUTING.md)
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import itertools
+import sys
+import threading
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.inputs import embeds_input, tokens_input
+from vllm.outputs import RequestOutput
+from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError
+
+from sdt_dist.errors import FleetError, ModelGoneError
+from sdt_dist.models.vllm.channel import WHOLE, Frame, Listener
+from sdt_dist.models.vllm.processor import CHANNEL, Instructions
+
+_CONNECT_S = 60.0
+_REDUCER = "sdt_dist.models.vllm.processor:RowReducer"
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Generate up to `num_tokens` tokens after a prompt, or one whose row is reduced; see `Instructions`.
+
+    embeddings [n, hidden] float32 stand for the prompt's first n tokens. fresh: read nothing from the prefix cache.
+    """
+
+    prompt: list[int]
+    num_tokens: int
+    instructions: Instructions
+    embeddings: np.ndarray | None = None
+    fresh: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Row:
+    """One reduced row: as an `Expansion` has it, or whole in `logits` [V]; `step` numbers its forward pass."""
+
+    step: int
+    tokens: np.ndarray
+    log_prob: np.ndarray
+    log_residual: float
+    num_remaining: int
+    logits: np.ndarray | None = None
+
+
+@dataclass(slots=True)
+class Answer:
+    """A request's rows by position, the forward passes it took part in, and how many prompt tokens were cached."""
+
+    rows: dict[int, Row] = field(default_factory=dict)
+    steps: set[int] = field(default_factory=set)
+    num_cached: int = 0
+
+
+class Engine:
+    """One vLLM engine. Calls may come from several threads; their requests share its steps.
+
+    `steps` is the number of forward passes so far. Errors: ModelGoneError once the engine's process has ended,
+    FleetError when vLLM does not do what this relies on.
+    """
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self.steps = 0
+        self._numbers = itertools.count()
+        self._under_way: dict[int, Answer] = {}
+        self._listener = Listener(self._take)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="vllm", daemon=True)
+        self._thread.start()
+        self._llm: AsyncLLM | None = None
+        atexit.register(self.close)
+        try:
+            self._llm = self._wait(self._start(settings))
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def llm(self) -> AsyncLLM:
+        """vLLM's own object; its tasks are those of this engine's loop."""
+        assert self._llm is not None
+        return self._llm
+
+    def number(self) -> int:
+        """A new request's number."""
+        return next(self._numbers)
+
+    def run(self, asks: Sequence[Ask]) -> list[Answer]:
+        """The answers to requests that run together, in order."""
+        return self._wait(self._run(asks))
+
+    def reset_prefix_cache(self) -> None:
+        """Forget the keys and values of everything that is not under way."""
+        self._wait(self.llm.reset_prefix_cache())
+
+    def close(self) -> None:
+        """End the engine's process; whoever waits gets a ModelGoneError."""
+        atexit.unregister(self.close)
+        if self._thread.is_alive():
+            self._wait(self._shut_down())
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+        self._listener.close()
+
+    async def _shut_down(self) -> None:
+        """On the loop, so that vLLM's own task of reading outputs is cancelled before it can miss its engine."""
+        for peer in self._listener.peers:
+            self._loop.remove_reader(peer)
+        if self._llm is not None:
+            self._llm.shutdown()
+
+    def _wait(self, work: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    async def _start(self, settings: dict[str, Any]) -> AsyncLLM:
+        arguments = AsyncEngineArgs(
+            **settings, logits_processors=[_REDUCER], additional_config={CHANNEL: self._listener.path.as_posix()}
+        )
+        llm = AsyncLLM.from_engine_args(arguments, stat_loggers=_stat_loggers())
+        workers = llm.vllm_config.parallel_config.world_size
+        self._listener.accept(workers, _CONNECT_S)
+        for peer in self._listener.peers:
+            self._loop.add_reader(peer, self._drain)
+        return llm
+
+    async def _run(self, asks: Sequence[Ask]) -> list[Answer]:
+        tasks = [asyncio.ensure_future(self._answer(ask)) for ask in asks]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def _answer(self, ask: Ask) -> Answer:
+        number = ask.instructions.number
+        answer = self._under_way[number] = Answer()
+        try:
+            output = await self._generate(ask)
+        except EngineDeadError as error:
+            raise ModelGoneError("vllm: the engine's process has ended; load the model again.") from error
+        finally:
+            self._drain()
+            del self._under_way[number]
+        answer.num_cached = output.num_cached_tokens or 0
+        _check(answer, list(output.outputs[0].token_ids))
+        return answer
+
+    async def _generate(self, ask: Ask) -> RequestOutput:
+        number = ask.instructions.number
+        parameters = SamplingParams(
+            max_tokens=ask.num_tokens,
+            temperature=0.0,
+            stop_token_ids=list(ask.instructions.law.end_tokens),
+            ignore_eos=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            extra_args=ask.instructions.packed(),
+        )
+        salt = str(number) if ask.fresh else None
+        prompt = _prompt(ask, salt)
+        outputs = [output async for output in self.llm.generate(prompt, parameters, request_id=str(number))]
+        if not outputs:
+            raise FleetError("vllm: a request ended without output.")
+        return outputs[-1]
+
+    def _drain(self) -> None:
+        if not self._listener.drain():
+            for peer in self._listener.peers:
+                self._loop.remove_reader(peer)
+
+    def _take(self, frame: Frame) -> None:
+        """Keep a frame's rows; of two for one position the later one counts (`processor`)."""
+        step = int(frame.step[0])
+        self.steps = step + 1
+        whole = iter(frame.logits)
+        begin = 0
+        columns = (frame.requests, frame.positions, frame.sizes, frame.log_residual, frame.num_remaining)
+        for number, position, size, residual, count in zip(*(c.tolist() for c in columns), strict=True):
+            logits = next(whole) if size == WHOLE else None
+            end = begin + max(size, 0)
+            if (answer := self._under_way.get(number)) is not None:
+                kept = slice(begin, end)
+                answer.rows[position] = Row(step, frame.tokens[kept], frame.log_prob[kept], residual, count, logits)
+                answer.steps.add(step)
+            begin = end
+
+
+def _prompt(ask: Ask, salt: str | None) -> Any:
+    if ask.embeddings is None:
+        return tokens_input(ask.prompt, cache_salt=salt)
+    import torch
+
+    length, known = len(ask.prompt), len(ask.embeddings)
+    padded = np.zeros((length, ask.embeddings.shape[1]), dtype=np.float32)
+    padded[:known] = ask.embeddings
+    return embeds_input(
+        torch.from_numpy(padded),
+        cache_salt=salt,
+        prompt_token_ids=ask.prompt,
+        is_token_ids=[place >= known for place in range(length)],
+    )
+
+
+def _check(answer: Answer, generated: list[int]) -> None:
+    """FleetError unless the rows that arrived are those of the tokens that vLLM generated."""
+    rows = answer.rows
+    complete = sorted(rows) == list(range(len(generated)))
+    if not complete or any(
+        len(row.tokens) and int(row.tokens[0]) != generated[position] for position, row in rows.items()
+    ):
+        raise FleetError(
+            f"vllm: rows for positions {sorted(rows)} do not belong to its {len(generated)} generated tokens; this "
+            "version of vLLM does not call logits processors as 0.32 does."
+        )
+
+
+def _stat_loggers() -> list[Any]:
+    """Inside Ray, vLLM's own exporter of its metrics to Ray."""
+    ray = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        return []
+    from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
+
+    return [RayPrometheusStatLogger]

@@ -1,0 +1,222 @@
+"""`VllmModel`: a LogitsModel over a vLLM engine (SPEC section 3).
+
+A prompt's last row is computed once and kept, as the other backends do; whatever starts at the root is chosen from it here.
+Everything else is native generation in the engine, which caches prefixes by blocks of its own.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import GenerationConfig, PretrainedConfig
+
+from sdt_dist.models.context import check_context
+from sdt_dist.models.reduction import draw, largest, law_scores
+from sdt_dist.models.vllm.engine import Answer, Ask, Engine, Row
+from sdt_dist.models.vllm.processor import DRAW, Instructions
+from sdt_dist.noise import position_key
+from sdt_dist.protocols import Cost, ExpandRequest, Expansion, PriorLaw, Rollout, RolloutRequest, Root
+
+_ANY = PriorLaw((0, 1))  # the law of rows that are sent whole is not looked at
+
+
+@dataclass(slots=True)
+class _Way:
+    """One request's way: rows found so far, in order, and what they cost."""
+
+    root: Root
+    logits: np.ndarray  # [V] after the prompt
+    rows: list[Row] = field(default_factory=list)
+    nfe: int = 0
+    recomputed: int = 0
+    steps: frozenset[int] = frozenset()
+
+    def tokens(self) -> list[int]:
+        return [int(row.tokens[0]) for row in self.rows]
+
+    def cost(self) -> Cost:
+        return Cost(self.nfe, self.steps, self.recomputed)
+
+
+class VllmModel:
+    """Batched scoring and rollouts; counters and errors as in `protocols.LogitsModel`, and ModelGoneError.
+
+    `prefix_tokens` and `reused_tokens` count positions that requests needed and those that the engine had cached.
+    Only seeds are promised, not bits. Calls may come from several threads.
+    """
+
+    deterministic = False
+    concurrent_calls = 4
+
+    def __init__(self, engine: Engine, directory: Path, config: PretrainedConfig, *, keep: Any = None) -> None:
+        self._keep = keep
+        self._engine, self._directory, self._config = engine, directory, config
+        settings = engine.llm.model_config
+        self.vocab_size, self.max_context = settings.get_vocab_size(), settings.max_model_len
+        self._embeddings = settings.enable_prompt_embeds
+        self.nfe = self.recomputed_tokens = self.prefix_tokens = self.reused_tokens = 0
+        self._first_step = engine.steps
+        self._roots: dict[bytes, np.ndarray] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def model_calls(self) -> int:
+        """The engine's forward passes since this model was made."""
+        return self._engine.steps - self._first_step
+
+    def expand(self, requests: Sequence[ExpandRequest], law: PriorLaw) -> list[Expansion]:
+        ways = self._begin([(request.root, request.tokens, 1) for request in requests])
+        asks: dict[int, Ask] = {}
+        for i, request in enumerate(requests):
+            if request.tokens:
+                asks[i] = self._ask(request.root, request.tokens, 1, request.num_children, request, law)
+            else:
+                scores = law_scores(ways[i].logits[None], law)
+                ways[i].rows.append(Row(0, *largest(scores, request.num_children, request.key, request.excluded)))
+        self._run(ways, asks)
+        return [
+            Expansion(row.tokens, row.log_prob, row.log_prob, row.log_residual, row.num_remaining, way.cost())
+            for way in ways
+            for row in way.rows
+        ]
+
+    def rollout(self, requests: Sequence[RolloutRequest], law: PriorLaw) -> list[Rollout]:
+        ways = self._begin([(request.root, request.tokens, request.num_tokens) for request in requests])
+        self._draw_at_roots(ways, requests, law)
+        asks: dict[int, Ask] = {}
+        for i, (way, request) in enumerate(zip(ways, requests, strict=True)):
+            drawn = way.tokens()
+            left = request.num_tokens - len(drawn)
+            if left and not (drawn and drawn[-1] in law.end_tokens):
+                onward = replace(
+                    request,
+                    key=None if request.key is None else position_key(request.key, len(drawn)),
+                    excluded=() if drawn else request.excluded,
+                )
+                asks[i] = self._ask(request.root, (*request.tokens, *drawn), left, DRAW, onward, law)
+        self._run(ways, asks)
+        return [_rollout(way, law) for way in ways]
+
+    def release(self, root: Root) -> None:
+        with self._lock:
+            self._roots.pop(root.digest, None)
+
+    def reference_logits(self, tokens: Sequence[int]) -> np.ndarray:
+        """Logits [V] float32 after a sequence, past the prefix cache."""
+        (answer,) = self._engine.run([self._whole_row(Root(tuple(tokens), b""), fresh=True)])
+        return _only(answer)
+
+    @property
+    def eos_token_id(self) -> int | list[int] | None:
+        """What ends a sequence by the model's own generation settings."""
+        try:
+            return GenerationConfig.from_pretrained(self._directory).eos_token_id
+        except OSError:
+            return self._config.eos_token_id
+
+    def config_values(self) -> dict[str, Any]:
+        """The configuration where it differs from its defaults."""
+        return self._config.to_diff_dict()
+
+    def named_weights(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Label and bytes [n] uint8 of every weight file, in order."""
+        for path in sorted(self._directory.glob("*.safetensors")):
+            yield path.name, np.memmap(path, dtype=np.uint8, mode="r")
+
+    def forgetful_copy(self) -> VllmModel:
+        """A model on the same engine with counters of its own, before which the engine forgets its prefixes."""
+        self._engine.reset_prefix_cache()
+        return VllmModel(self._engine, self._directory, self._config, keep=self._keep)
+
+    def close(self) -> None:
+        """End the engine."""
+        self._engine.close()
+
+    def _begin(self, states: Sequence[tuple[Root, tuple[int, ...], int]]) -> list[_Way]:
+        """Ways of checked requests; prompts that are new are encoded, and paid for by who needs them first."""
+        for root, known, num_tokens in states:
+            check_context(root, len(known) + num_tokens, self.max_context, embeddings=self._embeddings)
+        roots = {root.digest: root for root, *_ in reversed(states)}
+        with self._lock:
+            known_rows = {digest: self._roots[digest] for digest in roots if digest in self._roots}
+        new = [root for digest, root in roots.items() if digest not in known_rows]
+        answers = self._engine.run([self._whole_row(root) for root in new]) if new else []
+        rows = known_rows | {root.digest: _only(answer) for root, answer in zip(new, answers, strict=True)}
+        with self._lock:
+            self._roots |= rows
+        ways = [_Way(root, rows[root.digest]) for root, *_ in states]
+        for root, answer in zip(new, answers, strict=True):
+            first = next(way for way in ways if way.root.digest == root.digest)
+            self._pay(
+                first, answer, len(root.prompt) - int(not root.paid), nfe=int(not root.paid), is_new=not root.paid
+            )
+        return ways
+
+    def _draw_at_roots(self, ways: list[_Way], requests: Sequence[RolloutRequest], law: PriorLaw) -> None:
+        """First tokens of the rollouts that start at a root."""
+        places = [i for i, request in enumerate(requests) if not request.tokens and request.num_tokens]
+        if not places:
+            return
+        scores = law_scores(np.stack([ways[i].logits for i in places]), law)
+        columns = draw(scores, [requests[i].key for i in places], [requests[i].excluded for i in places])
+        for i, token, log_prob, residual, count in zip(places, *columns, strict=True):
+            ways[i].rows.append(Row(0, np.array([token]), np.array([log_prob]), float(residual), int(count)))
+
+    def _ask(
+        self,
+        root: Root,
+        known: tuple[int, ...],
+        num_tokens: int,
+        children: int,
+        request: ExpandRequest | RolloutRequest,
+        law: PriorLaw,
+    ) -> Ask:
+        instructions = Instructions(self._engine.number(), children, request.key, request.excluded, law)
+        return Ask([*root.prompt, *known], num_tokens, instructions, root.embeddings)
+
+    def _whole_row(self, root: Root, *, fresh: bool = False) -> Ask:
+        instructions = Instructions(self._engine.number(), None, None, (), _ANY)
+        return Ask(list(root.prompt), 1, instructions, root.embeddings, fresh)
+
+    def _run(self, ways: list[_Way], asks: dict[int, Ask]) -> None:
+        """Run requests in the engine; their rows go on with those of their ways."""
+        for (i, ask), answer in zip(asks.items(), self._engine.run(list(asks.values())), strict=True):
+            ways[i].rows += [answer.rows[position] for position in range(len(answer.rows))]
+            self._pay(ways[i], answer, len(ask.prompt) - 1, nfe=len(answer.rows))
+
+    def _pay(self, way: _Way, answer: Answer, prefix: int, *, nfe: int, is_new: bool = False) -> None:
+        """Bill an answer; of the `prefix` positions before its first row, those not cached were encoded again.
+
+        is_new: they never were encoded before.
+        """
+        steps = frozenset(step - self._first_step for step in answer.steps)
+        reused = min(answer.num_cached, prefix)
+        again = 0 if is_new else prefix - reused
+        way.nfe, way.recomputed, way.steps = way.nfe + nfe, way.recomputed + again, way.steps | steps
+        with self._lock:
+            self.nfe, self.recomputed_tokens = self.nfe + nfe, self.recomputed_tokens + again
+            self.prefix_tokens, self.reused_tokens = self.prefix_tokens + prefix, self.reused_tokens + reused
+
+
+def _only(answer: Answer) -> np.ndarray:
+    (row,) = answer.rows.values()
+    assert row.logits is not None
+    return row.logits
+
+
+def _rollout(way: _Way, law: PriorLaw) -> Rollout:
+    tokens = way.tokens()
+    ended = bool(tokens) and tokens[-1] in law.end_tokens
+    return Rollout(
+        np.array(tokens, dtype=np.int32),
+        np.array([row.log_prob[0] for row in way.rows]),
+        np.array([row.log_residual for row in way.rows]),
+        np.array([row.num_remaining for row in way.rows], dtype=np.int32),
+        "eos" if ended else "length",
+        way.cost(),
+    )
