@@ -120,7 +120,7 @@ def finished(tmp_path_factory) -> Path:
         ({"dataset": "absent.csv"}, ["absent.csv", "does not exist"]),
         ({"model": "bundeld"}, ["bundeld", "Did you mean 'bundled'"]),
         ({"model": "vlm:some"}, ["vlm", "Did you mean 'vllm'"]),
-        ({"model": "vllm:some"}, ["vllm", "not part of this release yet", "hf:some"]),
+        ({"model": "vllm:some"}, ["vllm", "sdt-dist[vllm]"]),
         ({"reward": "spectrl"}, ["spectrl", "Did you mean 'spectral'"]),
         ({"reward": "spectral:gama=1"}, ["gama=1", "gamma"]),
         ({"reward": "regex:a"}, ["regex:a", "series"]),

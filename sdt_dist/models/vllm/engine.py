@@ -117,6 +117,7 @@ class Engine:
             self._wait(self._shut_down())
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
+            self._loop.close()
         self._listener.close()
 
     async def _shut_down(self) -> None:

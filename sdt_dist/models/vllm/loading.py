@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +69,7 @@ def open_model(
         from sdt_dist.models.vllm.engine import Engine
         from sdt_dist.models.vllm.model import VllmModel
     except ImportError as error:
-        raise ConfigurationError(f"{_NEEDED}; {version('vllm')} lacks something: {first_line(error)}.") from error
+        raise ConfigurationError(f"{_NEEDED}; {_version()} lacks something: {first_line(error)}.") from error
     chosen = {
         "model": str(directory),
         "skip_tokenizer_init": True,
@@ -90,6 +89,12 @@ def open_model(
         raise ConfigurationError(f"model: vLLM cannot serve {directory}: {first_line(error)}") from error
     _probe(VllmModel(engine, directory, config))
     return VllmModel(engine, directory, config, keep=keep)
+
+
+def _version() -> str:
+    import vllm  # pyright: ignore[reportMissingImports]
+
+    return f"vLLM {vllm.__version__}"
 
 
 def _device_settings() -> dict[str, Any]:
@@ -113,5 +118,5 @@ def _probe(model: Any) -> None:
         model.expand([ExpandRequest(root, (1,), 2, 3)], law)
     except (FleetError, AttributeError, TypeError) as error:
         model.close()
-        raise FleetError(f"{_NEEDED}; the probe of {version('vllm')} failed: {error}") from error
+        raise FleetError(f"{_NEEDED}; the probe of {_version()} failed: {error}") from error
     model.release(root)

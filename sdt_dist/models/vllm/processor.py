@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import struct
 import threading
 from dataclasses import dataclass
 from typing import Any
@@ -170,7 +171,13 @@ def _frame(step: int, rows: list[_Row], positions: list[int], reduced: list[_Red
 
 
 def _end_with(channel: socket.socket) -> None:
-    """End this process at once when the one that asks has ended, so that its device is free for the next engine."""
+    """End the engine's processes when the one that asks has ended, so that its device is free for the next engine.
+
+    This process is the engine's core, or a worker whose parent the core is.
+    """
+    owner, parent = struct.unpack("3i", channel.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0], os.getppid()
     while channel.recv(1):
         pass
+    if parent not in (owner, 1) and os.getppid() == parent:
+        os.kill(parent, signal.SIGKILL)
     os.kill(os.getpid(), signal.SIGKILL)
