@@ -41,11 +41,11 @@ class CachedModel:
         replies: list[Expansion | None] = [None] * len(runs)
 
         def reduce(rows: list[int], scores: np.ndarray) -> list[int]:
-            for row, score in zip(rows, scores, strict=True):
-                asked = requests[row]
-                children, log_prob, residual, count = largest(
-                    score[None], asked.num_children, asked.key, asked.excluded
-                )
+            asked = [requests[row] for row in rows]
+            found = largest(
+                scores, [r.num_children for r in asked], [r.key for r in asked], [r.excluded for r in asked]
+            )
+            for row, (children, log_prob, residual, count) in zip(rows, found, strict=True):
                 replies[row] = Expansion(children, log_prob, log_prob, residual, count)
             return [-1] * len(rows)
 

@@ -14,11 +14,13 @@ from itertools import accumulate
 import numpy as np
 from numba import njit
 
-from sdt_dist.noise import exponential, hash_key, hashed_uniform
+from sdt_dist.errors import ContextError
+from sdt_dist.noise import hash_key, hashed_uniform
 from sdt_dist.protocols import PriorLaw
 
-_BLOCK = 64  # tokens whose hashes are looked at together; in most blocks nothing can win
-_RACE, _NO_TOKEN = -1, -2  # instead of a token: draw one, or leave it
+_BLOCK = 64  # tokens looked at together; in most blocks nothing can win
+_NO_TOKEN = -1  # in a slot that no token is left for
+_LEFT_OUT = -1.0  # instead of the mass of a token that must not be chosen
 _LOWEST = -708.0  # exp of less is no normal float64
 
 
@@ -58,57 +60,55 @@ def draw(
     """One token a row outside `excluded`: a draw with the row's key, or the argmax where the key is None.
 
     scores [B, V] as from `law_scores`. Returns token [B] int32, its log p [B] under the law, the log of the mass
-    outside it and `excluded` [B], and the number of tokens with p > 0 there [B] int32.
+    outside it and `excluded` [B], and the number of tokens with p > 0 there [B] int32. ContextError for an excluded
+    id that is no token.
     """
     scores = np.ascontiguousarray(scores)
-    greedy = [row for row, key in enumerate(keys) if key is None]
-    tokens = np.full(len(scores), _RACE, dtype=np.int32)
-    tokens[greedy] = [_first(scores[row], excluded[row]) for row in greedy]
-    row_keys = np.array([key or 0 for key in keys] if greedy else keys, dtype=np.uint64)
-    top, log_total, log_rest, count = _account(scores, row_keys, excluded, tokens)
-    for row in np.flatnonzero(tokens < 0):  # nothing left that float64 can tell from 0
+    slots = np.ones(len(scores), dtype=np.int64)
+    chosen, top, log_total, log_rest, count = _account(scores, slots, keys, excluded)
+    tokens = chosen[:, 0]
+    for row in np.flatnonzero(tokens == _NO_TOKEN):  # nothing left that float64 can tell from 0
         tokens[row] = _first(scores[row], excluded[row])
     return tokens, scores[np.arange(len(scores)), tokens] - top - log_total, log_rest, count
 
 
 def largest(
-    scores: np.ndarray, num_children: int, key: int | None, excluded: tuple[int, ...]
-) -> tuple[np.ndarray, np.ndarray, float, int]:
-    """The first `num_children` of the race that `draw` runs with this key, in order (of log p where key is None).
+    scores: np.ndarray, num_children: Sequence[int], keys: Sequence[int | None], excluded: Sequence[tuple[int, ...]]
+) -> list[tuple[np.ndarray, np.ndarray, float, int]]:
+    """The first `num_children` of the race that `draw` runs with a row's key, in order (of log p where it is None).
 
-    They are the largest of log p + Gumbel(key): a draw without replacement whose first is that of `draw`. scores
-    [1, V] as from `law_scores`. Returns tokens [K] int32, log p [K], and log mass and count of what remains.
+    They are the largest of log p + Gumbel(key): a draw without replacement whose first is that of `draw`. Fewer where
+    no more are left, and of equals the lower tokens. scores [B, V] as from `law_scores`; a row's results do not depend
+    on the others. Returns for each row tokens [K] int32, log p [K], and log mass and count of what remains. ContextError
+    for an excluded id that is no token.
     """
     scores = np.ascontiguousarray(scores)
-    row_keys = np.array([key or 0], dtype=np.uint64)
-    if key is None:
-        ranks, nothing = scores[0].astype(np.float64), -np.inf
-    else:
-        ranks, nothing = np.empty(scores.shape[1]), 0.0
-        _masses(scores[0], float(scores[0].max()), ranks)
-        ranks /= exponential(row_keys, len(ranks))[0]
-    ranks[list(excluded)] = nothing
-    count = min(num_children, int((ranks > nothing).sum()))
-    tokens = np.argsort(-ranks, kind="stable")[:count].astype(np.int32)
-    taken = [(*excluded, *tokens.tolist())]
-    top, log_total, log_rest, rest = _account(scores, row_keys, taken, np.array([_NO_TOKEN], dtype=np.int32))
-    return tokens, scores[0, tokens].astype(np.float64) - top[0] - log_total[0], float(log_rest[0]), int(rest[0])
+    slots = np.array([min(wanted, scores.shape[1]) for wanted in num_children], dtype=np.int64)
+    tokens, top, log_total, *of_rest = _account(scores, slots, keys, excluded)
+    log_prob = scores[np.arange(len(scores))[:, None], tokens] - top[:, None] - log_total[:, None]
+    found = zip((tokens != _NO_TOKEN).sum(axis=1).tolist(), *(column.tolist() for column in of_rest), strict=True)
+    return [(tokens[i, :n], log_prob[i, :n], log_rest, count) for i, (n, log_rest, count) in enumerate(found)]
 
 
 def _account(
-    scores: np.ndarray, row_keys: np.ndarray, excluded: Sequence[tuple[int, ...]], tokens: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Run the races that `tokens` [B] asks for, in place; row maxima, log sums above them, logs and counts of the rest.
+    scores: np.ndarray, slots: np.ndarray, keys: Sequence[int | None], excluded: Sequence[tuple[int, ...]]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Tokens [B, K] of the rows' races or orders; row maxima, log sums above them, logs and counts of the rest.
 
     Both `draw` and `largest` come here: the same compiled sums give both the same bits.
     """
+    row_keys = np.array([key or 0 for key in keys], dtype=np.uint64)
+    keyed = np.array([key is not None for key in keys])
     ends = np.array(list(accumulate(len(left_out) for left_out in excluded)), dtype=np.int64)
-    masked = np.array([token for left_out in excluded for token in left_out], dtype=np.int64)
+    masked = np.array([token for left_out in excluded for token in left_out], dtype=np.int32)
+    if len(masked) and not 0 <= masked.min() <= masked.max() < scores.shape[1]:
+        raise ContextError(f"excluded: token ids {masked.min()} to {masked.max()}, allowed 0 to {scores.shape[1] - 1}.")
     top = scores.max(axis=1).astype(np.float64)
-    total, rest, count = _account_rows(scores, top, row_keys, ends, masked, tokens)
+    tokens = np.full((len(scores), slots.max(initial=0)), _NO_TOKEN, dtype=np.int32)
+    total, rest, count = _account_rows(scores, top, slots, row_keys, keyed, ends, masked, tokens)
     with np.errstate(divide="ignore"):
         log_total = np.log(total)
-        return top, log_total, np.log(rest) - log_total, count
+        return tokens, top, log_total, np.log(rest) - log_total, count
 
 
 def _first(scores: np.ndarray, excluded: tuple[int, ...]) -> int:
@@ -119,52 +119,112 @@ def _first(scores: np.ndarray, excluded: tuple[int, ...]) -> int:
 
 
 @njit(cache=True, error_model="numpy")
-def _account_rows(scores, top, keys, ends, masked, tokens):
-    """Fill in tokens [B] that are _RACE (they stay so where no mass is left); total mass, mass and count of the rest.
+def _account_rows(scores, top, slots, keys, keyed, ends, masked, tokens):
+    """Fill in slots [B] of tokens [B, K], as far as there are any to choose; total mass, mass and count of the rest.
 
     ends [B] are the ends of the rows' parts of `masked`. One row at a time, so that its masses stay in the cache.
     """
     num_rows, num_tokens = scores.shape
     total, rest = np.empty(num_rows), np.empty(num_rows)
     count = np.empty(num_rows, dtype=np.int32)
-    mass = np.empty(num_tokens)
+    mass, ranks = np.empty(num_tokens), np.empty(tokens.shape[1])
     for row in range(num_rows):
         _masses(scores[row], top[row], mass)
         total[row] = _sum(mass)
-        for place in range(ends[row - 1] if row else 0, ends[row]):
-            mass[masked[place]] = 0.0
-        if tokens[row] == _RACE:
-            tokens[row] = _race(mass, keys[row])
-        if tokens[row] >= 0:
-            mass[tokens[row]] = 0.0
+        left_out = masked[ends[row - 1] if row else 0 : ends[row]]
+        best, chosen = ranks[: slots[row]], tokens[row, : slots[row]]
+        _fill(mass, left_out, _LEFT_OUT)
+        if slots[row] and keyed[row]:
+            _race(mass, keys[row], best, chosen)
+        elif slots[row]:
+            _lead(scores[row], mass, best, chosen)
+        _put_in_order(best, chosen)
+        _fill(mass, left_out, 0.0)
+        _fill(mass, chosen, 0.0)
         rest[row], count[row] = _sum(mass), _count_positive(mass)
     return total, rest, count
 
 
 @njit(cache=True, error_model="numpy")
-def _race(mass, key):
-    """The first of racers that finish at times E/mass, which is a draw from mass, or -1 where mass is all 0.
+def _race(mass, key, ranks, tokens):
+    """The first [K] of racers that finish at times E/mass: draws from mass without replacement, as a heap (`_sink`).
 
-    argmax(mass/E) is the Gumbel-max argmax(log mass - log E). As E = -log1p(-w) >= w, a token can only win where
-    w * best < mass, and only there the logarithm is computed; w(1 + w/2) <= E leaves room for rounding.
+    The largest mass/E are the Gumbel-top-k largest log mass - log E. As E = -log1p(-w) >= w, a token can only get in
+    where w * last < mass, and only there the logarithm is computed; w(1 + w/2) <= E leaves room for rounding.
     """
     low, high = hash_key(key)
     w = np.empty(_BLOCK)
-    best, winner = 0.0, -1
+    ranks[:] = last = 0.0
     for start in range(0, len(mass), _BLOCK):
-        stop = min(_BLOCK, len(mass) - start)
+        block = mass[start : start + _BLOCK]
         hopes = 0
-        for i in range(stop):
+        for i in range(len(block)):
             w[i] = hashed_uniform(start + i, low, high)
-            hopes += w[i] * best < mass[start + i]
+            hopes += w[i] * last < block[i]
         if hopes == 0:
             continue
-        for i in range(stop):
-            if w[i] * best < mass[start + i]:
-                speed = mass[start + i] / -math.log1p(-w[i])
-                if speed > best:
-                    best, winner = speed, start + i
-    return winner
+        for i in range(len(block)):
+            if w[i] * last < block[i]:
+                speed = block[i] / -math.log1p(-w[i])
+                if speed > last:
+                    _sink(ranks, tokens, len(ranks), speed, start + i)
+                    last = ranks[0]
+
+
+@njit(cache=True)
+def _lead(scores, mass, ranks, tokens):
+    """The most probable tokens [K] whose mass is not _LEFT_OUT, as a heap (`_sink`)."""
+    ranks[:] = last = -np.inf
+    for start in range(0, len(scores), _BLOCK):
+        block = scores[start : start + _BLOCK]
+        hopes = 0
+        for i in range(len(block)):
+            hopes += block[i] > last
+        if hopes == 0:
+            continue
+        for i in range(len(block)):
+            if block[i] > last and mass[start + i] != _LEFT_OUT:
+                _sink(ranks, tokens, len(ranks), np.float64(block[i]), start + i)
+                last = ranks[0]
+
+
+@njit(cache=True)
+def _sink(ranks, tokens, size, rank, token):
+    """Put (rank, token) in the place of the root of the heap that the first `size` pairs are.
+
+    Its root is the last in order: the lowest rank and, of equal ranks, the highest token. Callers pass a float64 and an
+    int64, so that it is compiled once.
+    """
+    place, child = 0, 1
+    while child < size:
+        if child + 1 < size and _is_before(ranks[child], tokens[child], ranks[child + 1], tokens[child + 1]):
+            child += 1
+        if not _is_before(rank, token, ranks[child], tokens[child]):
+            break
+        ranks[place], tokens[place] = ranks[child], tokens[child]
+        place, child = child, 2 * child + 1
+    ranks[place], tokens[place] = rank, token
+
+
+@njit(cache=True)
+def _is_before(rank, token, other_rank, other_token):
+    return rank > other_rank or (rank == other_rank and token < other_token)
+
+
+@njit(cache=True)
+def _put_in_order(ranks, tokens):
+    """Turn a heap into its tokens from the first to the last."""
+    for last in range(len(ranks) - 1, 0, -1):
+        rank, token = ranks[last], np.int64(tokens[last])
+        ranks[last], tokens[last] = ranks[0], tokens[0]
+        _sink(ranks, tokens, last, rank, token)
+
+
+@njit(cache=True)
+def _fill(mass, tokens, value):
+    for token in tokens:
+        if token != _NO_TOKEN:
+            mass[token] = value
 
 
 @njit(cache=True, error_model="numpy")

@@ -43,13 +43,13 @@ class RowModel(ABC):
 
     def expand(self, requests: Sequence[ExpandRequest], law: PriorLaw) -> list[Expansion]:
         rows, costs = self._scores([(r.root, r.tokens) for r in requests], law)
-        replies = []
-        for request, row, cost in zip(requests, rows, costs, strict=True):
-            tokens, log_prob, residual, remaining = largest(
-                row[None], request.num_children, request.key, request.excluded
-            )
-            replies.append(Expansion(tokens, log_prob, log_prob, residual, remaining, cost))
-        return replies
+        found = largest(
+            rows, [r.num_children for r in requests], [r.key for r in requests], [r.excluded for r in requests]
+        )
+        return [
+            Expansion(tokens, log_prob, log_prob, residual, remaining, cost)
+            for (tokens, log_prob, residual, remaining), cost in zip(found, costs, strict=True)
+        ]
 
     def rollout(self, requests: Sequence[RolloutRequest], law: PriorLaw) -> list[Rollout]:
         runs = [_Run(request) for request in requests]
