@@ -57,7 +57,7 @@ def test_the_engine_ends_with_its_owner(folder, separate_workers):
     assert len(cores) == (2 if separate_workers else 1)
     owner.send_signal(signal.SIGKILL)
     begin = time.monotonic()
-    gone, alive = psutil.wait_procs(cores, timeout=GONE_S)
+    _gone, alive = psutil.wait_procs(cores, timeout=GONE_S)
     owner.wait()
     owner.stdout.close()
     assert not alive, f"{alive} outlived their owner by {time.monotonic() - begin:.1f} s"

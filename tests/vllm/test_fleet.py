@@ -57,10 +57,12 @@ def _killer(victim: Callable[[int], psutil.Process | None], killed: list[psutil.
 def test_a_run_goes_on_when_a_process_of_its_model_server_is_killed(tmp_path: Path, victim):
     killed: list[psutil.Process] = []
     run_evaluation(
-        make_plan(load_config(None, SETTINGS)), tmp_path, execute=on_fleet(fleet_config({}), watch=_killer(victim, killed))
+        make_plan(load_config(None, SETTINGS)),
+        tmp_path,
+        execute=on_fleet(fleet_config({}), watch=_killer(victim, killed)),
     )
     assert killed
-    gone, alive = psutil.wait_procs(killed, timeout=5)
+    _gone, alive = psutil.wait_procs(killed, timeout=5)
     assert not alive, "the engine outlived its server"
     lines = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
     assert {(line["problem"], line["label"], line["status"]) for line in lines} == {

@@ -92,9 +92,9 @@ def open_model(
 
 
 def _version() -> str:
-    import vllm  # pyright: ignore[reportMissingImports]
+    from vllm import __version__  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
 
-    return f"vLLM {vllm.__version__}"
+    return f"vLLM {__version__}"
 
 
 def _device_settings() -> dict[str, Any]:

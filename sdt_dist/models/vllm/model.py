@@ -71,13 +71,20 @@ class VllmModel:
 
     def expand(self, requests: Sequence[ExpandRequest], law: PriorLaw) -> list[Expansion]:
         ways = self._begin([(request.root, request.tokens, 1) for request in requests])
-        asks: dict[int, Ask] = {}
-        for i, request in enumerate(requests):
-            if request.tokens:
-                asks[i] = self._ask(request.root, request.tokens, 1, request.num_children, request, law)
-            else:
-                scores = law_scores(ways[i].logits[None], law)
-                ways[i].rows.append(Row(0, *largest(scores, request.num_children, request.key, request.excluded)))
+        at_root = [i for i, request in enumerate(requests) if not request.tokens]
+        if at_root:
+            scores = law_scores(np.stack([ways[i].logits for i in at_root]), law)
+            asked = [requests[i] for i in at_root]
+            found = largest(
+                scores, [r.num_children for r in asked], [r.key for r in asked], [r.excluded for r in asked]
+            )
+            for i, columns in zip(at_root, found, strict=True):
+                ways[i].rows.append(Row(0, *columns))
+        asks = {
+            i: self._ask(request.root, request.tokens, 1, request.num_children, request, law)
+            for i, request in enumerate(requests)
+            if request.tokens
+        }
         self._run(ways, asks)
         return [
             Expansion(row.tokens, row.log_prob, row.log_prob, row.log_residual, row.num_remaining, way.cost())

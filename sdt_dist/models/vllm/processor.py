@@ -147,10 +147,15 @@ def _reduce_law(rows: list[tuple[_Row, int]], scores: np.ndarray) -> list[_Reduc
         columns = draw(scores if len(drawn) == len(scores) else scores[drawn], keys, excluded)
         for i, token, log_prob, residual, count in zip(drawn, *columns, strict=True):
             found[i] = _Reduced(np.array([token]), np.array([log_prob]), residual, count)
-    for i, (row, position) in enumerate(rows):
-        if i not in found:
-            asked = row.asked
-            found[i] = _Reduced(*largest(scores[i : i + 1], asked.children or 0, row.key(position), asked.excluded))
+    kept = [i for i in range(len(rows)) if i not in found]
+    if kept:
+        asked = [rows[i][0].asked for i in kept]
+        counts, excluded = [a.children or 0 for a in asked], [a.excluded for a in asked]
+        columns = largest(
+            scores if len(kept) == len(scores) else scores[kept], counts, [a.key for a in asked], excluded
+        )
+        for i, row in zip(kept, columns, strict=True):
+            found[i] = _Reduced(*row)
     return [found[i] for i in range(len(rows))]
 
 
