@@ -1,6 +1,7 @@
 """How large a fleet is, where its actors may run, and how long anything may wait (SPEC section 4).
 
-Nothing here changes a sample: two runs of one evaluation with different fleets give the same results.
+Sizes, labels and deadlines change no sample. Groups of servers of several kinds do in the last digits: a fleet of them
+promises seeds only, and its results say `deterministic: false`.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from sdt_dist.evaluation.config import read_mapping
+from sdt_dist.models.http_api import check_url
+from sdt_dist.models.loading import split_spec
 from sdt_dist.search.options import parse_options
 
 
@@ -25,17 +28,47 @@ class Placement(BaseModel):
     labels: dict[str, str] = Field(default_factory=dict, description="Ray node labels that must match exactly")
 
 
+class ServerGroup(BaseModel):
+    """Model servers of another kind that serve the run's model too, from where their own nodes have it."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    model: str = Field(
+        description="MODEL SPEC as the group's nodes know it: a path of theirs, with mlx: before it, an address"
+    )
+    count: int = Field(1, ge=1, description="servers of the group, each with one copy of the model")
+    placement: Placement = Field(default_factory=lambda: Placement(cpus=1.0), description="placement of its servers")
+
+    @field_validator("model")
+    @classmethod
+    def _can_be_loaded_somewhere(cls, spec: str) -> str:
+        """The backend and an address's form; this machine need not have the paths and packages of the group's nodes."""
+        backend, name = split_spec(spec)
+        if backend in ("http", "https"):
+            check_url(name)
+        return spec
+
+    @property
+    def kind(self) -> str:
+        """What placement calls an actor of the group."""
+        return f"server of {self.model}"
+
+
 class FleetConfig(BaseModel):
     """A fleet; the defaults are local mode on two cores."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
     address: str = Field("local", description="'local' starts Ray here; 'auto' or host:port attaches to a cluster")
-    servers: int = Field(1, ge=1, description="model servers, each with one copy of the model")
+    servers: int = Field(1, ge=1, description="model servers of the run's own --model, each with one copy of it")
     searchers: int = Field(1, ge=1, description="searchers, each driving many problems at once")
     shards: int = Field(1, ge=1, description="soft-value store shards (started only when evidence is shared)")
     problems_per_searcher: int = Field(16, ge=1, description="problems a searcher drives together")
-    server: Placement = Field(default_factory=lambda: Placement(cpus=1.0), description="placement of model servers")
+    server: Placement = Field(default_factory=lambda: Placement(cpus=1.0), description="placement of those servers")
+    more_servers: list[ServerGroup] = Field(
+        default_factory=list,
+        description="groups of other kinds that serve the same model: other nodes, backends or paths",
+    )
     searcher: Placement = Field(default_factory=Placement, description="placement of searchers")
     shard: Placement = Field(default_factory=Placement, description="placement of store shards")
     server_threads: int | None = Field(
@@ -47,6 +80,21 @@ class FleetConfig(BaseModel):
     problem_timeout_s: float = Field(7200.0, gt=0, description="how long a problem may be without any progress")
     max_attempts: int = Field(5, ge=1, description="times a problem is started before it is set aside as failed")
     connect_timeout_s: float = Field(20.0, gt=0, description="how long to look for a cluster")
+
+    @property
+    def group_of_server(self) -> list[int]:
+        """The group of every model server, by its number: 0 is the run's own model, n is more_servers[n - 1]."""
+        counts = [self.servers, *(group.count for group in self.more_servers)]
+        return [group for group, count in enumerate(counts) for _ in range(count)]
+
+    @property
+    def group_names(self) -> list[str]:
+        """Every group of model servers, for people."""
+        return ["the run's own model", *(f"more_servers.{i}, {g.model}" for i, g in enumerate(self.more_servers))]
+
+    def placement_of(self, group: int) -> Placement:
+        """What the servers of a group ask of their nodes."""
+        return self.more_servers[group - 1].placement if group else self.server
 
 
 def fleet_config(values: dict[str, Any]) -> FleetConfig:

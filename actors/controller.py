@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from actors.agreement import Agreement
 from actors.calls import Routes, ServersDiedError
 from actors.config import FleetConfig
 from actors.endpoint import Endpoint, repeat_while_unreachable
@@ -74,7 +75,8 @@ class Controller:
         self._max_new_tokens, self._law_options = max_new_tokens, law_options or {}
         self._queue = deque(work)
         self.total = len(self._queue)
-        self._servers = [Slot("model-server", i, clock, policy) for i in range(config.servers)]
+        groups = enumerate(config.group_of_server)
+        self._servers = [Slot("model-server", i, clock, policy, group) for i, group in groups]
         self._searchers = [Slot("searcher", i, clock, policy) for i in range(config.searchers)]
         shares = any(work.membership is not None for work in self._queue)
         self._shards = [Slot("store-shard", i, clock, policy) for i in range(config.shards if shares else 0)]
@@ -82,8 +84,7 @@ class Controller:
         self._suspects, self._on_trial = set[str](), ""
         self._results: dict[str, Outcome] = {}
         self._settled = self._failed = self._lost = 0
-        self._card: ModelCard | None = None
-        self._deterministic = True
+        self._agreement = Agreement(config.group_names)
         self._fatal: FleetError | None = None
         self._routes, self._version, self._news = RouteTable(), 0, asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -168,41 +169,43 @@ class Controller:
             self._leave(slot, reason)
             await asyncio.sleep(pause_s)
         kin = [other for other in self.slots if other.kind == slot.kind]
+        what = slot.kind
+        if slot in self._servers and not self._agreement.knows(slot.group):
+            kin = [other for other in kin if other.group == slot.group]  # nobody knows what the group serves
+            what += f" of {self.config.group_names[slot.group]}" if self.config.more_servers else ""
         if slot in self._shards or all(other.health.state == "given up" for other in kin):
-            self._fail(FleetError(f"no {slot.kind} can be started; {slot.name}: {slot.health.reason}"))
+            self._fail(FleetError(f"no {what} can be started; {slot.name}: {slot.health.reason}"))
 
     async def _join(self, slot: Slot) -> None:
         """A slot is ready: tell it what it needs, then use it."""
         if slot in self._servers:
             card: ModelCard = await slot.ask("card", self.config.start_timeout_s)
-            self._check_card(card)
+            self._check_card(slot, card)
         slot.health.answered()
         self._publish_routes()
         self._dispatch()
 
-    def _check_card(self, card: ModelCard) -> None:
-        """All servers of a fleet must serve the same model."""
-        if self._card is None:
-            self._card = card
-        elif (card.vocab_size, card.kind, card.spec) != (self._card.vocab_size, self._card.kind, self._card.spec):
-            raise FleetError(f"model servers disagree: {card.name} is not {self._card.name}.")
-        self._deterministic &= card.deterministic
+    def _check_card(self, slot: Slot, card: ModelCard) -> None:
+        """All servers of a fleet must serve one p: one that does not is refused, and the run where its whole group is new."""
+        is_new = not self._agreement.knows(slot.group)
+        try:
+            self._agreement.add(slot.name, slot.group, card)
+        except FleetError as error:
+            if is_new:
+                self._fail(error)
+            raise
 
     def _publish_routes(self) -> None:
         """Settings and routes to ready searchers where they changed; one out of reach learns them when it is back."""
         ready = [server.endpoint for server in self._servers if server.is_ready and server.endpoint is not None]
         searchers = [searcher for searcher in self._searchers if searcher.is_ready]
-        if self._card is None or not searchers:
+        card = self._agreement.card
+        if card is None or not searchers:
             return
         crews = [(searcher.name, number) for searcher in searchers for number in range(CREWS)]
         chosen = self._routes.assign(crews, [server.name for server in ready])
         places = {server.name: place for place, server in enumerate(ready)}
-        settings = SearcherSettings(
-            replace(self._card, deterministic=self._deterministic),
-            self._max_new_tokens,
-            self._law_options,
-            self.config.call_timeout_s,
-        )
+        settings = SearcherSettings(card, self._max_new_tokens, self._law_options, self.config.call_timeout_s)
         shards = tuple(shard.endpoint if shard.is_ready else None for shard in self._shards)
         self._version += 1
         for slot in searchers:
@@ -278,7 +281,7 @@ class Controller:
         promised bit by bit, nobody waits for the slowest.
         """
         late = any(server.health.state == "starting" and not server.health.deaths for server in self._servers)
-        return not late or not self._deterministic
+        return not late or not self._agreement.deterministic
 
     def _has_room(self, slot: Slot, alone: bool) -> bool:
         own = slot.leases.values()

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 from actors.config import FleetConfig
 from actors.fleet import Watch, run_fleet
 from actors.searcher import Outcome
-from actors.work import Loader, SpecReward, Work
+from actors.work import Loader, SpecReward, Work, load_spec
 from sdt_dist.errors import SdtError
 from sdt_dist.evaluation.config import EvaluationConfig
 from sdt_dist.evaluation.runner import Execute, Task
@@ -21,10 +20,10 @@ _TEAM_STARTS = 3
 
 
 def on_fleet(config: FleetConfig, loader: Loader | None = None, watch: Watch | None = None) -> Execute:
-    """Makes an evaluation's searches on a fleet; `loader` replaces `load_model` in the model servers."""
+    """Makes an evaluation's searches on a fleet; `loader` replaces `load_model` in the servers of the run's own model."""
 
     def execute(evaluation: EvaluationConfig, tasks: Sequence[Task]) -> Iterator[tuple[Task, Outcome]]:
-        load, todo = loader or partial(_load, evaluation.model), list(tasks)
+        load, todo = loader or partial(load_spec, evaluation.model), list(tasks)
         for start in range(_TEAM_STARTS):
             teams = {name: team for team in (_Team(evaluation, task, start) for task in todo) for name in team.names}
             work = [one for team in dict.fromkeys(teams.values()) for one in team.work]
@@ -85,9 +84,3 @@ class _Team:
             return merge_members(results)
         except MissingWalksError as error:
             return error
-
-
-def _load(spec: str) -> Any:
-    from sdt_dist.models.loading import load_model
-
-    return load_model(spec)

@@ -92,6 +92,7 @@ def fleet_requests(config: FleetConfig, *, shards: bool = False) -> list[ActorRe
     """What a fleet asks for; store shards only when evidence is shared. The controller asks for nothing."""
     requests = [
         ActorRequest("server", config.servers, config.server),
+        *(ActorRequest(group.kind, group.count, group.placement) for group in config.more_servers),
         ActorRequest("searcher", config.searchers, config.searcher),
     ]
     return [*requests, ActorRequest("shard", config.shards, config.shard)] if shards else requests

@@ -12,6 +12,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from actors.endpoint import Endpoint, GoneError, UnreachableError, within
 from actors.metrics import Exporter
 from actors.searcher import Outcome, Searcher, SearcherSettings
 from actors.store_shard import StoreShard
-from actors.work import Loader, Work
+from actors.work import Loader, Work, load_spec
 from sdt_dist.errors import FleetError, ModelGoneError, SdtError
 from sdt_dist.models.card import ModelCard, card_of
 from sdt_dist.models.serving import ModelAnswer, ModelCall, ModelServer
@@ -165,10 +166,11 @@ class StoreShardActor:
 
 
 class RayBackend:
-    """Starts actors of one fleet where its configuration says, and kills them."""
+    """Starts actors of one fleet where its configuration says, and kills them; `loader` makes the run's own model."""
 
     def __init__(self, config: FleetConfig, loader: Loader, namespace: str) -> None:
-        self._config, self._loader, self._namespace = config, loader, namespace
+        self._config, self._namespace = config, namespace
+        self._loaders = [loader, *(partial(load_spec, group.model) for group in config.more_servers)]  # by group
         self._folder = str(Path(tempfile.gettempdir()) / "sdt-evidence" / namespace)
 
     def spawn(self, kind: str, index: int, incarnation: int) -> Endpoint:
@@ -177,9 +179,12 @@ class RayBackend:
         number = f".{incarnation}" if incarnation else ""
         options = {"name": f"sdt:{name}{number}", "namespace": self._namespace}
         if kind == "model-server":
-            place = self._config.server
+            group = self._config.group_of_server[index]
+            place = self._config.placement_of(group)
             threads = self._config.server_threads or (max(1, math.ceil(place.cpus)) if place.gpus == 0 else None)
-            handle = _make(ModelServerActor, place, options, name, self._loader, self._config.queue_rows, threads)
+            handle = _make(
+                ModelServerActor, place, options, name, self._loaders[group], self._config.queue_rows, threads
+            )
         elif kind == "store-shard":
             handle = _make(StoreShardActor, self._config.shard, options, name, self._folder)
         else:

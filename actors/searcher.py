@@ -99,9 +99,14 @@ class Searcher:
         self._rounds: dict[str, int] = {}
 
     async def configure(self, settings: SearcherSettings, routes: Routes) -> None:
-        """What is searched (the first call decides), and the servers that can be called now."""
+        """What is searched (the first call decides), and the servers that can be called now.
+
+        Once one of these promises seeds only, so does every result from here on: it comes with the route to it.
+        """
         if not self._lanes:
             self._lanes = [_Lane(self, settings, number) for number in range(CREWS)]
+        for lane in self._lanes:
+            lane.model.deterministic &= settings.card.deterministic
         await self.directory.update(routes)
 
     async def search(self, work: Work) -> Outcome:

@@ -16,10 +16,16 @@ if TYPE_CHECKING:
 
 
 class Slot:
-    """One actor's place, with its health, its present incarnation, and what that last said of itself."""
+    """One actor's place, with its health, its present incarnation, and what that last said of itself.
 
-    def __init__(self, kind: str, index: int, clock: Callable[[], float], policy: HealthPolicy | None = None) -> None:
-        self.kind, self.index, self.name = kind, index, f"{kind}-{index}"
+    `group` is the place's for good: its number `index` decides what is started there (`FleetConfig.group_of_server`), so
+    who replaces a dead model server is of the same group.
+    """
+
+    def __init__(
+        self, kind: str, index: int, clock: Callable[[], float], policy: HealthPolicy | None = None, group: int = 0
+    ) -> None:
+        self.kind, self.index, self.name, self.group = kind, index, f"{kind}-{index}", group
         self.health, self._clock = Health(policy or HealthPolicy(), clock), clock
         self.endpoint: Endpoint | None = None
         self.incarnation = 0

@@ -92,3 +92,10 @@ def lean(result: SearchResult, work: Work) -> SearchResult:
 
 
 Loader = Callable[[], Any]
+
+
+def load_spec(spec: str) -> Any:
+    """The model of a MODEL SPEC, on the machine of the server that will answer for it."""
+    from sdt_dist.models.loading import load_model
+
+    return load_model(spec)

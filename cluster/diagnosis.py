@@ -102,6 +102,14 @@ def check_model(spec: str, host: str = "") -> tuple[Finding, ModelFiles | None]:
         return Finding(name, f"{spec} cannot be used", missing=str(error)), None
 
 
+def server_kinds(config: FleetConfig, model: str) -> list[tuple[str, str, Placement]]:
+    """(kind, MODEL SPEC, placement) of every group of model servers, those of the run's own `model` first."""
+    return [
+        ("server", model, config.server),
+        *((group.kind, group.model, group.placement) for group in config.more_servers),
+    ]
+
+
 def describe_model(name: str, files: ModelFiles) -> Finding:
     """The finding about a model's files on one host."""
     if files.elsewhere is not None:
@@ -129,15 +137,20 @@ def check_fleet(config: FleetConfig, nodes: Sequence[Node]) -> tuple[list[Findin
     return found, plan
 
 
-def check_memory(plan: PlacementPlan, files: ModelFiles, free_bytes: Mapping[str, float]) -> list[Finding]:
-    """Whether each node has memory for the servers that would be on it; nodes of unknown memory are left out."""
-    if files.server_bytes is None:
-        return []
+def check_memory(
+    plan: PlacementPlan, files: Mapping[str, ModelFiles | None], free_bytes: Mapping[str, float]
+) -> list[Finding]:
+    """Whether each node has memory for the servers that would be on it, by kind with its files.
+
+    Nodes of unknown memory and kinds of unknown size are left out.
+    """
+    sizes = {kind: known.server_bytes for kind, known in files.items() if known and known.server_bytes is not None}
     found = []
-    for name, count in plan.on("server").items():
-        if name not in free_bytes:
+    for name, free_here in free_bytes.items():
+        counts = {kind: plan.on(kind).get(name, 0) for kind in sizes}
+        if not (count := sum(counts.values())):
             continue
-        need, free = count * files.server_bytes / GIB, free_bytes[name] / GIB
+        need, free = sum(counts[kind] * sizes[kind] for kind in sizes) / GIB, free_here / GIB
         text = f"{count} x server need about {need:.1f} GiB on {name}, {free:.1f} free"
         fix = f"memory on {name}: {text}; start fewer servers, or place them elsewhere"
         found.append(Finding("memory", text, missing=None if need <= free else fix))
@@ -154,9 +167,11 @@ def gpu_bytes() -> list[int]:
     return [int(line) * 2**20 for line in printed.split() if line.isdigit()]
 
 
-def check_gpu_memory(placement: Placement, files: ModelFiles, memories: Sequence[int], host: str) -> list[Finding]:
+def check_gpu_memory(
+    placement: Placement, files: ModelFiles | None, memories: Sequence[int], host: str
+) -> list[Finding]:
     """Whether a server's share of the smallest GPU of a host holds the model."""
-    if not placement.gpus or not memories or files.num_bytes is None:
+    if not placement.gpus or not memories or files is None or files.num_bytes is None:
         return []
     need, share = _GPU_COPIES * files.num_bytes + _PROCESS_BYTES, min(memories) * placement.gpus
     text = f"a server needs about {need / GIB:.1f} GiB of {placement.gpus:g} GPU on {host}, {share / GIB:.1f} there"

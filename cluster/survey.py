@@ -5,8 +5,8 @@ It must not keep anything running, and asks for no resources, so that a busy clu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 from actors.placement import Node
 from cluster.diagnosis import Finding, ModelFiles, check_model, gpu_bytes
@@ -14,25 +14,32 @@ from cluster.diagnosis import Finding, ModelFiles, check_model, gpu_bytes
 
 @dataclass(frozen=True)
 class NodeView:
-    """What a node says of itself."""
+    """What a node says of itself; `files` are those of every MODEL SPEC that it can read."""
 
     node: str
     findings: tuple[Finding, ...]
     free_bytes: int | None = None
-    files: ModelFiles | None = None
+    files: dict[str, ModelFiles] = field(default_factory=dict)
     gpus: tuple[int, ...] = ()
 
 
-def look(node: str, spec: str) -> NodeView:
-    """Runs on a node: free memory, the GPUs' memory, and the model as this host sees it."""
+def look(node: str, specs: Sequence[str]) -> NodeView:
+    """Runs on a node: free memory, the GPUs' memory, and the models as this host sees them."""
     import psutil
 
-    finding, files = check_model(spec, node)
-    return NodeView(node, (finding,), psutil.virtual_memory().available, files, tuple(gpu_bytes()))
+    checked = {spec: check_model(spec, node) for spec in specs}
+    findings = tuple(finding for finding, _ in checked.values())
+    files = {spec: found for spec, (_, found) in checked.items() if found is not None}
+    return NodeView(node, findings, psutil.virtual_memory().available, files, tuple(gpu_bytes()))
 
 
-def survey(nodes: Sequence[Node], spec: str, timeout_s: float = 120.0) -> list[NodeView]:
-    """What each live node says; a node that fails or does not answer in time becomes a finding. Needs a connection."""
+def survey(
+    nodes: Sequence[Node], specs_of: Callable[[Node], Sequence[str]], timeout_s: float = 120.0
+) -> list[NodeView]:
+    """What each live node says of the models that its servers would load.
+
+    A node that fails or does not answer in time becomes a finding. Needs a connection.
+    """
     import ray
     from ray.exceptions import GetTimeoutError, RayError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -41,7 +48,7 @@ def survey(nodes: Sequence[Node], spec: str, timeout_s: float = 120.0) -> list[N
     alive = [node for node in nodes if node.alive]
     calls = [
         task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.node_id, soft=False)).remote(
-            node.name, spec
+            node.name, list(specs_of(node))
         )
         for node in alive
     ]

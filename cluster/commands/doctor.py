@@ -9,7 +9,7 @@ import typer
 if TYPE_CHECKING:
     from actors.config import FleetConfig
     from actors.placement import Node, PlacementPlan
-    from cluster.diagnosis import Finding, ModelFiles
+    from cluster.diagnosis import Finding
 
 
 def doctor(
@@ -34,12 +34,11 @@ def doctor(
     config = load_fleet(fleet, {})
     num_gpus = _print_host()
     found = [check_auth(auth_state())]
-    finding, files = check_model(model)
     _show(found)
     if address is None:
-        found += _show([finding, *_on_this_machine(config, files, num_gpus)])
+        found += _show(_on_this_machine(config, model, num_gpus))
     else:
-        found += _on_cluster(address, config, model, finding)
+        found += _on_cluster(address, config, model, check_model(model)[0])
     _conclude(found)
 
 
@@ -75,25 +74,24 @@ def _print_host() -> int:
     return len(gpus)
 
 
-def _on_this_machine(config: FleetConfig, files: ModelFiles | None, num_gpus: int) -> list[Finding]:
-    """The fleet as local mode would start it here."""
+def _on_this_machine(config: FleetConfig, model: str, num_gpus: int) -> list[Finding]:
+    """The fleet as local mode would start it here; a cluster's other groups have their models on nodes of their own."""
     import psutil
 
-    from cluster.diagnosis import Finding, check_fleet, check_gpu_memory, check_memory, gpu_bytes, this_machine
+    from cluster import diagnosis
 
-    here = this_machine(config, num_gpus)
-    placed, plan = check_fleet(config, [here])
-    if config.address != "local":
+    here, is_local = diagnosis.this_machine(config, num_gpus), config.address == "local"
+    placed, plan = diagnosis.check_fleet(config, [here])
+    if not is_local:
         advice = f"this fleet is for a cluster: look at that with --address {config.address}"
-        placed.append(Finding("address", config.address, advice=advice))
-    if files is None:
-        return placed
-    free = {here.name: float(psutil.virtual_memory().available)}
-    return [
-        *placed,
-        *check_memory(plan, files, free),
-        *check_gpu_memory(config.server, files, gpu_bytes(), here.name),
-    ]
+        placed.append(diagnosis.Finding("address", config.address, advice=advice))
+    kinds = diagnosis.server_kinds(config, model)[: None if is_local else 1]
+    checked = {kind: diagnosis.check_model(spec) for kind, spec, _ in kinds}
+    files = {kind: found for kind, (_, found) in checked.items()}
+    memory = diagnosis.check_memory(plan, files, {here.name: float(psutil.virtual_memory().available)})
+    for kind, _, placement in kinds:
+        memory += diagnosis.check_gpu_memory(placement, files[kind], diagnosis.gpu_bytes(), here.name)
+    return [*(finding for finding, _ in checked.values()), *placed, *memory]
 
 
 def _on_cluster(address: str, config: FleetConfig, model: str, here: Finding) -> list[Finding]:
@@ -118,17 +116,25 @@ def _from_within(
     address: str, config: FleetConfig, nodes: tuple[Node, ...], plan: PlacementPlan, model: str
 ) -> list[Finding]:
     from cluster.connect import connect
-    from cluster.diagnosis import check_gpu_memory, check_memory
+    from cluster.diagnosis import check_gpu_memory, check_memory, server_kinds
     from cluster.survey import survey
 
     found: list[Finding] = []
+    kinds = server_kinds(config, model)
+
+    def specs_of(node: Node) -> list[str]:
+        """The models of all servers that Ray may start there."""
+        return list(dict.fromkeys(spec for _, spec, placement in kinds if node.carries(placement.labels)))
+
     with connect(address, timeout_s=config.connect_timeout_s):
-        for view in survey(nodes, model):
+        for view in survey(nodes, specs_of):
             found += view.findings
-            if view.files is None or view.free_bytes is None or view.node not in plan.on("server"):
-                continue
-            found += check_memory(plan, view.files, {view.node: float(view.free_bytes)})
-            found += check_gpu_memory(config.server, view.files, view.gpus, view.node)
+            files = {kind: view.files.get(spec) for kind, spec, _ in kinds}
+            if view.free_bytes is not None:
+                found += check_memory(plan, files, {view.node: float(view.free_bytes)})
+            for kind, _, placement in kinds:
+                if view.node in plan.on(kind):
+                    found += check_gpu_memory(placement, files[kind], view.gpus, view.node)
     return found
 
 

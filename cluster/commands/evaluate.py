@@ -32,7 +32,7 @@ def evaluate(
     searchers_per_problem: Annotated[Whole, typer.Option(help="searchers that share one problem (residual_ts)")] = None,
     warm_start: Annotated[Text, typer.Option(help="directory with evidence of an earlier run (residual_ts)")] = None,
     address: Annotated[Text, typer.Option(help="Ray cluster: auto or host:port; default: this machine alone")] = None,
-    servers: Annotated[Whole, typer.Option(help="model servers")] = None,
+    servers: Annotated[Whole, typer.Option(help="model servers of --model")] = None,
     searchers: Annotated[Whole, typer.Option(help="searchers, each driving many problems")] = None,
     fleet: Annotated[Text, typer.Option(help="YAML file with the fleet's sizes, labels and deadlines")] = None,
     output: Annotated[Path, typer.Option(help="directory of the result files")] = Path("results/evaluation"),
@@ -96,11 +96,12 @@ def _on_ray(size: FleetConfig, view: LiveView) -> Execute:
         from cluster.connect import connect
         from cluster.dashboard import place_dashboard
 
-        needed = size.servers * size.server.cpus + size.searchers * size.searcher.cpus + 1
+        requests = fleet_requests(size, shards=config.shares_evidence)
+        needed = sum(request.count * request.placement.cpus for request in requests) + 1
         with connect(
             size.address, timeout_s=size.connect_timeout_s, num_cpus=max(os.cpu_count() or 1, math.ceil(needed))
         ) as connection:
-            check_placement(fleet_requests(size, shards=config.shares_evidence), cluster_nodes())
+            check_placement(requests, cluster_nodes())
             if connection.dashboard_url:
                 view.say(f"Ray dashboard: {connection.dashboard_url}")
             place_dashboard()

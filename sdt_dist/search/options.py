@@ -80,5 +80,12 @@ def parse_options(model: type[Model], values: dict[str, Any], owner: str) -> Mod
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['input']!r}, {e['msg']}" for e in error.errors())
+        problems = "; ".join(
+            f"{'.'.join(map(str, e['loc']))}: {e['input']!r}, {_message(e['msg'])}" for e in error.errors()
+        )
         raise ConfigurationError(f"options of {owner}: {problems}.") from error
+
+
+def _message(text: str) -> str:
+    """What pydantic or one of our own validators says, within a sentence."""
+    return text.removeprefix("Value error, ").rstrip(".")

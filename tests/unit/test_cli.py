@@ -139,6 +139,13 @@ def test_a_wrong_setting_names_the_field_the_value_and_what_is_allowed(mistake, 
     assert not (tmp_path / "run").exists()
 
 
+def test_a_fleet_with_an_unknown_backend_is_refused_before_anything_starts(mistake, tmp_path):
+    (tmp_path / "fleet.yaml").write_text("more_servers: [{model: 'mxl:/models/x'}]\n")
+    line = mistake(*SMALL_RUN, "--fleet", tmp_path / "fleet.yaml", "--output", tmp_path / "run")
+    assert all(word in line for word in ["more_servers.0.model", "'mxl:/models/x'", "Did you mean 'mlx'?"]), line
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_unusable_configuration_file_is_refused(mistake, tmp_path):
     assert "absent.yaml" in mistake("evaluate", tmp_path / "absent.yaml")
     (tmp_path / "list.yaml").write_text("- horizon\n")

@@ -20,6 +20,7 @@ from cluster.auth import AuthState, auth_state, create_private_token
 from cluster.connect import check_attachable
 from cluster.jobs import check_dashboard_url, job_command
 from cluster.probe import ClusterFacts, check_address, probe, resolve
+from cluster.survey import look
 from sdt_dist.errors import ConfigurationError, FleetError
 
 VARIABLES = (
@@ -194,15 +195,49 @@ def test_doctor_on_models(tmp_path):
 def test_doctor_on_memory():
     plan = plan_placement([diagnosis.fleet_requests(fleet_config({"servers": 3}))[0]], [Node("n", {"CPU": 8.0})])
     files = diagnosis.ModelFiles("model", 2 * diagnosis.GIB)
-    [enough] = diagnosis.check_memory(plan, files, {"n": 15.0 * diagnosis.GIB})
+    [enough] = diagnosis.check_memory(plan, {"server": files}, {"n": 15.0 * diagnosis.GIB})
     assert enough.missing is None and enough.text == "3 x server need about 15.0 GiB on n, 15.0 free"
-    [short] = diagnosis.check_memory(plan, files, {"n": 14.9 * diagnosis.GIB})
+    [short] = diagnosis.check_memory(plan, {"server": files}, {"n": 14.9 * diagnosis.GIB})
     assert "start fewer servers" in short.missing
-    assert diagnosis.check_memory(plan, files, {}) == []
+    assert diagnosis.check_memory(plan, {"server": files}, {}) == []
     gpu, memories = Placement(gpus=0.5), [8 * diagnosis.GIB, 6 * diagnosis.GIB]
     assert diagnosis.check_gpu_memory(gpu, files, memories, "n")[0].missing
     assert diagnosis.check_gpu_memory(Placement(gpus=1.0), files, memories, "n")[0].missing is None
     assert diagnosis.check_gpu_memory(Placement(), files, memories, "n") == []
+
+
+def test_doctor_on_a_mixed_fleet():
+    """Every group's own model is looked at, and servers of all groups share a node's memory."""
+    config = fleet_config({"servers": 2, "more_servers": [{"model": "mlx:/models/x", "placement": {"gpus": 1.0}}]})
+    kinds = diagnosis.server_kinds(config, "bundled")
+    assert [(kind, spec) for kind, spec, _ in kinds] == [
+        ("server", "bundled"),
+        ("server of mlx:/models/x", "mlx:/models/x"),
+    ]
+    assert [placement for _, _, placement in kinds] == [config.server, config.more_servers[0].placement]
+    assert (
+        diagnosis.this_machine(fleet_config({"more_servers": [{"model": "bundled", "count": 99}]}), 0).resources["CPU"]
+        > 99
+    )
+    plan = plan_placement(diagnosis.fleet_requests(config), [Node("n", {"CPU": 8.0, "GPU": 1.0})])
+    files = {
+        kind: diagnosis.ModelFiles(spec, size * diagnosis.GIB)
+        for (kind, spec, _), size in zip(kinds, (2, 3), strict=True)
+    }
+    [enough] = diagnosis.check_memory(plan, files, {"n": 17.0 * diagnosis.GIB})
+    assert enough.missing is None and enough.text == "3 x server need about 17.0 GiB on n, 17.0 free"
+    [short] = diagnosis.check_memory(plan, files, {"n": 16.9 * diagnosis.GIB})
+    assert short.missing
+    [partly] = diagnosis.check_memory(plan, files | {kinds[1][0]: None}, {"n": 1e12})
+    assert partly.text.startswith("2 x server need about 10.0 GiB")
+
+
+def test_each_node_is_asked_for_the_models_of_servers_that_may_start_there(tmp_path):
+    nowhere = f"mlx:{tmp_path}/nowhere"
+    view = look("mac", ["bundled", nowhere])
+    assert [finding.missing is None for finding in view.findings] == [True, False]
+    assert view.files.keys() == {"bundled"} and view.free_bytes
+    assert look("searcher", []).findings == ()
 
 
 def test_doctor_on_the_dashboard(home):

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from actors.config import Placement, fleet_config
 from actors.placement import ActorRequest, Node, check_placement, fleet_requests, plan_placement
 from sdt_dist.errors import ConfigurationError
 
+ROOT = Path(__file__).parents[2]
 GPU_NODE = Node("gpu", {"CPU": 8.0, "GPU": 2.0}, {"sdt-role": "model-server", "zone": "a", "ray.io/node-id": "f00"})
 CPU_NODE = Node("cpu", {"CPU": 4.0}, {"sdt-role": "searcher", "zone": "a"})
 
@@ -36,6 +40,23 @@ def test_shards_are_asked_for_only_when_evidence_is_shared():
     config = fleet_config({"shards": 3})
     assert [request.kind for request in fleet_requests(config)] == ["server", "searcher"]
     assert fleet_requests(config, shards=True)[-1] == ActorRequest("shard", 3, config.shard)
+
+
+def test_every_group_of_a_mixed_fleet_is_placed_by_its_own_wishes():
+    """The fleet that docs/cluster.md shows, on nodes as it describes them."""
+    (shown,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/cluster.md").read_text(), flags=re.DOTALL)
+    config = fleet_config(yaml.safe_load(shown))
+    nodes = [
+        *(Node(f"gpu{i}", {"CPU": 8.0, "GPU": 2.0}, {"sdt-role": "model-server"}) for i in range(2)),
+        *(Node(f"cpu{i}", {"CPU": 24.0}, {"sdt-role": "searcher"}) for i in range(2)),
+        Node("tunnel", {"CPU": 1.0}, {"sdt-mac": "tunnel"}),
+    ]
+    plan = check_placement(fleet_requests(config, shards=True), nodes)
+    assert plan.on("server") == {"gpu0": 2, "gpu1": 2}
+    assert plan.on("server of http://127.0.0.1:8011") == {"tunnel": 1}
+    assert sum(plan.on("server of hf:/srv/llama").values()) == 8
+    said = _refused(fleet_requests(config), nodes[:-1])
+    assert "1 x server of http://127.0.0.1:8011: no live node carries label sdt-mac=tunnel" in said
 
 
 def test_labels_decide_where_actors_go():
