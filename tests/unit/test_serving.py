@@ -215,3 +215,24 @@ def test_a_closed_server_turns_everybody_away_and_ends_what_the_model_works_on()
         assert _tokens(await running) == toy_tokens(0) and [size for size, _ in model.batches] == [2]
 
     asyncio.run(run())
+
+
+def test_a_model_that_batches_by_itself_gets_as_many_calls_at_once_as_it_takes():
+    async def run():
+        clock, model = Clock(), Gated()
+        model.concurrent_calls = 2
+        server = ModelServer(model, clock=clock)
+        tasks = []
+        for number in range(2):
+            tasks.append(asyncio.create_task(server.answer(_call(number))))
+            await _begun(model)
+        tasks += [asyncio.create_task(server.answer(_call(number))) for number in (2, 3)]
+        await _waiting(server, 2)
+        clock.now += 3.0
+        model.gate.set()
+        return model, server, await asyncio.gather(*tasks)
+
+    model, server, answers = asyncio.run(run())
+    assert [size for size, _ in model.batches][:2] == [2, 2] and sum(size for size, _ in model.batches) == 8
+    assert [_tokens(answer) for answer in answers] == [toy_tokens(number, 2) for number in range(4)]
+    assert server.counters.busy_s == 3.0, "two calls at once keep the model busy for the time of one"

@@ -64,7 +64,7 @@ def test_the_engine_ends_with_its_owner(folder, separate_workers):
 
 
 def test_the_socket_is_its_owners_only(opened):
-    path = opened()._engine._listener.path
+    path = opened().engine._listener.path
     assert path.stat().st_mode & 0o777 == 0o600
     assert path.parent.stat().st_mode & 0o777 == 0o700
 

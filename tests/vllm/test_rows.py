@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from prometheus_client import REGISTRY
+from vllm.engine.arg_utils import AsyncEngineArgs
 
 from sdt_dist.models.process import prompt_digest
 from sdt_dist.models.serving import ModelCall, ModelServer
@@ -32,14 +33,31 @@ def _preemptions() -> float:
     return sum(sample.value for m in found for sample in m.samples if sample.name.endswith("_total"))
 
 
+@pytest.fixture(params=["in turn", "asynchronous"])
+def scheduling(request, monkeypatch) -> None:
+    """vLLM's two schedulers; on a CPU it takes the first one unless it is made to take the other."""
+    made = AsyncEngineArgs.create_engine_config
+
+    def make(self, *arguments, **options):
+        config = made(self, *arguments, **options)
+        config.scheduler_config.async_scheduling = request.param == "asynchronous"
+        return config
+
+    monkeypatch.setattr(AsyncEngineArgs, "create_engine_config", make)
+
+
+@pytest.mark.usefixtures("scheduling")
 def test_preempted_requests_go_on_with_their_own_rows(opened, plain):
     """Room for 8 blocks of 32 positions: requests that begin in one block each grow to four, and preempt one another."""
     model = opened(num_gpu_blocks_override=9, disable_log_stats=False)
-    requests = _rollouts(12, 100)
-    replies = model.rollout(requests, ENDLESS)
-    assert _preemptions() > 0
-    assert _all_same(replies, plain.rollout(requests, ENDLESS))
-    assert sum(reply.cost.nfe for reply in replies) == model.nfe
+    before, paid = _preemptions(), 0
+    for law in (ENDLESS, LAW):
+        requests = _rollouts(12, 100)
+        replies = model.rollout(requests, law)
+        assert _all_same(replies, plain.rollout(requests, law))
+        paid += sum(reply.cost.nfe for reply in replies)
+    assert _preemptions() > before
+    assert paid == model.nfe
 
 
 def test_rows_of_unfinished_prefills_count_for_nothing(opened, plain):

@@ -87,7 +87,7 @@ class Engine:
         self._llm: AsyncLLM | None = None
         atexit.register(self.close)
         try:
-            self._llm = self._wait(self._start(settings))
+            self._llm = self.wait(self._start(settings))
         except BaseException:
             self.close()
             raise
@@ -104,17 +104,17 @@ class Engine:
 
     def run(self, asks: Sequence[Ask]) -> list[Answer]:
         """The answers to requests that run together, in order."""
-        return self._wait(self._run(asks))
+        return self.wait(self._run(asks))
 
     def reset_prefix_cache(self) -> None:
         """Forget the keys and values of everything that is not under way."""
-        self._wait(self.llm.reset_prefix_cache())
+        self.wait(self.llm.reset_prefix_cache())
 
     def close(self) -> None:
         """End the engine's process; whoever waits gets a ModelGoneError."""
         atexit.unregister(self.close)
         if self._thread.is_alive():
-            self._wait(self._shut_down())
+            self.wait(self._shut_down())
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
             self._loop.close()
@@ -127,7 +127,8 @@ class Engine:
         if self._llm is not None:
             self._llm.shutdown()
 
-    def _wait(self, work: Coroutine[Any, Any, Any]) -> Any:
+    def wait(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """Run something on the engine's loop, from another thread; its result."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     async def _start(self, settings: dict[str, Any]) -> AsyncLLM:
@@ -220,12 +221,13 @@ def _prompt(ask: Ask, salt: str | None) -> Any:
 
 
 def _check(answer: Answer, generated: list[int]) -> None:
-    """FleetError unless the rows that arrived are those of the tokens that vLLM generated."""
-    rows = answer.rows
-    complete = sorted(rows) == list(range(len(generated)))
-    if not complete or any(
-        len(row.tokens) and int(row.tokens[0]) != generated[position] for position, row in rows.items()
-    ):
+    """FleetError unless the rows that arrived are those of the tokens that vLLM generated.
+
+    Under asynchronous scheduling a step may already be under way when an end token is seen: its row is dropped.
+    """
+    rows = answer.rows = {position: row for position, row in answer.rows.items() if position < len(generated)}
+    tokens = {position: int(row.tokens[0]) for position, row in rows.items() if len(row.tokens)}
+    if len(rows) < len(generated) or any(generated[position] != token for position, token in tokens.items()):
         raise FleetError(
             f"vllm: rows for positions {sorted(rows)} do not belong to its {len(generated)} generated tokens; this "
             "version of vLLM does not call logits processors as 0.32 does."

@@ -55,7 +55,7 @@ class VllmModel:
 
     def __init__(self, engine: Engine, directory: Path, config: PretrainedConfig, *, keep: Any = None) -> None:
         self._keep = keep
-        self._engine, self._directory, self._config = engine, directory, config
+        self.engine, self._directory, self._config = engine, directory, config
         settings = engine.llm.model_config
         self.vocab_size, self.max_context = settings.get_vocab_size(), settings.max_model_len
         self._embeddings = settings.enable_prompt_embeds
@@ -67,7 +67,7 @@ class VllmModel:
     @property
     def model_calls(self) -> int:
         """The engine's forward passes since this model was made."""
-        return self._engine.steps - self._first_step
+        return self.engine.steps - self._first_step
 
     def expand(self, requests: Sequence[ExpandRequest], law: PriorLaw) -> list[Expansion]:
         ways = self._begin([(request.root, request.tokens, 1) for request in requests])
@@ -115,7 +115,7 @@ class VllmModel:
 
     def reference_logits(self, tokens: Sequence[int]) -> np.ndarray:
         """Logits [V] float32 after a sequence, past the prefix cache."""
-        (answer,) = self._engine.run([self._whole_row(Root(tuple(tokens), b""), fresh=True)])
+        (answer,) = self.engine.run([self._whole_row(Root(tuple(tokens), b""), fresh=True)])
         return _only(answer)
 
     @property
@@ -137,12 +137,12 @@ class VllmModel:
 
     def forgetful_copy(self) -> VllmModel:
         """A model on the same engine with counters of its own, before which the engine forgets its prefixes."""
-        self._engine.reset_prefix_cache()
-        return VllmModel(self._engine, self._directory, self._config, keep=self._keep)
+        self.engine.reset_prefix_cache()
+        return VllmModel(self.engine, self._directory, self._config, keep=self._keep)
 
     def close(self) -> None:
         """End the engine."""
-        self._engine.close()
+        self.engine.close()
 
     def _begin(self, states: Sequence[tuple[Root, tuple[int, ...], int]]) -> list[_Way]:
         """Ways of checked requests; prompts that are new are encoded, and paid for by who needs them first."""
@@ -152,7 +152,7 @@ class VllmModel:
         with self._lock:
             known_rows = {digest: self._roots[digest] for digest in roots if digest in self._roots}
         new = [root for digest, root in roots.items() if digest not in known_rows]
-        answers = self._engine.run([self._whole_row(root) for root in new]) if new else []
+        answers = self.engine.run([self._whole_row(root) for root in new]) if new else []
         rows = known_rows | {root.digest: _only(answer) for root, answer in zip(new, answers, strict=True)}
         with self._lock:
             self._roots |= rows
@@ -183,16 +183,16 @@ class VllmModel:
         request: ExpandRequest | RolloutRequest,
         law: PriorLaw,
     ) -> Ask:
-        instructions = Instructions(self._engine.number(), children, request.key, request.excluded, law)
+        instructions = Instructions(self.engine.number(), children, request.key, request.excluded, law)
         return Ask([*root.prompt, *known], num_tokens, instructions, root.embeddings)
 
     def _whole_row(self, root: Root, *, fresh: bool = False) -> Ask:
-        instructions = Instructions(self._engine.number(), None, None, (), _ANY)
+        instructions = Instructions(self.engine.number(), None, None, (), _ANY)
         return Ask(list(root.prompt), 1, instructions, root.embeddings, fresh)
 
     def _run(self, ways: list[_Way], asks: dict[int, Ask]) -> None:
         """Run requests in the engine; their rows go on with those of their ways."""
-        for (i, ask), answer in zip(asks.items(), self._engine.run(list(asks.values())), strict=True):
+        for (i, ask), answer in zip(asks.items(), self.engine.run(list(asks.values())), strict=True):
             ways[i].rows += [answer.rows[position] for position in range(len(answer.rows))]
             self._pay(ways[i], answer, len(ask.prompt) - 1, nfe=len(answer.rows))
 
