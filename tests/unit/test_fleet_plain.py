@@ -106,5 +106,7 @@ def test_lost_requests_and_replies_change_nothing(servers):
     work = toy_work(_load(), {"residual_ts": METHODS["residual_ts"], "snis": METHODS["snis"]}, 6)
     outcomes = _run(work, PlainBackend(_load, loss=0.25, seed=3), fleet_config({"searchers": 2, "servers": servers}))
     assert all(same(outcomes[w.name], alone(_load(), w)) for w in work)
-    if servers == 1:  # a toy keeps rows: where a second server joins late, searches that it takes over pay for them again
+    if (
+        servers == 1
+    ):  # a toy keeps rows: where a second server joins late, searches that it takes over pay for them again
         assert all(outcomes[w.name].nfe == alone(_load(), w).nfe for w in work)

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 
 import psutil
@@ -37,20 +36,24 @@ def test_a_killed_engine_is_an_error_and_not_a_hang(opened):
 
 
 @pytest.mark.parametrize("separate_workers", [False, True])
-def test_the_engine_ends_with_its_owner(folder, separate_workers):
-    """SIGKILL of the owner: no handler of its runs; with workers of its own the engine is two processes."""
-    script = f"""
-        import os, sys, time
-        from pathlib import Path
-        from sdt_dist.models.vllm.loading import open_model
-        if __name__ == "__main__":
-            model = open_model(Path({str(folder)!r}))
-            print("ready", flush=True)
-            time.sleep(600)
+def test_the_engine_ends_with_its_owner(folder, tmp_path, separate_workers):
+    """SIGKILL of the owner: no handler of its runs; with workers of its own the engine is two processes.
+
+    The owner is a script without a guard, which the engine's process must not run once more.
     """
+    script = tmp_path / "owner.py"
+    script.write_text(
+        "import time\n"
+        "from pathlib import Path\n"
+        "from sdt_dist.models.reduction import draw\n"
+        "from sdt_dist.models.vllm.loading import open_model\n"
+        f"model = open_model(Path({str(folder)!r}))\n"
+        "print('ready', flush=True)\n"
+        "time.sleep(600)\n"
+    )
     more = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"} if separate_workers else {}
     owner = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(script)], stdout=subprocess.PIPE, text=True, env={**os.environ, **more}
+        [sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env={**os.environ, **more}
     )
     assert owner.stdout is not None and owner.stdout.readline() == "ready\n"
     cores = _cores(owner.pid)

@@ -14,7 +14,8 @@ import atexit
 import itertools
 import sys
 import threading
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -135,7 +136,8 @@ class Engine:
         arguments = AsyncEngineArgs(
             **settings, logits_processors=[_REDUCER], additional_config={CHANNEL: self._listener.path.as_posix()}
         )
-        llm = AsyncLLM.from_engine_args(arguments, stat_loggers=_stat_loggers())
+        with _main_module_hidden():
+            llm = AsyncLLM.from_engine_args(arguments, stat_loggers=_stat_loggers())
         workers = llm.vllm_config.parallel_config.world_size
         self._listener.accept(workers, _CONNECT_S)
         for peer in self._listener.peers:
@@ -232,6 +234,21 @@ def _check(answer: Answer, generated: list[int]) -> None:
             f"vllm: rows for positions {sorted(rows)} do not belong to its {len(generated)} generated tokens; this "
             "version of vLLM does not call logits processors as 0.32 does."
         )
+
+
+@contextmanager
+def _main_module_hidden() -> Iterator[None]:
+    """Keep a spawned process from importing the caller's script once more, which needs no guard for it then.
+
+    It also breaks vLLM's CPU build, which stumbles over some modules that are there before its own (0.32).
+    """
+    main = sys.modules["__main__"]
+    kept = {name: main.__dict__.pop(name) for name in ("__spec__", "__file__") if name in main.__dict__}
+    main.__spec__ = None
+    try:
+        yield
+    finally:
+        main.__dict__.update(kept)
 
 
 def _stat_loggers() -> list[Any]:
