@@ -31,6 +31,8 @@ METRICS: dict[str, list[Metric]] = {
         Metric("distributions", "counter", "next-token distributions asked for"),
         Metric("nfe", "counter", "next-token distributions computed; the others came from caches"),
         Metric("recomputed_tokens", "counter", "positions encoded again after an eviction"),
+        Metric("prefix_tokens", "counter", "positions before the distributions asked for: prompts and known tokens"),
+        Metric("reused_tokens", "counter", "those of them whose keys and values came from a cache"),
         Metric("busy_s", "counter", "seconds in which the model worked"),
         Metric("waiting_rows", "gauge", "rows that wait in the queue"),
         Metric("waiting_calls", "gauge", "calls that wait in the queue"),

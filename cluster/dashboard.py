@@ -15,6 +15,8 @@ FILE = "sdt_fleet_grafana_dashboard.json"
 _RATES = {
     "Rows per batch": "rate(ray_sdt_model_server_rows_total[1m]) / rate(ray_sdt_model_server_batches_total[1m])",
     "Cache hit rate": "1 - rate(ray_sdt_model_server_nfe_total[1m]) / rate(ray_sdt_model_server_distributions_total[1m])",
+    "Prefix reuse (share of tokens)": "rate(ray_sdt_model_server_reused_tokens_total[1m])"
+    " / rate(ray_sdt_model_server_prefix_tokens_total[1m])",
     "Model busy (share of time)": "rate(ray_sdt_model_server_busy_s_total[1m])",
 }
 

@@ -19,7 +19,7 @@ collect_ignore = [] if importlib.util.find_spec("vllm") else ["vllm"]  # it impo
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
-    """One torch thread: more than the free cores only wait for one another, and bits do not depend on their number."""
+    """One torch thread: more than the free cores only wait for one another."""
     import torch
 
     before = torch.get_num_threads()

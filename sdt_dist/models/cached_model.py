@@ -25,6 +25,9 @@ class CachedModel:
 
     Backends derive from it and only choose a decoder. cache_bytes bounds the keys and values of generated tokens;
     prompts are kept until `release`. deterministic: whether a row's bits do not depend on its batch.
+
+    `prefix_tokens` counts the positions before the rows that requests asked for (prompt and known tokens),
+    `reused_tokens` those of them whose keys and values were there already: encoded prompts, cached known tokens.
     """
 
     def __init__(
@@ -33,6 +36,7 @@ class CachedModel:
         self._decoder = decoder
         self.vocab_size, self.max_context, self.deterministic = vocab_size, max_context, deterministic
         self.nfe = self.model_calls = self.recomputed_tokens = 0
+        self.prefix_tokens = self.reused_tokens = 0
         self._prompts: dict[bytes, Prompt] = {}
         self._cache = PrefixCache(cache_bytes)
 
@@ -83,6 +87,7 @@ class CachedModel:
         """Generate until every run has its tokens; `reduce` turns scores [B, V] of rows into their next tokens."""
         for run in runs:
             check_context(run.root, len(run.known) + run.num_tokens, self.max_context)
+        for run in runs:
             run.prompt = self._prompt(run)
         at_root = [i for i, run in enumerate(runs) if not run.known]
         if at_root:
@@ -122,6 +127,7 @@ class CachedModel:
             pieces = self._cache.find(run.root.digest, run.known[:-1]) if run.known else []
             run.reused = sum(piece.shape[3] for piece in pieces)
             run.pending = [*run.known[run.reused :], *run.generated]
+            self._count_prefix(len(run.known), run.reused)
             known.append(pieces)
         capacity = max(len(run.known) + run.num_tokens for run in runs)
         prompts = [run.prompt for run in runs]
@@ -129,10 +135,11 @@ class CachedModel:
 
     def _prompt(self, run: _Run) -> Prompt:
         """The problem's encoded prompt; whoever needs it first pays its one NFE, and its search does so only once."""
-        prompt = self._prompts.get(run.root.digest)
+        prompt, length = self._prompts.get(run.root.digest), len(run.root.prompt)
+        self._count_prefix(length, 0 if prompt is None else length)
         if prompt is None:
             prompt = self._prompts[run.root.digest] = self._decoder.encode(run.root.prompt)
-            nfe, again = (0, len(run.root.prompt)) if run.root.paid else (1, 0)
+            nfe, again = (0, length) if run.root.paid else (1, 0)
             run.pay(nfe=nfe, calls=range(self.model_calls, self.model_calls + 1), recomputed=again)
             self.nfe, self.model_calls = self.nfe + nfe, self.model_calls + 1
             self.recomputed_tokens += again
@@ -152,6 +159,10 @@ class CachedModel:
             run.pay(nfe=int(wanted), calls=calls, recomputed=int(not wanted))
             self.nfe += int(wanted)
             self.recomputed_tokens += int(not wanted)
+
+    def _count_prefix(self, needed: int, reused: int) -> None:
+        self.prefix_tokens += needed
+        self.reused_tokens += reused
 
 
 class _Run:

@@ -42,6 +42,8 @@ class RowModel(ABC):
         """Logits [B, V] of whole sequences (prompt included), and how many rows each forward pass held."""
 
     def expand(self, requests: Sequence[ExpandRequest], law: PriorLaw) -> list[Expansion]:
+        for request in requests:
+            check_context(request.root, len(request.tokens) + 1, self.max_context)
         rows, costs = self._scores([(r.root, r.tokens) for r in requests], law)
         found = largest(
             rows, [r.num_children for r in requests], [r.key for r in requests], [r.excluded for r in requests]
@@ -52,6 +54,8 @@ class RowModel(ABC):
         ]
 
     def rollout(self, requests: Sequence[RolloutRequest], law: PriorLaw) -> list[Rollout]:
+        for request in requests:
+            check_context(request.root, len(request.tokens) + request.num_tokens, self.max_context)
         runs = [_Run(request) for request in requests]
         step = 0
         while active := [run for run in runs if run.wants_more(step, law)]:
@@ -72,8 +76,6 @@ class RowModel(ABC):
 
     def _scores(self, states: Sequence[tuple[Root, tuple[int, ...]]], law: PriorLaw) -> tuple[np.ndarray, list[Cost]]:
         """Scores [B, V] of states; each distinct state that is not cached is computed, and counted, once."""
-        for root, tokens in states:
-            check_context(root, len(tokens), self.max_context)
         wanted = [(root.digest, tokens) for root, tokens in states]
         missing = {
             name: root.prompt + tokens

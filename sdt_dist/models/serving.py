@@ -72,7 +72,10 @@ class ModelAnswer:
 
 @dataclass(slots=True)
 class ServerCounters:
-    """What a server did since it started. `distributions` are next-token distributions asked for, `nfe` computed."""
+    """What a server did since it started. `distributions` are next-token distributions asked for, `nfe` computed.
+
+    recomputed, prefix and reused tokens are the model's own counts, 0 where it keeps none.
+    """
 
     calls: int = 0
     batches: int = 0
@@ -82,6 +85,8 @@ class ServerCounters:
     nfe: int = 0
     model_calls: int = 0
     recomputed_tokens: int = 0
+    prefix_tokens: int = 0
+    reused_tokens: int = 0
     busy_s: float = 0.0
     waiting_calls: int = 0
     waiting_rows: int = 0
@@ -317,6 +322,8 @@ class ModelServer:
         counters.distributions += tokens + sum(isinstance(reply, Expansion) for reply in replies)
         counters.nfe, counters.model_calls = self.model.nfe, self.model.model_calls
         counters.recomputed_tokens = getattr(self.model, "recomputed_tokens", 0)
+        counters.prefix_tokens = getattr(self.model, "prefix_tokens", 0)
+        counters.reused_tokens = getattr(self.model, "reused_tokens", 0)
 
 
 def _fingerprint(packed: Arrays) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -17,7 +17,7 @@ from sdt_dist.models.hf.model import HFModel
 from sdt_dist.models.interface import InterfaceModel
 from sdt_dist.models.process import prompt_digest
 from sdt_dist.models.toy import Toy
-from sdt_dist.protocols import LogitsModel, PriorLaw, Root
+from sdt_dist.protocols import ExpandRequest, Expansion, LogitsModel, PriorLaw, Rollout, RolloutRequest, Root
 from tests.http_helpers import RunningServer, tokens_card
 
 VOCABULARY, CONTEXT, END = 24, 48, 3
@@ -57,7 +57,10 @@ def _gpt2() -> torch.nn.Module:
 
 @dataclass
 class Backend:
-    """A fresh model, its law and a prompt maker; `tolerance` of log p where a row's bits may depend on its batch."""
+    """A fresh model, its law and a prompt maker; `tolerance` of log p where a row's bits may depend on its batch.
+
+    `modules` holds Transformers' own module with the same weights, where there is one.
+    """
 
     make: Callable[..., LogitsModel]
     law: PriorLaw
@@ -72,6 +75,44 @@ class Backend:
             return Root((number % TOY_VOCABULARY,), prompt_digest((number,)))
         prompt = tuple(np.random.default_rng(number).integers(4, VOCABULARY, self.prompt_length).tolist())
         return Root(prompt, prompt_digest(prompt))
+
+    def path(self, model: LogitsModel, root: Root, length: int, key: int = 11) -> tuple[int, ...]:
+        """A prefix without end tokens, the first that seeded rollouts find."""
+        for attempt in range(100):
+            (reply,) = model.rollout([RolloutRequest(root, (), length, key + attempt)], self.law)
+            if reply.finish_reason == "length":
+                return tuple(reply.tokens.tolist())
+        raise AssertionError("no prefix without an end token")
+
+    def tokens(self, count: int) -> list[int]:
+        """`count` allowed tokens that end nothing; they repeat where there are too few."""
+        allowed = [token for token in range(*self.law.allowed) if token not in self.law.end_tokens]
+        return [allowed[i % len(allowed)] for i in range(count)]
+
+    def alone(
+        self, requests: Sequence[ExpandRequest | RolloutRequest], law: PriorLaw | None = None
+    ) -> list[Expansion | Rollout]:
+        """Replies of a fresh model that is asked for one at a time and forgets each problem before the next."""
+        model, replies = self.make(), []
+        for request in requests:
+            ask = model.rollout if isinstance(request, RolloutRequest) else model.expand
+            replies += ask([request], law or self.law)  # type: ignore[arg-type]
+            model.release(request.root)
+        return replies
+
+    def same(self, left: Expansion | Rollout, right: Expansion | Rollout) -> bool:
+        """Equal tokens, and probabilities that are equal bitwise unless the backend promises less."""
+        if isinstance(left, Rollout) != isinstance(right, Rollout):
+            return False
+        mine, other = ((r.tokens if isinstance(r, Rollout) else r.children).tolist() for r in (left, right))
+        return mine == other and all(
+            np.allclose(a, b, rtol=0.0, atol=self.tolerance)
+            for a, b in [
+                (left.log_prob, right.log_prob),
+                (np.exp(left.log_residual), np.exp(right.log_residual)),
+                (left.num_remaining, right.num_remaining),
+            ]
+        )
 
 
 def _hf(module: torch.nn.Module) -> Backend:
@@ -128,7 +169,7 @@ def _vllm() -> Backend:
 
 def _over_http(local: Backend) -> Backend:
     """The same backend behind a server of its own: real sockets, a real client."""
-    served = replace(local, modules=[], servers=[])
+    served = replace(local, servers=[])
 
     def make(**options: object) -> LogitsModel:
         model = local.make(**options)
@@ -158,13 +199,16 @@ BACKENDS: dict[str, Callable[[], Backend]] = {
 }
 
 
-def _params() -> list[object]:
-    """Backends by name, with the marker of the package that they need."""
-    marks = {name: [pytest.mark.mlx] * ("mlx" in name) + [pytest.mark.vllm] * ("vllm" in name) for name in BACKENDS}
-    return [pytest.param(name, marks=marks[name]) for name in sorted(BACKENDS)]
+TABLES = {"toy", "interface", "http-toy"}  # no Transformers module has their p
 
 
-@pytest.fixture(scope="session", params=_params())
+def params(names: Iterable[str]) -> list[object]:
+    """Backends as parameters, with the markers of the packages that they need."""
+    marks = {name: [getattr(pytest.mark, package) for package in ("mlx", "vllm") if package in name] for name in names}
+    return [pytest.param(name, marks=marks[name]) for name in sorted(marks)]
+
+
+@pytest.fixture(scope="session", params=params(BACKENDS))
 def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
     made = BACKENDS[request.param]()
     yield made

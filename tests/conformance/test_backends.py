@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
 from sdt_dist.errors import ContextError
 from sdt_dist.noise import gumbel, position_key
 from sdt_dist.protocols import ExpandRequest, PriorLaw, RolloutRequest, Root
+from tests.conformance.conftest import BACKENDS, TABLES, params
 
 MANY = 4000
 
@@ -21,22 +23,32 @@ def full_row(model, backend, root: Root, tokens: tuple[int, ...] = ()) -> np.nda
     return row
 
 
-def path(model, backend, root: Root, length: int, key: int = 11) -> tuple[int, ...]:
-    """A prefix without end tokens, drawn greedily from seeded noise."""
-    for attempt in range(100):
-        (reply,) = model.rollout([RolloutRequest(root, (), length, key + attempt)], backend.law)
-        if reply.finish_reason == "length":
-            return tuple(reply.tokens.tolist())
-    raise AssertionError("no prefix without an end token")
-
-
 def test_log_probs_normalise(backend):
     model, root = backend.make(), backend.root()
-    row = full_row(model, backend, root)
-    assert np.exp(row).sum() == pytest.approx(1.0, abs=1e-12)
-    (part,) = model.expand([ExpandRequest(root, (), 3)], backend.law)
-    assert np.exp(part.log_prob).sum() + np.exp(part.log_residual) == pytest.approx(1.0, abs=1e-12)
-    assert part.num_remaining == backend.law.allowed[1] - 3
+    prefix = backend.path(model, root, backend.max_new - 1)
+    for depth in (0, 1, len(prefix)):
+        row = full_row(model, backend, root, prefix[:depth])
+        assert np.exp(row).sum() == pytest.approx(1.0, abs=1e-12)
+        (part,) = model.expand([ExpandRequest(root, prefix[:depth], 3)], backend.law)
+        assert np.exp(part.log_prob).sum() + np.exp(part.log_residual) == pytest.approx(1.0, abs=1e-12)
+        assert part.num_remaining == backend.law.allowed[1] - 3
+
+
+@pytest.mark.parametrize("backend", params(BACKENDS.keys() - TABLES), indirect=True)
+def test_agrees_with_transformers(backend):
+    """Rows of p at several prompts and depths, within 1e-4 of the module's own forward pass in float32."""
+    (module,) = backend.modules
+    assert {weight.dtype for weight in module.parameters()} == {torch.float32}
+    model = backend.make()
+    for number in range(3):
+        root = backend.root(number)
+        prefix = backend.path(model, root, backend.max_new - 1)
+        with torch.inference_mode():
+            logits = module(input_ids=torch.tensor([[*root.prompt, *prefix]])).logits[0]
+        expected = torch.log_softmax(logits.double(), -1).numpy()[len(root.prompt) - 1 :]
+        for depth in (0, 1, len(prefix) // 2, len(prefix)):
+            row = full_row(model, backend, root, prefix[:depth])
+            np.testing.assert_allclose(row, expected[depth], rtol=0.0, atol=1e-4)
 
 
 def test_expansions_are_the_top_k_and_with_a_key_the_gumbel_top_k(backend):
@@ -83,21 +95,14 @@ def _requests(backend, count: int) -> list[RolloutRequest]:
     return [RolloutRequest(backend.root(i % 3), (), backend.max_new - i % 2, 1000 + i) for i in range(count)]
 
 
-def _same(backend, left, right) -> bool:
-    """Equal tokens, and log-probabilities that are equal bitwise unless the backend promises less."""
-    if left.tokens.tolist() != right.tokens.tolist():
-        return False
-    return np.allclose(left.log_prob, right.log_prob, rtol=0.0, atol=backend.tolerance)
-
-
 def test_batched_equals_single_and_repeats(backend):
     """Bitwise on torch's CPU: alone, in batches of several sizes, beside other prompts and at other depths."""
     requests = _requests(backend, 13)
     together = backend.make().rollout(requests, backend.law)
     model = backend.make()
-    assert all(_same(backend, model.rollout([r], backend.law)[0], t) for r, t in zip(requests, together, strict=True))
+    assert all(backend.same(model.rollout([r], backend.law)[0], t) for r, t in zip(requests, together, strict=True))
     assert all(
-        _same(backend, a, b)
+        backend.same(a, b)
         for a, b in zip(backend.make().rollout(requests[3:9], backend.law), together[3:9], strict=True)
     )
 
@@ -105,37 +110,33 @@ def test_batched_equals_single_and_repeats(backend):
 def test_cached_equals_uncached_and_equal_after_eviction(backend):
     root = backend.root(1)
     warm = backend.make()
-    prefix = path(warm, backend, root, backend.max_new - 2)
+    prefix = backend.path(warm, root, backend.max_new - 2)
     request = RolloutRequest(root, prefix, 2, 99)
     cold, tight = backend.make(), backend.make(cache_bytes=2000)
-    path(tight, backend, root, backend.max_new - 2)
+    backend.path(tight, root, backend.max_new - 2)
     replies = [model.rollout([request], backend.law)[0] for model in (warm, cold, tight)]
-    assert _same(backend, replies[0], replies[1])
-    assert _same(backend, replies[0], replies[2])
+    assert backend.same(replies[0], replies[1])
+    assert backend.same(replies[0], replies[2])
 
 
 def test_two_cached_prefixes_with_the_same_suffix_at_once(backend):
     model = backend.make()
     roots = [backend.root(i) for i in (0, 1)]
-    suffix = path(model, backend, roots[0], 3)
+    suffix = backend.path(model, roots[0], 3)
     model.rollout([RolloutRequest(root, (), 4, 5) for root in roots], backend.law)
     pair = [RolloutRequest(root, suffix, 2, 8) for root in roots]
     together = model.rollout(pair, backend.law)
     apart = [backend.make().rollout([request], backend.law)[0] for request in pair]
-    assert all(_same(backend, a, b) for a, b in zip(together, apart, strict=True))
+    assert all(backend.same(a, b) for a, b in zip(together, apart, strict=True))
 
 
 def test_siblings_of_a_new_prefix_in_one_call(backend):
     root = backend.root(2)
-    prefix = path(backend.make(), backend, root, 3)
-    requests = [ExpandRequest(root, (*prefix, token), 2) for token in range(4, 5)] + [
-        ExpandRequest(root, prefix[:depth], 2) for depth in range(3)
-    ]
+    prefix = backend.path(backend.make(), root, 3)
+    requests = [ExpandRequest(root, (*prefix, token), 2) for token in backend.tokens(6)]
+    requests += [ExpandRequest(root, prefix[:depth], 2) for depth in range(3)]
     together = backend.make().expand(requests, backend.law)
-    for request, reply in zip(requests, together, strict=True):
-        (alone,) = backend.make().expand([request], backend.law)
-        assert alone.children.tolist() == reply.children.tolist()
-        np.testing.assert_allclose(alone.log_prob, reply.log_prob, rtol=0.0, atol=backend.tolerance)
+    assert all(backend.same(a, b) for a, b in zip(together, backend.alone(requests), strict=True))
 
 
 def test_seeded_rollouts_follow_p(backend):
@@ -143,21 +144,43 @@ def test_seeded_rollouts_follow_p(backend):
     row = np.exp(full_row(model, backend, root))
     draws = model.rollout([RolloutRequest(root, (), 1, 31 * i) for i in range(MANY)], backend.law)
     counts = np.bincount([int(d.tokens[0]) for d in draws], minlength=model.vocab_size)
-    expected = row * MANY
+    assert _p_value(counts, row) > 1e-3
+
+
+def test_seeded_rollouts_follow_p_over_whole_sequences(backend):
+    """Two tokens of a law with four, so that all 16 sequences are likely; p is that of expansions."""
+    last = backend.law.allowed[1]
+    model, root, law = backend.make(), backend.root(), PriorLaw((last - 4, last))
+    (first,) = model.expand([ExpandRequest(root, (), 4)], law)
+    seconds = model.expand([ExpandRequest(root, (int(token),), 4) for token in first.children], law)
+    p, counts = np.zeros((4, 4)), np.zeros((4, 4))
+    for token, log_prob, second in zip(first.children, first.log_prob, seconds, strict=True):
+        p[token - last + 4, second.children - last + 4] = np.exp(log_prob + second.log_prob)
+    assert p.sum() == pytest.approx(1.0, abs=1e-9)
+    for draw in model.rollout([RolloutRequest(root, (), 2, 77 * i) for i in range(MANY)], law):
+        counts[tuple(draw.tokens - last + 4)] += 1
+    assert _p_value(counts.ravel(), p.ravel()) > 1e-3
+
+
+def _p_value(counts: np.ndarray, p: np.ndarray) -> float:
+    """Of a chi-square test of counts [n] against probabilities [n]; rare outcomes count as one."""
+    expected = p * MANY
     likely = expected >= 5
     observed = np.append(counts[likely], counts[~likely].sum())
     wanted = np.append(expected[likely], expected[~likely].sum())
     kept = wanted > 0
-    assert stats.chisquare(observed[kept], wanted[kept] * observed[kept].sum() / wanted[kept].sum()).pvalue > 1e-3
+    assert not observed[~kept].any(), "an outcome of probability 0"
+    return stats.chisquare(observed[kept], wanted[kept] * observed[kept].sum() / wanted[kept].sum()).pvalue
 
 
 def test_end_tokens_finish_and_lengths_limit(backend):
-    replies = backend.make().rollout(_requests(backend, 40), backend.law)
-    for reply in replies:
+    requests = _requests(backend, 40)
+    replies = backend.make().rollout(requests, backend.law)
+    for request, reply in zip(requests, replies, strict=True):
         tokens = reply.tokens.tolist()
         assert not set(tokens[:-1]) & set(backend.law.end_tokens)
         assert (reply.finish_reason == "eos") == (tokens[-1] in backend.law.end_tokens)
-        assert reply.finish_reason == "eos" or len(tokens) >= backend.max_new - 1
+        assert len(tokens) == request.num_tokens or (reply.finish_reason == "eos" and len(tokens) < request.num_tokens)
     if backend.law.end_tokens:
         assert {reply.finish_reason for reply in replies} == {"eos", "length"}
 
@@ -170,6 +193,24 @@ def test_empty_and_over_long_prompts_are_refused(backend):
             model.rollout([RolloutRequest(Root(prompt, b"x"), (), 1, 0)], backend.law)
         with pytest.raises(ContextError):
             model.expand([ExpandRequest(Root(prompt, b"x"), (), 1)], backend.law)
+
+
+def test_the_context_holds_what_it_says_and_a_refusal_costs_nothing(backend):
+    """Prompt, known and new tokens fit up to max_context; one more is refused, before anything is computed."""
+    model, law = backend.make(), PriorLaw(backend.law.allowed)
+    root, room = backend.root(), model.max_context - len(backend.root().prompt)
+    known = tuple(backend.tokens(room))
+    fits = [RolloutRequest(root, (), room, 1), RolloutRequest(root, known[:-1], 1, 2)]
+    for request in fits:
+        longer = RolloutRequest(root, request.tokens, request.num_tokens + 1, request.key)
+        with pytest.raises(ContextError, match=f"context of {model.max_context}"):
+            model.rollout([request, longer], law)
+    with pytest.raises(ContextError, match=f"context of {model.max_context}"):
+        model.expand([ExpandRequest(root, (), 2), ExpandRequest(root, known, 2)], law)
+    assert (model.nfe, model.model_calls) == (0, 0)
+    assert [len(reply.tokens) for reply in model.rollout(fits, law)] == [room, 1]
+    (last,) = model.expand([ExpandRequest(root, known[:-1], 2)], law)
+    assert len(last.children) == 2
 
 
 def test_replies_add_up_to_the_counters(backend):

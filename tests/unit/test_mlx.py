@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from scipy import stats
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import (
@@ -147,30 +146,6 @@ def test_layers_without_plain_caches_are_fed_again_and_score_the_same(tmp_path):
             sequence.append(token)
     assert model._cache.size_bytes == 0
     assert model.recomputed_tokens == 1  # of the three states, only the last has a token before its last one
-
-
-@pytest.mark.mlx
-def test_rollouts_follow_p_over_whole_sequences():
-    backend = BACKENDS["mlx-llama"]()
-    model, root, law = backend.make(), backend.root(), PriorLaw((4, 8))
-    firsts = model.expand([ExpandRequest(root, (), 4)], law)[0]
-    seconds = model.expand([ExpandRequest(root, (int(a),), 4) for a in firsts.children], law)
-    p = {
-        (int(a), int(b)): float(np.exp(log_a + log_b))
-        for a, log_a, second in zip(firsts.children, firsts.log_prob, seconds, strict=True)
-        for b, log_b in zip(second.children, second.log_prob, strict=True)
-    }
-    assert sum(p.values()) == pytest.approx(1.0)
-    drawn = [
-        tuple(r.tokens.tolist()) for r in model.rollout([RolloutRequest(root, (), 2, 77 * i) for i in range(3000)], law)
-    ]
-    likely = [pair for pair in p if 3000 * p[pair] >= 5]
-    observed = [drawn.count(pair) for pair in likely]
-    wanted = np.array([3000 * p[pair] for pair in likely])
-    rest = 3000 - sum(observed)
-    if rest:
-        observed, wanted = [*observed, rest], np.append(wanted, 3000 - wanted.sum())
-    assert stats.chisquare(observed, wanted * sum(observed) / wanted.sum()).pvalue > 1e-3
 
 
 @pytest.mark.mlx

@@ -121,7 +121,7 @@ def test_asked_for_nothing_but_cached_prefixes_the_hit_rate_shows_it(opened):
     model.rollout([RolloutRequest(base, (), 33, 1)], ENDLESS)
     prefix, reused = model.prefix_tokens, model.reused_tokens
     model.expand([ExpandRequest(base, (5,), 3)], ENDLESS)
-    assert model.prefix_tokens - prefix == 96
+    assert model.prefix_tokens - prefix == 97, "the prompt and the known token"
     assert model.reused_tokens - reused == 96, "96 positions are three whole blocks"
     assert model.expand([ExpandRequest(base, (6,), 3)], ENDLESS)[0].cost.recomputed_tokens == 0
 

@@ -7,10 +7,14 @@ position and no architecture needs to know of ragged rows.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from sdt_dist.models.decoder import Prompt
 
@@ -54,7 +58,8 @@ class ModuleBatch:
             ids = [tokens[row] for row in rows]
             ids += [ids[0]] * (-len(ids) % _ROW_MULTIPLE)
             column = torch.tensor(ids, device=self._decoder.device)[:, None]
-            logits = self._decoder.module(input_ids=column, past_key_values=cache, use_cache=True).logits[:, -1]
+            with _PlainAttention() if self._decoder.device.type == "cpu" else nullcontext():
+                logits = self._decoder.module(input_ids=column, past_key_values=cache, use_cache=True).logits[:, -1]
             found |= dict(zip(rows, logits.float().cpu(), strict=False))
         return torch.stack([found[row] for row in range(len(tokens))]).numpy()
 
@@ -75,3 +80,31 @@ class ModuleBatch:
 
     def values(self, row: int) -> np.ndarray | None:
         return None
+
+
+class _PlainAttention(TorchFunctionMode):
+    """Attention by batched products, in this thread: torch's fused CPU kernel gives a row other bits in another place
+    of its batch, as soon as it works with several threads.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        plain = _attention if func is functional.scaled_dot_product_attention else func
+        return plain(*args, **(kwargs or {}))
+
+
+def _attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    **options: Any,
+) -> torch.Tensor:
+    """`scaled_dot_product_attention` by its defining products; this kernel adds its mask, so True has to become 0."""
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill_(~attn_mask, -torch.inf)
+    products = torch.ops.aten._scaled_dot_product_attention_math
+    return products(query, key, value, attn_mask, dropout_p, is_causal, **options)[0]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ class VllmModel:
         self._embeddings = settings.enable_prompt_embeds
         self.nfe = self.recomputed_tokens = self.prefix_tokens = self.reused_tokens = 0
         self._first_step = engine.steps
-        self._roots: dict[bytes, np.ndarray] = {}
+        self._roots: dict[bytes, Future[np.ndarray]] = {}  # by digest, the logits [V] after the prompt
         self._lock = threading.Lock()
 
     @property
@@ -148,21 +149,36 @@ class VllmModel:
         """Ways of checked requests; prompts that are new are encoded, and paid for by who needs them first."""
         for root, known, num_tokens in states:
             check_context(root, len(known) + num_tokens, self.max_context, embeddings=self._embeddings)
-        roots = {root.digest: root for root, *_ in reversed(states)}
         with self._lock:
-            known_rows = {digest: self._roots[digest] for digest in roots if digest in self._roots}
-        new = [root for digest, root in roots.items() if digest not in known_rows]
-        answers = self.engine.run([self._whole_row(root) for root in new]) if new else []
-        rows = known_rows | {root.digest: _only(answer) for root, answer in zip(new, answers, strict=True)}
-        with self._lock:
-            self._roots |= rows
-        ways = [_Way(root, rows[root.digest]) for root, *_ in states]
-        for root, answer in zip(new, answers, strict=True):
-            first = next(way for way in ways if way.root.digest == root.digest)
-            self._pay(
-                first, answer, len(root.prompt) - int(not root.paid), nfe=int(not root.paid), is_new=not root.paid
-            )
+            roots = {root.digest: root for root, *_ in reversed(states)}
+            new = {digest: root for digest, root in roots.items() if digest not in self._roots}
+            self._roots |= {digest: Future() for digest in new}
+            rows = {digest: self._roots[digest] for digest in roots}
+        answers = self._encode(new)
+        ways = [_Way(root, rows[root.digest].result()) for root, *_ in states]
+        for way, (root, known, _) in zip(ways, states, strict=True):
+            answer = answers.pop(root.digest, None)
+            if answer is not None:
+                self._pay(way, answer, nfe=int(not root.paid), again=len(root.prompt) if root.paid else 0)
+            if not known:
+                length = len(root.prompt)
+                self._count_prefix(length, length if answer is None else answer.num_cached)
         return ways
+
+    def _encode(self, roots: dict[bytes, Root]) -> dict[bytes, Answer]:
+        """The answers for prompts that are new, whose last rows other callers may wait for already."""
+        if not roots:
+            return {}
+        try:
+            answers = self.engine.run([self._whole_row(root) for root in roots.values()])
+        except BaseException as error:
+            with self._lock:
+                for digest in roots:
+                    self._roots.pop(digest).set_exception(error)
+            raise
+        for digest, answer in zip(roots, answers, strict=True):
+            self._roots[digest].set_result(_only(answer))
+        return dict(zip(roots, answers, strict=True))
 
     def _draw_at_roots(self, ways: list[_Way], requests: Sequence[RolloutRequest], law: PriorLaw) -> None:
         """First tokens of the rollouts that start at a root."""
@@ -194,20 +210,20 @@ class VllmModel:
         """Run requests in the engine; their rows go on with those of their ways."""
         for (i, ask), answer in zip(asks.items(), self.engine.run(list(asks.values())), strict=True):
             ways[i].rows += [answer.rows[position] for position in range(len(answer.rows))]
-            self._pay(ways[i], answer, len(ask.prompt) - 1, nfe=len(answer.rows))
+            length = len(ask.prompt)
+            self._pay(ways[i], answer, nfe=len(answer.rows), again=max(length - 1 - answer.num_cached, 0))
+            self._count_prefix(length, answer.num_cached)
 
-    def _pay(self, way: _Way, answer: Answer, prefix: int, *, nfe: int, is_new: bool = False) -> None:
-        """Bill an answer; of the `prefix` positions before its first row, those not cached were encoded again.
-
-        is_new: they never were encoded before.
-        """
+    def _pay(self, way: _Way, answer: Answer, *, nfe: int, again: int) -> None:
+        """Bill an answer: rows computed, and positions that were encoded before and had to be again."""
         steps = frozenset(step - self._first_step for step in answer.steps)
-        reused = min(answer.num_cached, prefix)
-        again = 0 if is_new else prefix - reused
         way.nfe, way.recomputed, way.steps = way.nfe + nfe, way.recomputed + again, way.steps | steps
         with self._lock:
             self.nfe, self.recomputed_tokens = self.nfe + nfe, self.recomputed_tokens + again
-            self.prefix_tokens, self.reused_tokens = self.prefix_tokens + prefix, self.reused_tokens + reused
+
+    def _count_prefix(self, needed: int, reused: int) -> None:
+        with self._lock:
+            self.prefix_tokens, self.reused_tokens = self.prefix_tokens + needed, self.reused_tokens + reused
 
 
 def _only(answer: Answer) -> np.ndarray:
