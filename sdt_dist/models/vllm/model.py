@@ -154,7 +154,7 @@ class VllmModel:
             new = {digest: root for digest, root in roots.items() if digest not in self._roots}
             self._roots |= {digest: Future() for digest in new}
             rows = {digest: self._roots[digest] for digest in roots}
-        answers = self._encode(new)
+        answers = self._encode(new, rows)
         ways = [_Way(root, rows[root.digest].result()) for root, *_ in states]
         for way, (root, known, _) in zip(ways, states, strict=True):
             answer = answers.pop(root.digest, None)
@@ -165,8 +165,8 @@ class VllmModel:
                 self._count_prefix(length, length if answer is None else answer.num_cached)
         return ways
 
-    def _encode(self, roots: dict[bytes, Root]) -> dict[bytes, Answer]:
-        """The answers for prompts that are new, whose last rows other callers may wait for already."""
+    def _encode(self, roots: dict[bytes, Root], rows: dict[bytes, Future[np.ndarray]]) -> dict[bytes, Answer]:
+        """The answers for prompts that are new; their last rows also go to `rows`, where other callers may wait."""
         if not roots:
             return {}
         try:
@@ -174,10 +174,12 @@ class VllmModel:
         except BaseException as error:
             with self._lock:
                 for digest in roots:
-                    self._roots.pop(digest).set_exception(error)
+                    self._roots.pop(digest, None)
+            for digest in roots:
+                rows[digest].set_exception(error)
             raise
         for digest, answer in zip(roots, answers, strict=True):
-            self._roots[digest].set_result(_only(answer))
+            rows[digest].set_result(_only(answer))
         return dict(zip(roots, answers, strict=True))
 
     def _draw_at_roots(self, ways: list[_Way], requests: Sequence[RolloutRequest], law: PriorLaw) -> None:
