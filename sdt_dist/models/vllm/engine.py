@@ -49,25 +49,44 @@ class Ask:
     fresh: bool = False
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Row:
-    """One reduced row: as an `Expansion` has it, or whole in `logits` [V]; `step` numbers its forward pass."""
+class Columns:
+    """A frame's columns as lists, which many requests look at."""
 
-    step: int
-    tokens: np.ndarray
-    log_prob: np.ndarray
-    log_residual: float
-    num_remaining: int
-    logits: np.ndarray | None = None
+    __slots__ = ("frame", "log_prob", "log_residual", "num_remaining", "step", "tokens")
+
+    def __init__(self, frame: Frame) -> None:
+        self.frame, self.step = frame, int(frame.step[0])
+        self.tokens, self.log_prob = frame.tokens.tolist(), frame.log_prob.tolist()
+        self.log_residual, self.num_remaining = frame.log_residual.tolist(), frame.num_remaining.tolist()
 
 
 @dataclass(slots=True)
 class Answer:
-    """A request's rows by position, the forward passes it took part in, and how many prompt tokens were cached."""
+    """A request's rows: where they are, by position: a frame's columns, the row in it, the first and end of its tokens.
 
-    rows: dict[int, Row] = field(default_factory=dict)
-    steps: set[int] = field(default_factory=set)
+    num_cached: how many prompt tokens were cached.
+    """
+
+    rows: dict[int, tuple[Columns, int, int, int]] = field(default_factory=dict)
+    steps: set[int] = field(default_factory=set)  # numbers of the forward passes it took part in
     num_cached: int = 0
+    logits: np.ndarray | None = None  # [V], of a row that is sent whole
+
+    def drawn(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Tokens, log p, log residuals and counts [n] of the tokens that a rollout drew."""
+        rows = [self.rows[position] for position in range(len(self.rows))]
+        return (
+            np.array([columns.tokens[begin] for columns, _, begin, _ in rows], dtype=np.int32),
+            np.array([columns.log_prob[begin] for columns, _, begin, _ in rows]),
+            np.array([columns.log_residual[i] for columns, i, _, _ in rows]),
+            np.array([columns.num_remaining[i] for columns, i, _, _ in rows], dtype=np.int32),
+        )
+
+    def kept(self) -> tuple[np.ndarray, np.ndarray, float, int]:
+        """Tokens [K], log p [K], log residual and count of the one row of an expansion."""
+        columns, i, begin, end = self.rows[0]
+        frame = columns.frame
+        return frame.tokens[begin:end], frame.log_prob[begin:end], columns.log_residual[i], columns.num_remaining[i]
 
 
 class Engine:
@@ -190,20 +209,21 @@ class Engine:
                 self._loop.remove_reader(peer)
 
     def _take(self, frame: Frame) -> None:
-        """Keep a frame's rows; of two for one position the later one counts (`processor`)."""
-        step = int(frame.step[0])
-        self.steps = step + 1
-        whole = iter(frame.logits)
-        begin = 0
-        columns = (frame.requests, frame.positions, frame.sizes, frame.log_residual, frame.num_remaining)
-        for number, position, size, residual, count in zip(*(c.tolist() for c in columns), strict=True):
-            logits = next(whole) if size == WHOLE else None
+        """Note a frame's rows; of two for one position the later one counts (`processor`)."""
+        columns, under_way = Columns(frame), self._under_way
+        self.steps = columns.step + 1
+        begin = whole = 0
+        for i, (number, position, size) in enumerate(
+            zip(frame.requests.tolist(), frame.positions.tolist(), frame.sizes.tolist(), strict=True)
+        ):
             end = begin + max(size, 0)
-            if (answer := self._under_way.get(number)) is not None:
-                kept = slice(begin, end)
-                answer.rows[position] = Row(step, frame.tokens[kept], frame.log_prob[kept], residual, count, logits)
-                answer.steps.add(step)
-            begin = end
+            answer = under_way.get(number)
+            if answer is not None:
+                answer.rows[position] = columns, i, begin, end
+                answer.steps.add(columns.step)
+                if size == WHOLE:
+                    answer.logits = frame.logits[whole]
+            begin, whole = end, whole + (size == WHOLE)
 
 
 def _prompt(ask: Ask, salt: str | None) -> Any:
@@ -228,7 +248,7 @@ def _check(answer: Answer, generated: list[int]) -> None:
     Under asynchronous scheduling a step may already be under way when an end token is seen: its row is dropped.
     """
     rows = answer.rows = {position: row for position, row in answer.rows.items() if position < len(generated)}
-    tokens = {position: int(row.tokens[0]) for position, row in rows.items() if len(row.tokens)}
+    tokens = {position: row[0].tokens[row[2]] for position, row in rows.items() if row[2] < row[3]}
     if len(rows) < len(generated) or any(generated[position] != token for position, token in tokens.items()):
         raise FleetError(
             f"vllm: rows for positions {sorted(rows)} do not belong to its {len(generated)} generated tokens; this "

@@ -18,7 +18,7 @@ from transformers import GenerationConfig, PretrainedConfig
 
 from sdt_dist.models.context import check_context
 from sdt_dist.models.reduction import draw, largest, law_scores
-from sdt_dist.models.vllm.engine import Answer, Ask, Engine, Row
+from sdt_dist.models.vllm.engine import Answer, Ask, Engine
 from sdt_dist.models.vllm.processor import DRAW, Instructions
 from sdt_dist.noise import position_key
 from sdt_dist.protocols import Cost, ExpandRequest, Expansion, PriorLaw, Rollout, RolloutRequest, Root
@@ -26,22 +26,38 @@ from sdt_dist.protocols import Cost, ExpandRequest, Expansion, PriorLaw, Rollout
 _ANY = PriorLaw((0, 1))  # the law of rows that are sent whole is not looked at
 
 
+_Drawn = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # as `reduction.draw` gives them
+
+
 @dataclass(slots=True)
 class _Way:
-    """One request's way: rows found so far, in order, and what they cost."""
+    """One request's way: pieces of what was drawn for it, in order, what it cost, and for an expansion its row."""
 
     root: Root
     logits: np.ndarray  # [V] after the prompt
-    rows: list[Row] = field(default_factory=list)
+    drawn: list[_Drawn] = field(default_factory=list)
+    kept: tuple[np.ndarray, np.ndarray, float, int] | None = None
     nfe: int = 0
     recomputed: int = 0
     steps: frozenset[int] = frozenset()
 
     def tokens(self) -> list[int]:
-        return [int(row.tokens[0]) for row in self.rows]
+        return [token for piece in self.drawn for token in piece[0].tolist()]
 
     def cost(self) -> Cost:
         return Cost(self.nfe, self.steps, self.recomputed)
+
+    def expansion(self) -> Expansion:
+        assert self.kept is not None
+        tokens, log_prob, residual, count = self.kept
+        return Expansion(tokens, log_prob, log_prob, residual, count, self.cost())
+
+    def rollout(self, law: PriorLaw) -> Rollout:
+        nothing = (np.empty(0, np.int32), np.empty(0), np.empty(0), np.empty(0, np.int32))
+        columns = (np.concatenate(pieces) for pieces in zip(nothing, *self.drawn, strict=True))
+        tokens, log_prob, residual, count = columns
+        ended = len(tokens) > 0 and int(tokens[-1]) in law.end_tokens
+        return Rollout(tokens, log_prob, residual, count, "eos" if ended else "length", self.cost())
 
 
 class VllmModel:
@@ -80,18 +96,15 @@ class VllmModel:
                 scores, [r.num_children for r in asked], [r.key for r in asked], [r.excluded for r in asked]
             )
             for i, columns in zip(at_root, found, strict=True):
-                ways[i].rows.append(Row(0, *columns))
+                ways[i].kept = columns
         asks = {
             i: self._ask(request.root, request.tokens, 1, request.num_children, request, law)
             for i, request in enumerate(requests)
             if request.tokens
         }
-        self._run(ways, asks)
-        return [
-            Expansion(row.tokens, row.log_prob, row.log_prob, row.log_residual, row.num_remaining, way.cost())
-            for way in ways
-            for row in way.rows
-        ]
+        for i, answer in self._run(ways, asks).items():
+            ways[i].kept = answer.kept()
+        return [way.expansion() for way in ways]
 
     def rollout(self, requests: Sequence[RolloutRequest], law: PriorLaw) -> list[Rollout]:
         ways = self._begin([(request.root, request.tokens, request.num_tokens) for request in requests])
@@ -107,8 +120,9 @@ class VllmModel:
                     excluded=() if drawn else request.excluded,
                 )
                 asks[i] = self._ask(request.root, (*request.tokens, *drawn), left, DRAW, onward, law)
-        self._run(ways, asks)
-        return [_rollout(way, law) for way in ways]
+        for i, answer in self._run(ways, asks).items():
+            ways[i].drawn.append(answer.drawn())
+        return [way.rollout(law) for way in ways]
 
     def release(self, root: Root) -> None:
         with self._lock:
@@ -189,8 +203,8 @@ class VllmModel:
             return
         scores = law_scores(np.stack([ways[i].logits for i in places]), law)
         columns = draw(scores, [requests[i].key for i in places], [requests[i].excluded for i in places])
-        for i, token, log_prob, residual, count in zip(places, *columns, strict=True):
-            ways[i].rows.append(Row(0, np.array([token]), np.array([log_prob]), float(residual), int(count)))
+        for at, i in enumerate(places):
+            ways[i].drawn.append(tuple(column[at : at + 1] for column in columns))  # type: ignore[arg-type]
 
     def _ask(
         self,
@@ -208,13 +222,14 @@ class VllmModel:
         instructions = Instructions(self.engine.number(), None, None, (), _ANY)
         return Ask(list(root.prompt), 1, instructions, root.embeddings, fresh)
 
-    def _run(self, ways: list[_Way], asks: dict[int, Ask]) -> None:
-        """Run requests in the engine; their rows go on with those of their ways."""
-        for (i, ask), answer in zip(asks.items(), self.engine.run(list(asks.values())), strict=True):
-            ways[i].rows += [answer.rows[position] for position in range(len(answer.rows))]
-            length = len(ask.prompt)
+    def _run(self, ways: list[_Way], asks: dict[int, Ask]) -> dict[int, Answer]:
+        """The engine's answers to requests, by their ways, which pay for them."""
+        answers = dict(zip(asks, self.engine.run(list(asks.values())), strict=True))
+        for i, answer in answers.items():
+            length = len(asks[i].prompt)
             self._pay(ways[i], answer, nfe=len(answer.rows), again=max(length - 1 - answer.num_cached, 0))
             self._count_prefix(length, answer.num_cached)
+        return answers
 
     def _pay(self, way: _Way, answer: Answer, *, nfe: int, again: int) -> None:
         """Bill an answer: rows computed, and positions that were encoded before and had to be again."""
@@ -229,19 +244,5 @@ class VllmModel:
 
 
 def _only(answer: Answer) -> np.ndarray:
-    (row,) = answer.rows.values()
-    assert row.logits is not None
-    return row.logits
-
-
-def _rollout(way: _Way, law: PriorLaw) -> Rollout:
-    tokens = way.tokens()
-    ended = bool(tokens) and tokens[-1] in law.end_tokens
-    return Rollout(
-        np.array(tokens, dtype=np.int32),
-        np.array([row.log_prob[0] for row in way.rows]),
-        np.array([row.log_residual for row in way.rows]),
-        np.array([row.num_remaining for row in way.rows], dtype=np.int32),
-        "eos" if ended else "length",
-        way.cost(),
-    )
+    assert answer.logits is not None
+    return answer.logits

@@ -17,6 +17,7 @@ import signal
 import socket
 import struct
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +37,8 @@ from sdt_dist.protocols import PriorLaw
 CHANNEL = "sdt_channel"  # key of the socket's path in vLLM's additional_config
 REQUEST = "sdt"  # key of a request's instructions in extra_args
 DRAW = 0  # instead of a number of children: choose one token and go on with it
+_Reduced = tuple[np.ndarray, np.ndarray, float, int]
+_NOTHING: _Reduced = (np.empty(0, np.int32), np.empty(0), -np.inf, 0)  # of a row that is sent whole
 _CHOSEN = torch.finfo(torch.float32).max  # a logit that greedy sampling takes
 
 
@@ -72,25 +75,13 @@ class _Row:
     asked: Instructions
     generated: list[int]  # vLLM's own list, which grows
 
-    def key(self, position: int) -> int | None:
-        return None if self.asked.key is None else position_key(self.asked.key, position)
-
-
-@dataclass(frozen=True, slots=True)
-class _Reduced:
-    """One row of a frame; tokens and log_prob are empty where the whole row is sent."""
-
-    tokens: np.ndarray
-    log_prob: np.ndarray
-    log_residual: float
-    num_remaining: int
-
 
 class RowReducer(LogitsProcessor):
     """Reduces, chooses and reports the rows of our requests; others pass untouched."""
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
         self._rows: dict[int, _Row] = {}
+        self._batch: _Batch | None = None
         self._step = 0
         self._channel = connect(vllm_config.additional_config[CHANNEL])  # type: ignore[index]
         self._reports = get_tensor_model_parallel_rank() == 0
@@ -100,79 +91,96 @@ class RowReducer(LogitsProcessor):
         return False
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:
-        process_dict_updates(self._rows, batch_update, _new_row)
+        if process_dict_updates(self._rows, batch_update, _new_row):
+            self._batch = None
 
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
         """Make every row of ours choose its token; logits [rows of the batch, V] float32, changed in place."""
         if not self._rows:
             return logits
-        places = sorted(self._rows)
-        rows = [self._rows[place] for place in places]
-        positions = [len(row.generated) for row in rows]
-        values = (logits if len(places) == len(logits) else logits[places]).cpu().numpy()
-        reduced = _reduce(rows, positions, values)
+        batch = self._batch = self._batch or _Batch(self._rows)
+        values = (logits if len(batch.places) == len(logits) else logits[batch.places]).cpu().numpy()
+        frame, chosen = batch.reduce(self._step, values)
         if self._reports:
-            self._channel.sendall(_frame(self._step, rows, positions, reduced, values).packed())
+            self._channel.sendall(frame.packed())
         self._step += 1
-        chosen = [int(row.tokens[0]) if len(row.tokens) else 0 for row in reduced]
-        logits[torch.tensor(places), torch.tensor(chosen)] = _CHOSEN
+        logits[batch.places, torch.from_numpy(chosen).to(logits.device)] = _CHOSEN
         return logits
+
+
+class _Batch:
+    """Rows that are reduced together, step after step, until vLLM changes its batch."""
+
+    def __init__(self, rows: dict[int, _Row]) -> None:
+        places = sorted(rows)
+        self.places = torch.tensor(places)
+        self._rows = [rows[place] for place in places]
+        self._numbers = np.array([row.asked.number for row in self._rows], dtype=np.int64)
+        self._whole = np.array([row.asked.children is None for row in self._rows])
+        laws = dict.fromkeys(row.asked.law for row in self._rows)
+        self._laws = {law: [i for i, row in enumerate(self._rows) if row.asked.law == law] for law in laws}
+        self._is_uniform = len(laws) == 1 and all(row.asked.children == DRAW for row in self._rows)
+
+    def reduce(self, step: int, values: np.ndarray) -> tuple[Frame, np.ndarray]:
+        """The frame of a step with logits `values` [R, V], and the tokens [R] int64 that vLLM must take."""
+        positions = np.array([len(row.generated) for row in self._rows], dtype=np.int32)
+        if self._is_uniform:
+            tokens, log_prob, residual, count = self._drawn(range(len(self._rows)), positions, self._scores(values))
+            sizes, first = np.ones(len(tokens), dtype=np.int32), tokens.astype(np.int64)
+        else:
+            found = self._mixed(positions, values)
+            sizes = np.where(self._whole, WHOLE, [len(row[0]) for row in found]).astype(np.int32)
+            tokens, log_prob = (np.concatenate([row[i] for row in found]) for i in (0, 1))
+            residual, count = (np.array([row[i] for row in found]) for i in (2, 3))
+            first = np.array([row[0][0] if len(row[0]) else 0 for row in found], dtype=np.int64)
+        return (
+            Frame(
+                step=np.array([step]),
+                requests=self._numbers,
+                positions=positions,
+                sizes=sizes,
+                tokens=tokens.astype(np.int32),
+                log_prob=log_prob,
+                log_residual=residual,
+                num_remaining=count.astype(np.int32),
+                logits=values[self._whole],
+            ),
+            first,
+        )
+
+    def _scores(self, values: np.ndarray) -> np.ndarray:
+        return law_scores(values, next(iter(self._laws)))
+
+    def _drawn(
+        self, places: Sequence[int], positions: np.ndarray, scores: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """One token for each of these rows, as `draw` gives them."""
+        asked = [self._rows[i].asked for i in places]
+        at = [int(positions[i]) for i in places]
+        keys = [None if a.key is None else position_key(a.key, step) for a, step in zip(asked, at, strict=True)]
+        return draw(scores, keys, [() if step else a.excluded for a, step in zip(asked, at, strict=True)])
+
+    def _mixed(self, positions: np.ndarray, values: np.ndarray) -> list[_Reduced]:
+        """Tokens, log p, residual and count of rows that differ in law or in what is wanted of them."""
+        found: list[_Reduced] = [_NOTHING] * len(self._rows)
+        for law, places in self._laws.items():
+            drawn = [i for i in places if self._rows[i].asked.children == DRAW]
+            kept = [i for i in places if self._rows[i].asked.children not in (DRAW, None)]
+            if drawn:
+                columns = self._drawn(drawn, positions, law_scores(values[drawn], law))
+                for i, token, log_prob, residual, count in zip(drawn, *columns, strict=True):
+                    found[i] = np.array([token]), np.array([log_prob]), residual, count
+            if kept:
+                asked = [self._rows[i].asked for i in kept]
+                counts, keys, excluded = zip(*((a.children, a.key, a.excluded) for a in asked), strict=True)
+                for i, row in zip(kept, largest(law_scores(values[kept], law), counts, keys, excluded), strict=True):
+                    found[i] = row
+        return found
 
 
 def _new_row(params: SamplingParams, _prompt: list[int] | None, generated: list[int]) -> _Row | None:
     values = (params.extra_args or {}).get(REQUEST)
     return None if values is None else _Row(Instructions.of(values), generated)
-
-
-def _reduce(rows: list[_Row], positions: list[int], values: np.ndarray) -> list[_Reduced]:
-    """The reduced rows of values [R, V], in order."""
-    whole = _Reduced(np.empty(0, np.int32), np.empty(0), -np.inf, 0)
-    found = [whole] * len(rows)
-    for law in dict.fromkeys(row.asked.law for row in rows):
-        own = [i for i, row in enumerate(rows) if row.asked.law == law and row.asked.children is not None]
-        if own:
-            scores = law_scores(values if len(own) == len(values) else values[own], law)
-            for i, row in zip(own, _reduce_law([(rows[i], positions[i]) for i in own], scores), strict=True):
-                found[i] = row
-    return found
-
-
-def _reduce_law(rows: list[tuple[_Row, int]], scores: np.ndarray) -> list[_Reduced]:
-    """Rows that share a law, given their scores [R, V]."""
-    found: dict[int, _Reduced] = {}
-    drawn = [i for i, (row, _) in enumerate(rows) if row.asked.children == DRAW]
-    if drawn:
-        keys = [rows[i][0].key(rows[i][1]) for i in drawn]
-        excluded = [() if rows[i][1] else rows[i][0].asked.excluded for i in drawn]
-        columns = draw(scores if len(drawn) == len(scores) else scores[drawn], keys, excluded)
-        for i, token, log_prob, residual, count in zip(drawn, *columns, strict=True):
-            found[i] = _Reduced(np.array([token]), np.array([log_prob]), residual, count)
-    kept = [i for i in range(len(rows)) if i not in found]
-    if kept:
-        asked = [rows[i][0].asked for i in kept]
-        counts, excluded = [a.children or 0 for a in asked], [a.excluded for a in asked]
-        columns = largest(
-            scores if len(kept) == len(scores) else scores[kept], counts, [a.key for a in asked], excluded
-        )
-        for i, row in zip(kept, columns, strict=True):
-            found[i] = _Reduced(*row)
-    return [found[i] for i in range(len(rows))]
-
-
-def _frame(step: int, rows: list[_Row], positions: list[int], reduced: list[_Reduced], values: np.ndarray) -> Frame:
-    is_whole = [row.asked.children is None for row in rows]
-    sizes = [WHOLE if whole else len(row.tokens) for whole, row in zip(is_whole, reduced, strict=True)]
-    return Frame(
-        step=np.array([step], dtype=np.int64),
-        requests=np.array([row.asked.number for row in rows], dtype=np.int64),
-        positions=np.array(positions, dtype=np.int32),
-        sizes=np.array(sizes, dtype=np.int32),
-        tokens=np.concatenate([row.tokens for row in reduced]).astype(np.int32),
-        log_prob=np.concatenate([row.log_prob for row in reduced]),
-        log_residual=np.array([row.log_residual for row in reduced]),
-        num_remaining=np.array([row.num_remaining for row in reduced], dtype=np.int32),
-        logits=values[is_whole],
-    )
 
 
 def _end_with(channel: socket.socket) -> None:
