@@ -1,0 +1,134 @@
+"""Trajectories as padded tensors, and what a flow network says of them: the input of the losses (SPEC section 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+
+from sdt_dist.errors import DataError
+from sdt_dist.flow.network import FlowNetwork
+from sdt_dist.flow.spec import FlowSpec
+from sdt_dist.flow.trajectories import Trajectory
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """B trajectories of up to T steps with up to K candidates each; float64 but for ids.
+
+    prompts [G, L] and prompt_lengths [G] of the G distinct contexts, group [B] which of them is a trajectory's; tokens
+    [B, T], lengths [B]; reward [B]; inverse_temperature [G]; candidates [B, T, K] (ids), candidate_log_weight [B, T, K]
+    (-inf where there is none), candidate_reward [B, T, K] (NaN where not known), chosen [B, T]: the place of each token
+    among its candidates; soft_values [B, T+1]: exact V, NaN where not known for this inverse temperature.
+    """
+
+    prompts: torch.Tensor
+    prompt_lengths: torch.Tensor
+    group: torch.Tensor
+    tokens: torch.Tensor
+    lengths: torch.Tensor
+    reward: torch.Tensor
+    inverse_temperature: torch.Tensor
+    candidates: torch.Tensor
+    candidate_log_weight: torch.Tensor
+    candidate_reward: torch.Tensor
+    chosen: torch.Tensor
+    soft_values: torch.Tensor
+
+    @property
+    def tilt(self) -> torch.Tensor:
+        """lambda [B] of each trajectory."""
+        return self.inverse_temperature[self.group]
+
+    @property
+    def is_step(self) -> torch.Tensor:
+        """[B, T]: whether a trajectory has a step t."""
+        return torch.arange(self.tokens.shape[1], device=self.lengths.device) < self.lengths[:, None]
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on another device."""
+        return Batch(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scores:
+    """F on a batch, in units of the reward: state [B, T+1] of F(s_t), candidates [B, T, K] of F(s_t.b)."""
+
+    state: torch.Tensor
+    candidates: torch.Tensor
+
+    @classmethod
+    def of(cls, network: FlowNetwork, batch: Batch) -> Scores:
+        """A network's values, float64; each context is encoded once."""
+        tilt = batch.inverse_temperature.to(network.reward_mean.dtype)
+        context = network.context(batch.prompts, batch.prompt_lengths, tilt)
+        hidden = network.hidden(context[batch.group], batch.tokens)
+        candidates = network.candidate_values(hidden[:, :-1], batch.candidates)
+        return cls(network.state_values(hidden).double(), candidates.double())
+
+
+def make_batch(
+    trajectories: Sequence[Trajectory], inverse_temperatures: dict[str, float], spec: FlowSpec | None = None
+) -> Batch:
+    """Pad trajectories; inverse_temperatures: lambda for each context (hex digest).
+
+    DataError, with a spec, for tokens or lengths that its network cannot take.
+    """
+    if spec is not None:
+        for trajectory in trajectories:
+            check_trajectory(trajectory, spec)
+    contexts = {t.context: t for t in trajectories}
+    order = {context: i for i, context in enumerate(contexts)}
+    steps = max(len(t.tokens) for t in trajectories)
+    width = max(int(np.diff(t.candidates.ends, prepend=0).max()) for t in trajectories)
+    lowest = min(int(t.candidates.tokens.min()) for t in trajectories)
+    shape = (len(trajectories), steps, width)
+    tokens = np.full(shape[:2], lowest)
+    candidates, log_weight, reward = np.full(shape, lowest), np.full(shape, -np.inf), np.full(shape, np.nan)
+    chosen, soft_values = np.zeros(shape[:2], dtype=np.int64), np.full((shape[0], steps + 1), np.nan)
+    for i, trajectory in enumerate(trajectories):
+        found, count = trajectory.candidates, len(trajectory.tokens)
+        tokens[i, :count] = trajectory.tokens
+        for t in range(count):
+            of_step = found.step(t)
+            places = slice(0, of_step.stop - of_step.start)
+            candidates[i, t, places] = found.tokens[of_step]
+            log_weight[i, t, places], reward[i, t, places] = found.log_weight[of_step], found.reward[of_step]
+            chosen[i, t] = int(np.flatnonzero(found.tokens[of_step] == trajectory.tokens[t])[0])
+        if trajectory.soft_values is not None and trajectory.soft_values_at == inverse_temperatures[trajectory.context]:
+            soft_values[i, : count + 1] = trajectory.soft_values
+    prompts = np.zeros((len(contexts), max(len(t.prompt) for t in contexts.values())), dtype=np.int64)
+    for row, trajectory in zip(prompts, contexts.values(), strict=True):
+        row[: len(trajectory.prompt)] = trajectory.prompt
+    return Batch(
+        prompts=torch.from_numpy(prompts),
+        prompt_lengths=torch.tensor([len(t.prompt) for t in contexts.values()]),
+        group=torch.tensor([order[t.context] for t in trajectories]),
+        tokens=torch.from_numpy(tokens),
+        lengths=torch.tensor([len(t.tokens) for t in trajectories]),
+        reward=torch.tensor([t.reward for t in trajectories], dtype=torch.float64),
+        inverse_temperature=torch.tensor([inverse_temperatures[c] for c in contexts], dtype=torch.float64),
+        candidates=torch.from_numpy(candidates),
+        candidate_log_weight=torch.from_numpy(log_weight),
+        candidate_reward=torch.from_numpy(reward),
+        chosen=torch.from_numpy(chosen),
+        soft_values=torch.from_numpy(soft_values),
+    )
+
+
+def check_trajectory(trajectory: Trajectory, spec: FlowSpec) -> None:
+    """DataError, naming the field, unless a network of this spec can take the trajectory."""
+    low, high = spec.allowed
+    if len(trajectory.tokens) > spec.max_new_tokens:
+        raise DataError(
+            f"trajectory: {len(trajectory.tokens)} tokens, the flow's max_new_tokens is {spec.max_new_tokens}; "
+            "train a flow for longer samples."
+        )
+    if trajectory.candidates.tokens.min() < low or trajectory.candidates.tokens.max() >= high:
+        raise DataError(
+            f"trajectory: candidates outside the flow's allowed range [{low}, {high}); is it another model's?"
+        )
+    if not len(trajectory.prompt) or trajectory.prompt.min() < 0 or trajectory.prompt.max() >= spec.vocab_size:
+        raise DataError(f"trajectory: a prompt without tokens or with ids outside [0, {spec.vocab_size}).")

@@ -1,0 +1,147 @@
+"""Trajectories out of saved searches, and the rows of p that turn a tree's few siblings into all of them (SPEC section 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from sdt_dist.errors import ConfigurationError
+from sdt_dist.flow.trajectories import Candidates, Trajectory, horvitz_thompson_log_weights
+from sdt_dist.models.process import TokenProcess
+from sdt_dist.noise import gumbel, stream_key
+from sdt_dist.protocols import ExpandRequest, Expansion, Root
+from sdt_dist.search.kernels import find_child
+from sdt_dist.search.snapshot import Snapshot
+from sdt_dist.search.tree import Tree
+
+_ROWS_A_CALL = 256
+
+
+def trajectories_of(snapshot: Snapshot, root: Root) -> list[Trajectory]:
+    """Every finished sequence of a saved tree search, with its nodes' children as candidates.
+
+    Children carry w_b = p_b / sum of p over the children: the mass outside them is spread on them in proportion, as if
+    tokens that were never looked at were worth as much as those that were. That is an approximation unless a node's
+    row is complete; `with_rows` removes it. Sequences that the tree does not hold (draws by fall) are left out.
+    ConfigurationError for a tree of blocks or another prompt's search.
+    """
+    if snapshot.blocks:
+        raise ConfigurationError("flow: a tree of token blocks, allowed: trees of tokens; search without block_size.")
+    if snapshot.header["prompt"] != root.digest.hex():
+        raise ConfigurationError(
+            f"flow: the search was for prompt {snapshot.header['prompt']}, given {root.digest.hex()}."
+        )
+    log_omega = _log_omegas(snapshot)
+    source = {name: snapshot.header[name] for name in ("method", "seed", "problem")}
+    known = {sequence: float(reward) for sequence, reward in zip(snapshot.sequences, snapshot.rewards, strict=True)}
+    found = []
+    for i, (sequence, reward) in enumerate(known.items()):
+        path = _path(snapshot.tree, sequence)
+        if path is None:
+            continue
+        steps = [_children(snapshot.tree, node, sequence[:t], known) for t, node in enumerate(path[:-1])]
+        found.append(
+            Trajectory(
+                root.digest.hex(),
+                np.array(root.prompt, dtype=np.int32),
+                np.array(sequence, dtype=np.int32),
+                snapshot.tree.nodes["log_prior"][path[1:]].copy(),
+                Candidates.join(steps),
+                reward,
+                log_omega.get(i),
+                source=source,
+            )
+        )
+    return found
+
+
+def with_rows(
+    process: TokenProcess,
+    root: Root,
+    trajectories: Sequence[Trajectory],
+    num_children: int | None = None,
+    seed: int = 0,
+) -> list[Trajectory]:
+    """The trajectories of one context with candidates straight from p: complete rows, or draws without replacement.
+
+    num_children: None for every token with p > 0 (w = p, exact); else that many tokens of each row by Gumbel noise of
+    `seed`, with Horvitz-Thompson weights, the trajectory's own token added with the p that no weight covers: w = 0
+    unless it was drawn. Costs one next-token distribution per distinct state, in calls of up to 256.
+    """
+    low, high = process.law.allowed
+    size = high - low if num_children is None else num_children + 1
+    states = list(dict.fromkeys(tuple(t.tokens[:i].tolist()) for t in trajectories for i in range(len(t.tokens))))
+    keys = [None if num_children is None else _row_key(seed, root, state) for state in states]
+    requests = [ExpandRequest(root, s, size, k) for s, k in zip(states, keys, strict=True)]
+    expansions = [
+        expansion
+        for begin in range(0, len(requests), _ROWS_A_CALL)
+        for expansion in process.expand(requests[begin : begin + _ROWS_A_CALL])
+    ]
+    rewards = {t.key[1]: t.reward for t in trajectories}
+    facts = [_candidates(e, k, high) for e, k in zip(expansions, keys, strict=True)]
+    rows = dict(zip(states, facts, strict=True))
+    return [_replaced(trajectory, rows, rewards) for trajectory in trajectories]
+
+
+def _replaced(
+    trajectory: Trajectory,
+    rows: dict[tuple[int, ...], tuple[np.ndarray, np.ndarray, np.ndarray]],
+    rewards: dict[tuple[int, ...], float],
+) -> Trajectory:
+    steps = []
+    tokens = tuple(trajectory.tokens.tolist())
+    for t, token in enumerate(tokens):
+        candidates, log_prob, log_weight = rows[tokens[:t]]
+        if token not in candidates:
+            candidates = np.append(candidates, token)
+            log_prob = np.append(log_prob, trajectory.log_prob[t])
+            log_weight = np.append(log_weight, -np.inf)
+        reward = np.array([rewards.get((*tokens[:t], c), np.nan) for c in candidates.tolist()])
+        steps.append((candidates, log_prob, log_weight, reward))
+    return replace(trajectory, candidates=Candidates.join(steps))
+
+
+def _candidates(expansion: Expansion, key: int | None, num_tokens: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(tokens, log p, log w) of an expansion; with a key, its last child only gives the threshold kappa."""
+    if key is None or expansion.num_remaining == 0:
+        return expansion.children, expansion.log_prob, expansion.log_prob
+    noise = gumbel(np.array([key], dtype=np.uint64), num_tokens)[0, expansion.children]
+    kept, log_prob = expansion.children[:-1], expansion.log_prob[:-1]
+    return kept, log_prob, horvitz_thompson_log_weights(log_prob, float(expansion.log_prob[-1] + noise[-1]))
+
+
+def _row_key(seed: int, root: Root, state: tuple[int, ...]) -> int:
+    return stream_key(seed, root.digest.hex(), "flow rows", *state)
+
+
+def _log_omegas(snapshot: Snapshot) -> dict[int, float]:
+    """log omega by sequence, of the first walk that found it; a residual_ts search on its own notes them."""
+    notes = snapshot.notes
+    if "sample" not in notes or "log_omega" not in notes:
+        return {}
+    pairs = zip(notes["sample"].tolist(), notes["log_omega"].tolist(), strict=True)
+    return dict(reversed(list(pairs)))
+
+
+def _path(tree: Tree, sequence: tuple[int, ...]) -> list[int] | None:
+    """Nodes [n + 1] from the root along a sequence, or None where the tree does not hold it."""
+    path = [0]
+    for token in sequence:
+        node = int(find_child(tree.nodes, path[-1], token))
+        if node < 0:
+            return None
+        path.append(node)
+    return path
+
+
+def _children(
+    tree: Tree, node: int, prefix: tuple[int, ...], rewards: dict[tuple[int, ...], float]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """(tokens, log p, log w, reward where finished) of a node's children."""
+    children = np.array(tree.children(node))
+    tokens, log_prob = tree.nodes["token"][children], tree.nodes["log_prior"][children]
+    reward = np.array([rewards.get((*prefix, token), np.nan) for token in tokens.tolist()])
+    return tokens, log_prob, log_prob - np.logaddexp.reduce(log_prob), reward

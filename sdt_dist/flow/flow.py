@@ -1,0 +1,195 @@
+"""A trained flow as searches and model servers use it: lambda F of all children of many states at once (SPEC section 6).
+
+States of the network are cached per (prompt, inverse temperature, prefix), so that a child costs one step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from sdt_dist.errors import ConfigurationError
+from sdt_dist.flow.checkpoint import FlowInfo, check_model, check_reward, load_flow, weights_digest
+from sdt_dist.flow.network import FlowNetwork
+from sdt_dist.models.card import ModelCard
+from sdt_dist.protocols import Root
+
+State = tuple[Root, tuple[int, ...]]
+_Name = tuple[bytes, float, tuple[int, ...]]
+_ROWS = 8  # rows are padded to multiples, because smaller products take other code paths in the BLAS
+_MOST_ROWS = 1024
+_ROOT: tuple[int, ...] = ()
+
+
+class Flow:
+    """F of one checkpoint, whose weights must not change any more. Not thread-safe: give each thread its own.
+
+    With one torch thread on the CPU a state's bits do not depend on the states asked for with it, on their order, or on
+    what is cached: every state is computed from its parent by one step, in rows padded to multiples of 8. Between machines
+    and between thread counts only closeness is promised. `cache_bytes` bounds what is kept; the least recently used go.
+    """
+
+    def __init__(self, network: FlowNetwork, info: FlowInfo, cache_bytes: int = 64 << 20) -> None:
+        self.network, self.info, self.spec = network.eval(), info, network.spec
+        facts = [self.spec.to_dict(), info.model, info.reward, list(info.inverse_temperatures)]
+        named = json.dumps([*facts, weights_digest(network.state_dict())], sort_keys=True)
+        self.identity = hashlib.blake2b(named.encode(), digest_size=16).hexdigest()
+        with torch.inference_mode():
+            self._keys = network.keys()
+        self._most_states = max(1, cache_bytes // (4 * self.spec.hidden_size * (self.spec.num_layers + 1)))
+        self._states: OrderedDict[_Name, torch.Tensor] = OrderedDict()  # [num_layers + 1, H]: trunk states, context
+
+    @classmethod
+    def load(cls, path: str | Path, *, card: ModelCard | None = None, reward: str | None = None) -> Flow:
+        """The flow in a checkpoint directory, refused with CheckpointError unless it is whole and, where they are given,
+        was trained for the model of `card` and the REWARD SPEC `reward`."""
+        network, info, _ = load_flow(Path(path))
+        if card is not None:
+            check_model(network.spec, info, card)
+        if reward is not None:
+            check_reward(info, reward)
+        return cls(network, info)
+
+    def check(self, inverse_temperature: float) -> None:
+        """ConfigurationError unless the flow was trained at this inverse temperature."""
+        low, high = self.info.inverse_temperatures
+        if not low <= inverse_temperature <= high:
+            raise ConfigurationError(
+                f"inverse_temperature: {inverse_temperature}, the flow was trained for {low} to {high}; choose one there "
+                "or train a flow for it."
+            )
+
+    def log_tilts(self, states: Sequence[State], inverse_temperature: float) -> np.ndarray:
+        """lambda F(s.a) [B, V] float64 of states (root, generated tokens) for every token a; 0 outside the allowed range.
+
+        ConfigurationError for an inverse temperature outside the trained range, for states that are finished by length,
+        and for tokens that the vocabulary does not have.
+        """
+        tops = self._tops(states, inverse_temperature, self.spec.max_new_tokens - 1)
+        tilts = np.zeros((len(states), self.spec.vocab_size))
+        low, high = self.spec.allowed
+        for begin in range(0, len(states), _MOST_ROWS):
+            rows = tops[begin : begin + _MOST_ROWS]
+            with torch.inference_mode():
+                values = self.network.token_values(_padded(rows), self._keys)[: len(rows)]
+            tilts[begin : begin + len(rows), low:high] = inverse_temperature * values.double().numpy()
+        return tilts
+
+    def values(self, states: Sequence[State], inverse_temperature: float) -> np.ndarray:
+        """F(s) [B] float64 of states, the root's included; of a finished state it is the network's guess of r.
+
+        Errors as for `log_tilts`, but for states that are finished by length.
+        """
+        tops = self._tops(states, inverse_temperature, self.spec.max_new_tokens)
+        found = []
+        for begin in range(0, len(states), _MOST_ROWS):
+            rows = tops[begin : begin + _MOST_ROWS]
+            with torch.inference_mode():
+                found.append(self.network.state_values(_padded(rows))[: len(rows)].double().numpy())
+        return np.concatenate([np.zeros(0), *found])
+
+    def release(self, root: Root) -> None:
+        """Forget what is cached for a problem."""
+        for name in [name for name in self._states if name[0] == root.digest]:
+            del self._states[name]
+
+    def _tops(self, states: Sequence[State], inverse_temperature: float, most_tokens: int) -> torch.Tensor:
+        """What the heads read [B, 2H]: the last layer's states beside the contexts."""
+        self.check(inverse_temperature)
+        for _, tokens in states:
+            if len(tokens) > most_tokens:
+                raise ConfigurationError(
+                    f"flow: a state of {len(tokens)} tokens, allowed: up to {most_tokens}; its max_new_tokens is "
+                    f"{self.spec.max_new_tokens}."
+                )
+            self._check_ids(tokens)
+        names = [(root.digest, inverse_temperature, tuple(tokens)) for root, tokens in states]
+        found = self._find(names, {root.digest: root for root, _ in states}, inverse_temperature)
+        tops = [found[name][-2:].flatten() for name in names]
+        self._remember(found)
+        return torch.stack(tops) if tops else torch.zeros(0, 2 * self.spec.hidden_size)
+
+    def _find(
+        self, names: Sequence[_Name], roots: dict[bytes, Root], inverse_temperature: float
+    ) -> dict[_Name, torch.Tensor]:
+        """States of the names, and of all their prefixes that had to be computed, parents first."""
+        found: dict[_Name, torch.Tensor] = {}
+        levels: dict[int, dict[_Name, None]] = {}
+        for name in names:
+            while name not in found and name not in levels.get(len(name[2]), ()):
+                state = self._states.get(name)
+                if state is not None:
+                    found[name] = state
+                    break
+                levels.setdefault(len(name[2]), {})[name] = None
+                if name[2] == _ROOT:
+                    break
+                name = (*name[:2], name[2][:-1])
+        for depth in sorted(levels):
+            missing = list(levels[depth])
+            for begin in range(0, len(missing), _MOST_ROWS):
+                rows = missing[begin : begin + _MOST_ROWS]
+                with torch.inference_mode():
+                    states = self._start(rows, roots) if depth == 0 else self._step(rows, found)
+                found |= zip(rows, states, strict=True)
+        return found
+
+    def _start(self, names: Sequence[_Name], roots: dict[bytes, Root]) -> list[torch.Tensor]:
+        """States of roots, each computed on its own row of the prompt's last tokens."""
+        length = self.spec.context_length
+        prompts, lengths = np.zeros((_round_up(len(names)), length), dtype=np.int64), [1] * _round_up(len(names))
+        for i, (digest, _, _) in enumerate(names):
+            recent = roots[digest].prompt[-length:]
+            self._check_ids(recent)
+            if not recent:
+                raise ConfigurationError("flow: an empty prompt, allowed: at least one token.")
+            prompts[i, : len(recent)], lengths[i] = recent, len(recent)
+        tilt = torch.full((len(prompts),), names[0][1])
+        context = self.network.context(torch.from_numpy(prompts), torch.tensor(lengths), tilt)
+        _, states = self.network.trunk(self.network.root_inputs(context), self.network.initial(context))
+        return list(torch.cat([states, context[None]])[:, : len(names)].unbind(1))
+
+    def _step(self, names: Sequence[_Name], found: dict[_Name, torch.Tensor]) -> list[torch.Tensor]:
+        """States of prefixes whose parents are found."""
+        size, rows = self.spec.running_segment, _round_up(len(names))
+        recent = np.full((rows, size), -1, dtype=np.int64)
+        position = np.ones(rows, dtype=np.int64)
+        for i, (_, _, tokens) in enumerate(names):
+            last = tokens[-size:]
+            recent[i, size - len(last) :], position[i] = last, len(tokens)
+        recent[len(names) :, -1] = self.spec.allowed[0]
+        parents = torch.stack([found[(*name[:2], name[2][:-1])] for name in names], dim=1)
+        parents = torch.nn.functional.pad(parents, (0, 0, 0, rows - len(names)))
+        states, context = parents[:-1].contiguous(), parents[-1]
+        inputs = self.network.step_inputs(torch.from_numpy(recent), torch.from_numpy(position), context)
+        _, states = self.network.trunk(inputs, states)
+        return list(torch.cat([states, context[None]])[:, : len(names)].unbind(1))
+
+    def _remember(self, found: dict[_Name, torch.Tensor]) -> None:
+        for name, state in found.items():
+            if name not in self._states:
+                self._states[name] = state.clone()  # not a view of its whole batch
+            self._states.move_to_end(name)
+        while len(self._states) > self._most_states:
+            self._states.popitem(last=False)
+
+    def _check_ids(self, tokens: Sequence[int]) -> None:
+        if tokens and not 0 <= min(tokens) <= max(tokens) < self.spec.vocab_size:
+            raise ConfigurationError(
+                f"flow: token ids {min(tokens)} to {max(tokens)}, allowed: 0 to {self.spec.vocab_size - 1}."
+            )
+
+
+def _round_up(count: int) -> int:
+    return -(-count // _ROWS) * _ROWS
+
+
+def _padded(rows: torch.Tensor) -> torch.Tensor:
+    """Rows [B, H] with zeros up to a multiple of 8."""
+    return torch.nn.functional.pad(rows, (0, 0, 0, _round_up(len(rows)) - len(rows)))

@@ -1,0 +1,124 @@
+"""Losses of the flow network, pure functions of a batch and of F on it (SPEC section 6).
+
+All are per trajectory, [B], in squared nats, and 0 at the exact soft values V where candidates are complete rows of p.
+Notation: lambda the inverse temperature, w_b what candidate b stands for under p, s_n the finished state, and
+
+    step_t = lambda F(s_t.a_t) - log sum_b w_b exp(lambda F(s_t.b))  =  log P_F(a_t|s_t) - log p(a_t|s_t)
+
+At the solution F = V: step_t = lambda (V(s_t+1) - V(s_t)), so sums of steps telescope.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from sdt_dist.flow.batch import Batch, Scores
+
+
+def chosen_values(scores: Scores, batch: Batch) -> torch.Tensor:
+    """F(s_t.a_t) [B, T] from the token head."""
+    return scores.candidates.gather(2, batch.chosen[..., None])[..., 0]
+
+
+def log_sums(scores: Scores, batch: Batch) -> torch.Tensor:
+    """log sum_b w_b exp(lambda F(s_t.b)) [B, T]; 0 beyond a trajectory's end."""
+    tilted = batch.candidate_log_weight + batch.tilt[:, None, None] * scores.candidates
+    return torch.logsumexp(torch.where(batch.is_step[..., None], tilted, -_log_count(tilted)), dim=2)
+
+
+def log_ratios(scores: Scores, batch: Batch) -> torch.Tensor:
+    """step_t [B, T], 0 beyond a trajectory's end."""
+    return _of_steps(batch.tilt[:, None] * chosen_values(scores, batch) - log_sums(scores, batch), batch)
+
+
+def relative_trajectory_balance(scores: Scores, batch: Batch) -> torch.Tensor:
+    """( lambda F(root) + sum_t step_t - lambda r )^2 [B].
+
+    Relative trajectory balance with log Z = lambda F(root) (Venkatraman et al. 2024, arXiv 2405.20971). It sees the token
+    head only through P_F: children of one parent are fixed up to a constant, and F(root).
+    """
+    return (batch.tilt * (scores.state[:, 0] - batch.reward) + log_ratios(scores, batch).sum(1)) ** 2
+
+
+def log_partition_variance(scores: Scores, batch: Batch) -> torch.Tensor:
+    """( zeta - mean of zeta over the trajectories of its context )^2 [B], zeta = sum_t step_t - lambda r.
+
+    Each -zeta estimates log Z(c), so it needs no F(root) (Zhang et al. 2023, arXiv 2302.05446; VarGrad of Richter et al.
+    2020, arXiv 2010.10436). 0 for a context with one trajectory.
+    """
+    residual = log_ratios(scores, batch).sum(1) - batch.tilt * batch.reward
+    count = torch.zeros_like(batch.inverse_temperature).index_add(0, batch.group, torch.ones_like(residual))
+    mean = torch.zeros_like(batch.inverse_temperature).index_add(0, batch.group, residual) / count
+    return (residual - mean[batch.group]) ** 2
+
+
+def subtrajectory_balance(scores: Scores, batch: Batch, subtb_lambda: float) -> torch.Tensor:
+    """Mean over 0 <= i < j <= n, weighted by subtb_lambda^(j-i), of the squared residuals [B]
+
+        lambda F(s_i) + sum_{i<=t<j} step_t - lambda F(s_j)
+
+    with F from the state head and F(s_n) = r: SubTB(lambda) relative to p (Madan et al. 2023, arXiv 2209.12782). It pins
+    the state head; `tie` carries that over to the token head.
+    """
+    states = batch.tilt[:, None] * finished_states(scores, batch)
+    after = torch.nn.functional.pad(log_ratios(scores, batch).cumsum(1), (1, 0))
+    potential = states - after  # residual of (i, j) = potential_i - potential_j
+    times = torch.arange(states.shape[1], device=batch.tokens.device)
+    gap = times[None, :] - times[:, None]
+    inside = (gap > 0)[None] & (times <= batch.lengths[:, None])[:, None, :]
+    weight = torch.where(inside, float(subtb_lambda) ** gap.clamp(min=0).to(states.dtype), 0.0)
+    residual = torch.where(inside, potential[:, :, None] - potential[:, None, :], 0.0)
+    return (weight * residual**2).sum((1, 2)) / weight.sum((1, 2))
+
+
+def bellman(scores: Scores, batch: Batch) -> torch.Tensor:
+    """Mean over t < n of ( lambda F(s_t) - log sum_b w_b exp(lambda F(s_t.b)) )^2 [B], the soft Bellman equation of SPEC 1."""
+    residual = batch.tilt[:, None] * scores.state[:, :-1] - log_sums(scores, batch)
+    return _step_mean(residual**2, batch)
+
+
+def terminal(scores: Scores, batch: Batch) -> torch.Tensor:
+    """( lambda F(s_n) - lambda r )^2 of the state head plus the token head's mean over finished children [B].
+
+    Finished children are the trajectory's last one and candidates that other trajectories are known to have ended with.
+    """
+    tilt = batch.tilt
+    last = scores.state.gather(1, batch.lengths[:, None])[:, 0]
+    reward, known = _finished_children(batch)
+    error = torch.where(known, tilt[:, None, None] * (scores.candidates - reward), 0.0) ** 2
+    return (tilt * (last - batch.reward)) ** 2 + error.sum((1, 2)) / known.sum((1, 2))
+
+
+def tie(scores: Scores, batch: Batch) -> torch.Tensor:
+    """Mean over t < n of ( lambda F_token(s_t.a_t) - lambda F_state(s_t+1) )^2 [B], with F_state(s_n) = r (SPEC section 6)."""
+    states = finished_states(scores, batch)[:, 1:]
+    return _step_mean((batch.tilt[:, None] * (chosen_values(scores, batch) - states)) ** 2, batch)
+
+
+def finished_states(scores: Scores, batch: Batch) -> torch.Tensor:
+    """F(s_t) [B, T+1] of the state head, with r for the finished state."""
+    at_end = torch.arange(scores.state.shape[1], device=batch.tokens.device) == batch.lengths[:, None]
+    return torch.where(at_end, batch.reward[:, None], scores.state)
+
+
+def _finished_children(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """(reward, whether it is known) [B, T, K] of candidates; the trajectory's own last token included."""
+    places = torch.arange(batch.candidates.shape[2], device=batch.tokens.device)
+    is_last = torch.arange(batch.tokens.shape[1], device=batch.tokens.device) == batch.lengths[:, None] - 1
+    own = is_last[..., None] & (places == batch.chosen[..., None])
+    reward = torch.where(own, batch.reward[:, None, None], batch.candidate_reward)
+    known = ~reward.isnan()
+    return torch.where(known, reward, 0.0), known
+
+
+def _of_steps(values: torch.Tensor, batch: Batch) -> torch.Tensor:
+    return torch.where(batch.is_step, values, 0.0)
+
+
+def _step_mean(values: torch.Tensor, batch: Batch) -> torch.Tensor:
+    return _of_steps(values, batch).sum(1) / batch.lengths
+
+
+def _log_count(values: torch.Tensor) -> torch.Tensor:
+    """log K, so that a log-sum of K equal entries at minus this is 0 and has finite gradients."""
+    return torch.log(values.new_tensor(values.shape[2]))

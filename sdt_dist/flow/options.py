@@ -1,0 +1,74 @@
+"""Options of the flow's training, checked before anything starts (SPEC section 6)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from sdt_dist.search.options import parse_options
+
+
+class FlowTrainOptions(BaseModel):
+    """How a flow is trained. Loss weights multiply means over trajectories in squared nats; 0 leaves a loss out.
+
+    `log_partition_variance` needs per_context >= 2. `bellman` with `terminal` pins absolute values, as `subtb` does with
+    `tie`; the trajectory losses alone leave the children of each parent free by a constant.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    steps: int = Field(2000, ge=1, description="gradient steps")
+    learning_rate: float = Field(3e-3, gt=0, description="AdamW's, after warm-up")
+    weight_decay: float = Field(1e-4, ge=0, description="AdamW's")
+    warmup_steps: int = Field(50, ge=0, description="steps of linear warm-up")
+    schedule: Literal["cosine", "constant"] = Field("cosine", description="after warm-up; constant for endless streams")
+    clip_norm: float = Field(1.0, gt=0, description="largest norm of a gradient")
+    num_contexts: int = Field(8, ge=1, description="contexts in a batch")
+    per_context: int = Field(4, ge=1, description="trajectories of each context in a batch")
+    lowest_inverse_temperature: float = Field(1.0, gt=0, description="lambdas are drawn log-uniformly from here")
+    highest_inverse_temperature: float = Field(1.0, gt=0, description="to here, one per context and batch")
+    rtb: float = Field(1.0, ge=0, description="weight of relative trajectory balance")
+    subtb: float = Field(0.0, ge=0, description="weight of SubTB")
+    subtb_lambda: float = Field(0.9, gt=0, le=1, description="SubTB's weight per step of a subtrajectory")
+    log_partition_variance: float = Field(0.0, ge=0, description="weight of the log-partition variance")
+    bellman: float = Field(1.0, ge=0, description="weight of the soft Bellman equation")
+    terminal: float = Field(1.0, ge=0, description="weight of F(finished) = r")
+    tie: float = Field(1.0, ge=0, description="weight of F_token(s.a) = F_state(s.a)")
+    log_every: int = Field(20, ge=1, description="steps between TensorBoard points")
+    seed: int = Field(0, ge=0, description="of batches and inverse temperatures")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _whole_floats(cls, values: Any) -> Any:
+        """Accept 1 where 1.0 is meant: strict mode refuses nothing else that is a number."""
+        if not isinstance(values, dict):
+            return values
+        floats = {name for name, field in cls.model_fields.items() if field.annotation is float}
+        return {k: float(v) if k in floats and type(v) is int else v for k, v in values.items()}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> FlowTrainOptions:
+        if self.lowest_inverse_temperature > self.highest_inverse_temperature:
+            raise ValueError("lowest_inverse_temperature must not exceed highest_inverse_temperature")
+        if self.log_partition_variance > 0 and self.per_context < 2:
+            raise ValueError("log_partition_variance needs per_context >= 2")
+        if not any(self.loss_weights.values()):
+            raise ValueError("all loss weights are 0, so there is nothing to learn")
+        return self
+
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        """The weight of each loss by name."""
+        names = ("rtb", "subtb", "log_partition_variance", "bellman", "terminal", "tie")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def inverse_temperatures(self) -> tuple[float, float]:
+        """The range that the flow is trained for."""
+        return self.lowest_inverse_temperature, self.highest_inverse_temperature
+
+    @classmethod
+    def parse(cls, values: dict[str, Any]) -> FlowTrainOptions:
+        """Validated options; ConfigurationError names each bad field, its value and what is allowed."""
+        return parse_options(cls, values, "flow training")

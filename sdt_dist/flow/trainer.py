@@ -1,0 +1,239 @@
+"""Training of the flow network from a replay buffer: seeded, resumable exactly (SPEC section 6).
+
+Step k draws its batch and its inverse temperatures from a generator seeded by (seed, k). A checkpoint is one safetensors
+file (weights, optimiser, replay buffer, step, options) that a rename puts in place. It must not know Ray or searches.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from sdt_dist.errors import CheckpointError, ConfigurationError
+from sdt_dist.flow.batch import Batch, Scores, make_batch
+from sdt_dist.flow.losses import (
+    bellman,
+    log_partition_variance,
+    relative_trajectory_balance,
+    subtrajectory_balance,
+    terminal,
+    tie,
+)
+from sdt_dist.flow.network import FlowNetwork
+from sdt_dist.flow.options import FlowTrainOptions
+from sdt_dist.flow.replay import ReplayBuffer
+from sdt_dist.flow.spec import FlowSpec
+from sdt_dist.models.forecaster.spec import replace_file
+
+FORMAT = "sdt-flow-training/1"
+Metrics = dict[str, float]
+_STATE_KEYS = ("step", "exp_avg", "exp_avg_sq")  # of AdamW
+
+
+class FlowTrainer:
+    """Network, optimiser, replay buffer and schedule of one run; `save` and `resume` carry all of it.
+
+    With one torch thread on the CPU a resumed run has the losses, bit for bit, of one that never stopped. `replay` may
+    grow between steps. log_dir: where TensorBoard scalars go, if anywhere.
+    """
+
+    def __init__(
+        self,
+        network: FlowNetwork,
+        replay: ReplayBuffer,
+        options: FlowTrainOptions,
+        *,
+        log_dir: Path | None = None,
+        device: str = "cpu",
+    ) -> None:
+        self.network, self.replay, self.options = network.to(device).train(), replay, options
+        self.device, self.log_dir, self.step, self._writer = torch.device(device), log_dir, 0, None
+        self.optimiser = torch.optim.AdamW(
+            network.parameters(), lr=options.learning_rate, betas=(0.9, 0.99), weight_decay=options.weight_decay
+        )
+
+    def train(self, num_steps: int | None = None, on_step: Callable[[int, Metrics], None] | None = None) -> Metrics:
+        """Take `num_steps` steps (default: to `options.steps`); returns the last step's metrics.
+
+        ConfigurationError for an empty replay buffer; CheckpointError when the loss is not finite.
+        """
+        metrics: Metrics = {}
+        for _ in range(self.options.steps - self.step if num_steps is None else num_steps):
+            metrics = self.train_step()
+            if on_step is not None:
+                on_step(self.step, metrics)
+        self.close()
+        return metrics
+
+    def train_step(self) -> Metrics:
+        """One gradient step; returns its losses, gradient norm, mean log Z and calibration."""
+        if self.step == 0:
+            self._fit_scale()
+        trajectories, batch = self._batch()
+        self._set_rate()
+        scores = Scores.of(self.network, batch)
+        losses = batch_losses(scores, batch, self.options)
+        weights = self.options.loss_weights
+        each = torch.stack([weights[name] * value for name, value in losses.items()]).sum(0)
+        loss = each.mean()
+        if not torch.isfinite(loss):
+            raise CheckpointError(
+                f"flow training: loss {float(loss.detach())} at step {self.step}; go on from the last checkpoint with a smaller "
+                "learning_rate."
+            )
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.options.clip_norm)
+        self.optimiser.step()
+        self.replay.update(trajectories, each.detach().tolist())
+        self.step += 1
+        metrics = {f"loss/{name}": float(value.detach().mean()) for name, value in losses.items()}
+        metrics |= {"loss/total": float(loss.detach()), "gradient_norm": float(norm), **_diagnosis(scores, batch)}
+        self._log(metrics)
+        return metrics
+
+    def save(self, path: Path) -> None:
+        """Write the whole state to one file; ResultsError when the disk refuses."""
+        tensors = {f"model.{k}": v.detach().cpu().contiguous() for k, v in self.network.state_dict().items()}
+        for index, state in self.optimiser.state_dict()["state"].items():
+            tensors |= {f"optimiser.{index}.{k}": state[k].detach().cpu().contiguous() for k in _STATE_KEYS}
+        head, arrays = self.replay.state()
+        tensors |= {f"replay.{name}": torch.from_numpy(np.ascontiguousarray(a)) for name, a in arrays.items()}
+        facts = {"step": self.step, "options": self.options.model_dump(), "spec": self.network.spec.to_dict()}
+        metadata = {"format": FORMAT, "facts": json.dumps(facts), "replay": json.dumps(head)}
+        replace_file(path, lambda temporary: save_file(tensors, temporary, metadata))
+
+    @classmethod
+    def resume(
+        cls, path: Path, options: FlowTrainOptions, *, log_dir: Path | None = None, device: str = "cpu"
+    ) -> FlowTrainer:
+        """The trainer that `save` wrote; CheckpointError for a damaged or foreign file or other options."""
+        tensors, metadata = _read(path)
+        try:
+            facts, head = json.loads(metadata["facts"]), json.loads(metadata["replay"])
+            spec, step, before = (
+                FlowSpec.of(facts["spec"], f"flow training: {path}"),
+                int(facts["step"]),
+                facts["options"],
+            )
+        except (KeyError, ValueError, TypeError) as error:
+            raise CheckpointError(f"flow training: {path} is damaged ({error}); start again.") from error
+        now = options.model_dump()
+        different = [name for name in now if before.get(name) != now[name]]
+        if different:
+            name = different[0]
+            raise CheckpointError(
+                f"flow training: {path} was written with {name}={before.get(name)!r}, now {now[name]!r}; give the same "
+                "options, or another path."
+            )
+        replay = ReplayBuffer.restore(head, {k: v.numpy() for k, v in _group(tensors, "replay.").items()})
+        trainer = cls(FlowNetwork(spec), replay, options, log_dir=log_dir, device=device)
+        trainer._load(_group(tensors, "model."), _group(tensors, "optimiser."), str(path))
+        trainer.step = step
+        return trainer
+
+    def close(self) -> None:
+        """Flush and close the TensorBoard file."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def _batch(self) -> tuple[list[Any], Batch]:
+        options, rng = self.options, np.random.default_rng([self.options.seed, self.step])
+        trajectories = self.replay.sample(rng, options.num_contexts, options.per_context)
+        low, high = options.inverse_temperatures
+        contexts = list(dict.fromkeys(t.context for t in trajectories))
+        draws = np.clip(low * (high / low) ** rng.random(len(contexts)), low, high)
+        batch = make_batch(trajectories, dict(zip(contexts, draws.tolist(), strict=True)), self.network.spec)
+        return trajectories, batch.to(self.device)
+
+    def _fit_scale(self) -> None:
+        rewards = np.array([t.reward for t in self.replay.trajectories])
+        if not len(rewards):
+            raise ConfigurationError("flow training: the replay buffer is empty; add trajectories first.")
+        self.network.set_scale(float(rewards.mean()), max(float(rewards.std()), 1e-3))
+
+    def _set_rate(self) -> None:
+        options = self.options
+        share = min(1.0, (self.step + 1) / max(1, options.warmup_steps))
+        if options.schedule == "cosine":
+            share *= 0.5 * (1 + math.cos(math.pi * min(1.0, self.step / options.steps)))
+        for group in self.optimiser.param_groups:
+            group["lr"] = options.learning_rate * share
+
+    def _log(self, metrics: Metrics) -> None:
+        if self.log_dir is None or self.step % self.options.log_every:
+            return
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter  # a second to import, for those who log
+
+            self._writer = SummaryWriter(str(self.log_dir), purge_step=self.step)
+        for name, value in {**metrics, "replay/size": float(len(self.replay))}.items():
+            self._writer.add_scalar(name, value, self.step)
+
+    def _load(self, model: dict[str, torch.Tensor], optimiser: dict[str, torch.Tensor], owner: str) -> None:
+        parameters = list(self.network.parameters())
+        expected = {k: v.shape for k, v in self.network.state_dict().items()}
+        shapes = {f"{i}.{k}": () if k == "step" else p.shape for i, p in enumerate(parameters) for k in _STATE_KEYS}
+        states_fit = not optimiser or {k: v.shape for k, v in optimiser.items()} == shapes
+        finite = all(torch.isfinite(v).all() for v in (*model.values(), *optimiser.values()))
+        if {k: v.shape for k, v in model.items()} != expected or not states_fit or not finite:
+            raise CheckpointError(f"flow training: {owner} has damaged weights or optimiser states; start again.")
+        self.network.load_state_dict(model)
+        if optimiser:
+            states = {i: {k: optimiser[f"{i}.{k}"] for k in _STATE_KEYS} for i in range(len(parameters))}
+            self.optimiser.load_state_dict(
+                {"state": states, "param_groups": self.optimiser.state_dict()["param_groups"]}
+            )
+
+
+def batch_losses(scores: Scores, batch: Batch, options: FlowTrainOptions) -> dict[str, torch.Tensor]:
+    """The losses [B] whose weight is above 0, by name."""
+    losses = {
+        "rtb": relative_trajectory_balance,
+        "subtb": lambda s, b: subtrajectory_balance(s, b, options.subtb_lambda),
+        "log_partition_variance": log_partition_variance,
+        "bellman": bellman,
+        "terminal": terminal,
+        "tie": tie,
+    }
+    return {name: losses[name](scores, batch) for name, weight in options.loss_weights.items() if weight > 0}
+
+
+def _diagnosis(scores: Scores, batch: Batch) -> Metrics:
+    """Mean log Z = lambda F(root); error and correlation of F with exact soft values, where those are known."""
+    with torch.no_grad():
+        found = {"log_z": float((batch.tilt * scores.state[:, 0]).mean())}
+        known = ~batch.soft_values.isnan()
+        if known.any():
+            ours, exact = scores.state[known], batch.soft_values[known]
+            found["calibration/rms_error"] = float(((ours - exact) ** 2).mean().sqrt())
+            spread = ours.std(correction=0) * exact.std(correction=0)
+            covariance = ((ours - ours.mean()) * (exact - exact.mean())).mean()
+            found["calibration/correlation"] = float(covariance / spread) if spread > 0 else 0.0
+        return found
+
+
+def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"flow training: {path} cannot be read ({error}); start again.") from error
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError(
+            f"flow training: {path} has format {metadata.get('format')!r}, allowed: {FORMAT!r}; give a file we saved."
+        )
+    return tensors, metadata
+
+
+def _group(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

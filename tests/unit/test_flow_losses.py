@@ -1,0 +1,125 @@
+"""The flow's losses: zero at the exact soft values of a toy, and not elsewhere (SPEC section 6)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from sdt_dist.flow.batch import Batch, Scores, make_batch
+from sdt_dist.flow.losses import (
+    bellman,
+    log_partition_variance,
+    log_ratios,
+    relative_trajectory_balance,
+    subtrajectory_balance,
+    terminal,
+    tie,
+)
+from sdt_dist.flow.trajectories import horvitz_thompson_log_weights
+from sdt_dist.noise import gumbel
+from tests.flow_helpers import exact_value, scores_by, shortened, toy_trajectory
+from tests.search_helpers import toy
+
+LOSSES = {
+    "rtb": relative_trajectory_balance,
+    "log_partition_variance": log_partition_variance,
+    "subtb": lambda scores, batch: subtrajectory_balance(scores, batch, 0.9),
+    "bellman": bellman,
+    "terminal": terminal,
+    "tie": tie,
+}
+TOY = toy("A")
+
+
+@pytest.fixture(scope="module")
+def batch() -> Batch:
+    """Six sequences of toy A."""
+    rng = np.random.default_rng(0)
+    trajectories = [toy_trajectory(TOY, TOY.sequence(int(i))) for i in rng.integers(0, 625, 6)]
+    return make_batch(trajectories, {t.context: TOY.inverse_temperature for t in trajectories})
+
+
+@pytest.fixture(scope="module")
+def exact(batch: Batch) -> Scores:
+    return scores_by(exact_value(TOY), batch)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_zero_at_the_exact_values(name: str, batch: Batch, exact: Scores) -> None:
+    assert LOSSES[name](exact, batch).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_not_zero_for_another_function(name: str, batch: Batch) -> None:
+    def wrong(tokens: tuple[int, ...]) -> float:
+        return exact_value(TOY)(tokens) + 0.1 * np.sin(1.0 + TOY.index(tokens) + 7 * len(tokens))
+
+    scores = scores_by(wrong, batch)
+    scores = replace(scores, state=scores.state + 0.05)  # `tie` compares the heads
+    assert LOSSES[name](scores, batch).max() > 1e-3
+
+
+def test_trajectories_of_other_lengths_do_not_matter(batch: Batch) -> None:
+    """A short trajectory has the loss in a padded batch that it has alone."""
+    short, long = shortened(toy_trajectory(TOY, (1, 2, 3, 4)), 2), toy_trajectory(TOY, (4, 3, 2, 1))
+    tilts = {long.context: 5.0}
+
+    def value(tokens: tuple[int, ...]) -> float:
+        return float(np.cos(TOY.index(tokens) + len(tokens)))
+
+    both, alone = make_batch([long, short], tilts), make_batch([short], tilts)
+    for name in set(LOSSES) - {"log_partition_variance"}:  # which compares trajectories with each other
+        have = LOSSES[name](scores_by(value, both), both)[1]
+        assert have == pytest.approx(float(LOSSES[name](scores_by(value, alone), alone)[0]), rel=1e-12)
+
+
+def test_trajectory_losses_see_children_up_to_a_constant(batch: Batch, exact: Scores) -> None:
+    shifted = replace(exact, candidates=exact.candidates + torch.arange(1.0, 5.0)[:, None])
+    assert relative_trajectory_balance(shifted, batch).max() < 1e-6
+    assert log_partition_variance(shifted, batch).max() < 1e-6
+    for name in ("bellman", "terminal", "tie"):
+        assert LOSSES[name](shifted, batch).max() > 0.1
+
+
+def test_log_z_of_the_exact_values(batch: Batch, exact: Scores) -> None:
+    log_z = batch.tilt * batch.reward - log_ratios(exact, batch).sum(1)
+    assert torch.allclose(log_z, torch.full_like(log_z, 3.157463), atol=1e-6)
+
+
+def test_the_formula_of_the_early_notes_is_not_zero(batch: Batch, exact: Scores) -> None:
+    """log Z + sum log[F(x_t-1)/P_F(x_t|x_t-1)] - lambda r, which SPEC section 6 warns of."""
+    log_p = torch.stack([batch.candidate_log_weight[b, torch.arange(4), batch.chosen[b]] for b in range(6)])
+    log_pf = log_ratios(exact, batch) + log_p
+    early = 5 * exact.state[:, 0] + (5 * exact.state[:, :-1] - log_pf).sum(1) - 5 * batch.reward
+    assert early.abs().min() > 1
+
+
+def test_losses_have_finite_gradients(batch: Batch, exact: Scores) -> None:
+    state, candidates = (x.clone().requires_grad_() for x in (exact.state + 0.1, exact.candidates))
+    sum(loss(Scores(state, candidates), batch).sum() for loss in LOSSES.values()).backward()
+    assert state.grad is not None and state.grad.isfinite().all()
+    assert candidates.grad is not None and candidates.grad.isfinite().all()
+
+
+def test_horvitz_thompson_weights_are_unbiased() -> None:
+    rng = np.random.default_rng(1)
+    log_prob = rng.normal(size=12) * 1.5
+    log_prob -= np.logaddexp.reduce(log_prob)
+    values, keys, count = rng.normal(size=12), np.arange(40_000, dtype=np.uint64) * np.uint64(2**40 + 3), 4
+    perturbed = log_prob + gumbel(keys, 12)
+    order = np.argsort(-perturbed, axis=1)
+    estimates = []
+    for row, kept in zip(perturbed, order, strict=True):
+        log_weight = horvitz_thompson_log_weights(log_prob[kept[:count]], float(row[kept[count]]))
+        estimates.append([(np.exp(log_weight) * values[kept[:count]]).sum(), np.exp(log_weight).sum()])
+    mean, error = np.mean(estimates, axis=0), np.std(estimates, axis=0) / np.sqrt(len(keys))
+    wanted = np.array([(np.exp(log_prob) * values).sum(), 1.0])
+    assert (np.abs(mean - wanted) < 4 * error).all() and (error < 0.01).all()
+
+
+def test_complete_rows_weigh_as_the_prior() -> None:
+    log_prob = np.log([0.5, 0.3, 0.2])
+    assert (horvitz_thompson_log_weights(log_prob, -np.inf) == log_prob).all()

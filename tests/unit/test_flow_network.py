@@ -1,0 +1,175 @@
+"""The flow network and its inference: causal, the same step by step as teacher-forced, and bits of a state its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from sdt_dist.errors import CheckpointError, ConfigurationError
+from sdt_dist.flow.checkpoint import FlowInfo
+from sdt_dist.flow.features import log_power, running_spectrum, running_windows
+from sdt_dist.flow.flow import Flow
+from sdt_dist.flow.network import FlowNetwork
+from sdt_dist.flow.spec import FlowSpec
+from sdt_dist.models.card import card_of
+from sdt_dist.models.process import prompt_digest
+from sdt_dist.models.toy import Toy
+from sdt_dist.protocols import Root
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+SPECS = {
+    "values": FlowSpec(34, (2, 34), 60, values=(-3.0, 3.0), context_length=20, patch=3, hidden_size=24, num_layers=2),
+    "ids": FlowSpec(30, (0, 25), 10, context_length=7, hidden_size=16, key_size=8),
+}
+INFO = FlowInfo("model", "reward", (0.5, 20.0))
+
+
+@pytest.fixture(params=SPECS)
+def network(request: pytest.FixtureRequest) -> Iterator[FlowNetwork]:
+    torch.manual_seed(0)
+    network = FlowNetwork(SPECS[request.param])
+    network.set_scale(0.3, 2.0)
+    with torch.inference_mode():
+        yield network.eval()
+
+
+def random_states(spec: FlowSpec, count: int, seed: int = 0) -> list[tuple[Root, tuple[int, ...]]]:
+    """States of all lengths below max_new_tokens after prompts of lengths up to twice the context length."""
+    rng = np.random.default_rng(seed)
+    prompts = [tuple(rng.integers(0, spec.vocab_size, n).tolist()) for n in rng.integers(1, 2 * spec.context_length, 5)]
+    roots = [Root(prompt, prompt_digest(prompt)) for prompt in prompts]
+    lengths = rng.integers(0, spec.max_new_tokens, count)
+    return [(roots[i % 5], tuple(rng.integers(*spec.allowed, n).tolist())) for i, n in enumerate(lengths)]
+
+
+def teacher_forced(
+    network: FlowNetwork, root: Root, tokens: tuple[int, ...], tilt: float
+) -> tuple[np.ndarray, np.ndarray]:
+    prompt = torch.tensor([[*root.prompt, 0, 0]])  # padding must not matter
+    ids = torch.tensor([tokens], dtype=torch.long)
+    state, token = network(prompt, torch.tensor([len(root.prompt)]), ids, torch.tensor([tilt]))
+    return state[0].double().numpy(), token[0].double().numpy()
+
+
+def test_inference_equals_teacher_forcing(network: FlowNetwork) -> None:
+    flow, (low, high) = Flow(network, INFO), network.spec.allowed
+    states = random_states(network.spec, 12)
+    tilts, values = flow.log_tilts(states, 4.0), flow.values(states, 4.0)
+    assert tilts.shape == (12, network.spec.vocab_size) and tilts.dtype == values.dtype == np.float64
+    for (root, tokens), row, value in zip(states, tilts, values, strict=True):
+        state, token = teacher_forced(network, root, tokens, 4.0)
+        np.testing.assert_allclose(row[low:high], 4.0 * token[-1], atol=2e-5)
+        assert not row[:low].any() and not row[high:].any()
+        assert value == pytest.approx(state[-1], abs=1e-5)
+
+
+def test_bits_do_not_depend_on_companions_or_the_cache(network: FlowNetwork) -> None:
+    states = random_states(network.spec, 40)
+    together = Flow(network, INFO).log_tilts(states, 2.0)
+    small = Flow(network, INFO, cache_bytes=1)
+    for i, state in enumerate(states[:15]):
+        assert (small.log_tilts([state], 2.0)[0] == together[i]).all()
+        assert (Flow(network, INFO).log_tilts([states[-1], state], 2.0)[1] == together[i]).all()
+    warm = Flow(network, INFO)
+    warm.values(states[::-1], 2.0)
+    assert (warm.log_tilts(states[::-1], 2.0)[::-1] == together).all()
+    warm.release(states[0][0])
+    assert (warm.log_tilts(states, 2.0) == together).all()
+
+
+def test_the_network_is_causal(network: FlowNetwork) -> None:
+    root, _ = random_states(network.spec, 1)[0]
+    rng = np.random.default_rng(3)
+    tokens = tuple(rng.integers(*network.spec.allowed, 9).tolist())
+    state, token = teacher_forced(network, root, tokens, 1.0)
+    for cut in (0, 4, 8):
+        shorter_state, shorter_token = teacher_forced(network, root, tokens[:cut], 1.0)
+        np.testing.assert_allclose(shorter_state, state[: cut + 1], atol=1e-5)
+        np.testing.assert_allclose(shorter_token, token[: cut + 1], atol=1e-5)
+
+
+def test_the_network_sees_prompt_tokens_and_inverse_temperature(network: FlowNetwork) -> None:
+    (root, tokens), *_ = random_states(network.spec, 1)
+    other = Root((*root.prompt[:-1], (root.prompt[-1] + 1) % network.spec.vocab_size), b"other")
+    base = teacher_forced(network, root, tokens, 1.0)[0]
+    assert np.abs(teacher_forced(network, other, tokens, 1.0)[0] - base).min() > 0
+    assert np.abs(teacher_forced(network, root, tokens, 8.0)[0] - base).min() > 0
+
+
+def test_candidates_are_the_tokens_own_values(network: FlowNetwork) -> None:
+    """By gathering from all tokens, or by multiplying with the candidates' keys only."""
+    hidden = torch.randn(3, 2, 2 * network.spec.hidden_size)
+    low = network.spec.allowed[0]
+    everything = network.token_values(hidden)
+    for width in (2, network.spec.num_tokens):
+        ids = torch.randint(*network.spec.allowed, (3, 2, width))
+        wanted = everything.gather(-1, ids - low)
+        torch.testing.assert_close(network.candidate_values(hidden, ids), wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_a_vocabulary_of_128k_costs_one_product() -> None:
+    spec = FlowSpec(128_000, (0, 128_000), 4, context_length=4, hidden_size=8, key_size=4)
+    flow = Flow(FlowNetwork(spec), INFO)
+    assert flow.log_tilts([(Root((5,), b"a"), (127_999,))], 1.0).shape == (1, 128_000)
+
+
+def test_identity_names_weights_spec_and_use(network: FlowNetwork) -> None:
+    first = Flow(network, INFO).identity
+    assert len(first) == 32 and first == Flow(network, replace(INFO, version=7, metrics={"loss": 1.0})).identity
+    assert first != Flow(network, replace(INFO, reward="other")).identity
+    network.reward_mean.add_(1e-3)
+    assert first != Flow(network, INFO).identity
+
+
+def test_states_that_a_flow_cannot_value_are_refused(network: FlowNetwork) -> None:
+    flow, spec = Flow(network, INFO), network.spec
+    root, full = Root((1, 2), b"r"), (spec.allowed[0],) * spec.max_new_tokens
+    assert np.isfinite(flow.values([(root, full)], 1.0)).all()
+    with pytest.raises(ConfigurationError, match="max_new_tokens"):
+        flow.log_tilts([(root, full)], 1.0)
+    with pytest.raises(ConfigurationError, match=r"0\.5 to 20\.0"):
+        flow.values([(root, ())], 21.0)
+    with pytest.raises(ConfigurationError, match="token ids"):
+        flow.values([(root, (spec.vocab_size,))], 1.0)
+    with pytest.raises(ConfigurationError, match="empty prompt"):
+        flow.values([(Root((), b"e"), ())], 1.0)
+    assert flow.values([], 1.0).shape == (0,) and flow.log_tilts([], 1.0).shape == (0, spec.vocab_size)
+
+
+def test_running_spectrum_is_the_dft_of_the_last_values() -> None:
+    values = torch.randn(2, 7, dtype=torch.float64)
+    features = running_spectrum(running_windows(values, 4))
+    window = torch.cat([torch.zeros(2, 1), values[:, :3]], dim=1).numpy()
+    wanted = np.fft.rfft(window) / 2
+    np.testing.assert_allclose(features[:, 2, :3], wanted.real, atol=1e-12)
+    np.testing.assert_allclose(features[:, 2, 6:], np.log1p(np.abs(wanted) ** 2), atol=1e-12)
+
+
+def test_log_power_finds_a_sine_and_ignores_what_is_not_real() -> None:
+    time = torch.arange(96)
+    series = torch.sin(2 * torch.pi * time / 8)[None].double()
+    real = (time >= 40)[None]
+    power = log_power(series * real, real, 48)
+    assert power.shape == (1, 25) and int(power.argmax()) == 6
+    torch.testing.assert_close(power, log_power(torch.where(real, series, 9.0), real, 48))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("hidden_size", 0), ("patch", 1.0), ("allowed", (3, 40)), ("values", (1.0, 1.0)), ("num_layers", 1000)],
+)
+def test_specs_that_describe_no_network_are_refused(field: str, value: object) -> None:
+    with pytest.raises(ConfigurationError, match=field):
+        replace(SPECS["values"], **{field: value})
+    with pytest.raises(CheckpointError, match=field):
+        FlowSpec.of({**SPECS["values"].to_dict(), field: value}, "file")
+    assert FlowSpec.of(SPECS["values"].to_dict(), "file") == SPECS["values"]
+
+
+def test_the_spec_of_a_model() -> None:
+    toy = Toy(5, 4, 1.0)
+    assert FlowSpec.of_card(card_of(toy), 4, hidden_size=8) == FlowSpec(5, (0, 5), 4, hidden_size=8)
