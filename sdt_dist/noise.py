@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from functools import lru_cache
 
 import numpy as np
 from numba import njit
@@ -37,6 +38,16 @@ def stream_key(*parts: int | str) -> int:
 def position_key(stream: int, position: int) -> int:
     """The row key of position `position` of a stream; consecutive positions differ by one odd constant."""
     return (stream + position * _GOLDEN) & _MASK
+
+
+def proposal_key(row_key: int, flow: str) -> int:
+    """The row key of the draws from q with the flow of this identity, where draws from p have `row_key`."""
+    return mix64(row_key ^ _law_salt(flow))
+
+
+@lru_cache(maxsize=64)
+def _law_salt(flow: str) -> int:
+    return stream_key("q", flow)
 
 
 def uniform(key: int, index: int) -> float:

@@ -68,6 +68,40 @@ class Root:
     embeddings: np.ndarray | None = None
 
 
+State = tuple[Root, tuple[int, ...]]  # a problem and the tokens generated so far
+
+
+class Flow(Protocol):
+    """A learned estimate F(s) of the soft value V(s), any at all: searches that use it stay exact (SPEC section 6).
+
+    `identity` names this very version; a search keeps the version that it started with. States are (root, generated
+    tokens), B of them a call; both methods return lambda-dependent estimates for the given inverse_temperature lambda.
+    """
+
+    @property
+    def identity(self) -> str: ...
+
+    def log_tilts(self, states: Sequence[State], inverse_temperature: float) -> np.ndarray:
+        """lambda F(s a) [B, V] float64 of the children of B states, finite wherever p(a|s) > 0."""
+        ...
+
+    def values(self, states: Sequence[State], inverse_temperature: float) -> np.ndarray:
+        """F(s) [B] float64."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Tilt:
+    """Report q(a|s) ~ p(a|s) exp(lambda F(s a)) beside p, and draw tokens from the law `draws` (SPEC section 6, use (a)).
+
+    flow: the identity of a flow that the backend holds. Excluded tokens are masked under both laws.
+    """
+
+    flow: str
+    inverse_temperature: float
+    draws: Literal["p", "q"]
+
+
 @dataclass(frozen=True, slots=True)
 class Cost:
     """What one request cost (SPEC 1.3). `calls` holds the numbers of the forward passes it took part in."""
@@ -83,6 +117,7 @@ class ExpandRequest:
 
     With `key` (a row key, see `noise`) the children are a draw from p without replacement, in order. Tokens
     in `excluded` are masked before choosing; reported log-probs are always those of the unmasked law.
+    With a `tilt` that draws from q, q stands for p in choosing.
     """
 
     root: Root
@@ -90,6 +125,7 @@ class ExpandRequest:
     num_children: int
     key: int | None = None
     excluded: tuple[int, ...] = ()
+    tilt: Tilt | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +134,8 @@ class Expansion:
 
     `log_residual` is the log of the prior mass outside children and excluded tokens (-inf when none), summed
     over those tokens rather than taken as 1 - P; `num_remaining` counts the tokens with p > 0 there.
+    Where the request had a tilt: log_proposal [K] is log q, log_residual_proposal the log of the mass of q outside children
+    and excluded tokens, log_tilt [K] lambda F of each child.
     """
 
     children: np.ndarray
@@ -106,6 +144,9 @@ class Expansion:
     log_residual: float
     num_remaining: int
     cost: Cost = field(default_factory=Cost)
+    log_proposal: np.ndarray | None = None
+    log_residual_proposal: float | None = None
+    log_tilt: np.ndarray | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +154,8 @@ class RolloutRequest:
     """Generate up to `num_tokens` tokens from the state (root, tokens), stopping after an end token.
 
     Step j uses the row key `key + j * golden` (`noise.position_key`): give the key of the first new position.
-    `key=None` takes the argmax (greedy). `excluded` is masked at the first step only.
+    `key=None` takes the argmax (greedy). `excluded` is masked at the first step only. Draws are from p, or from the law
+    that `tilt` names; p and q have separate noise.
     """
 
     root: Root
@@ -121,6 +163,7 @@ class RolloutRequest:
     num_tokens: int
     key: int | None
     excluded: tuple[int, ...] = ()
+    tilt: Tilt | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +172,8 @@ class Rollout:
 
     log_prob [n]: log p of each token under the unmasked law. log_residual [n]: log prior mass outside that
     token (outside it and `excluded` at step 0). num_remaining [n]: how many tokens with p > 0 are there.
+    Where the request had a tilt, whichever law it drew from: log_proposal [n] and log_residual_proposal [n] are the same
+    of q, and log_tilt [n] is lambda F of every state that was reached.
     """
 
     tokens: np.ndarray
@@ -137,6 +182,9 @@ class Rollout:
     num_remaining: np.ndarray
     finish_reason: FinishReason
     cost: Cost = field(default_factory=Cost)
+    log_proposal: np.ndarray | None = None
+    log_residual_proposal: np.ndarray | None = None
+    log_tilt: np.ndarray | None = None
 
 
 class LogitsModel(Protocol):
@@ -144,7 +192,8 @@ class LogitsModel(Protocol):
 
     `nfe` and `model_calls` count, since construction, every next-token distribution computed (rows of the
     output head that were used, the prompt's last position included) and every batched forward pass.
-    Errors: ContextError for an empty prompt or one that leaves no room within `max_context`.
+    Errors: ContextError for an empty prompt or one that leaves no room within `max_context`; ConfigurationError for a
+    tilt by a flow that the backend does not hold. Those that can hold flows have `load_flow(flow)` besides.
     """
 
     vocab_size: int
@@ -182,6 +231,8 @@ class Process(Protocol):
     def top_k(self) -> int | None: ...
 
     def root(self, context: Any) -> Root: ...
+
+    def load_flow(self, flow: Flow) -> None: ...
 
     def expand(self, requests: Sequence[ExpandRequest]) -> list[Expansion]: ...
 

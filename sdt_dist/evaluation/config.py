@@ -81,6 +81,7 @@ class EvaluationConfig(BaseModel):
 
         for method in self.method_configs():
             options = validate_options(method.name, self.options_of(method))
+            get_method(method.name).check_flow(is_given=False)
             check_sharing(method.name, options, self.searchers_per_problem, self.warm_start is not None)
         self._check_evidence()
         labels = [method.label for method in self.method_configs()]

@@ -13,9 +13,10 @@ import numpy as np
 from sdt_dist.models.context import check_context
 from sdt_dist.models.decoder import Batch, Decoder, Prompt
 from sdt_dist.models.prefix_cache import PrefixCache
-from sdt_dist.models.reduction import draw, largest, law_scores
+from sdt_dist.models.proposal import Flows, RowAsk, Step, expansion, rollout
+from sdt_dist.models.reduction import law_scores
 from sdt_dist.noise import position_key
-from sdt_dist.protocols import Cost, ExpandRequest, Expansion, PriorLaw, Rollout, RolloutRequest, Root
+from sdt_dist.protocols import Cost, ExpandRequest, Expansion, Flow, PriorLaw, Rollout, RolloutRequest, Root
 
 _Reduce = Callable[[list[int], np.ndarray], list[int]]
 
@@ -39,45 +40,36 @@ class CachedModel:
         self.prefix_tokens = self.reused_tokens = 0
         self._prompts: dict[bytes, Prompt] = {}
         self._cache = PrefixCache(cache_bytes)
+        self._flows = Flows()
+
+    def load_flow(self, flow: Flow) -> None:
+        """Hold a flow, so that requests can have tilts by its identity."""
+        self._flows.load(flow)
 
     def expand(self, requests: Sequence[ExpandRequest], law: PriorLaw) -> list[Expansion]:
         runs = [_Run(request.root, request.tokens, 1) for request in requests]
-        replies: list[Expansion | None] = [None] * len(runs)
+        found: dict[int, tuple[np.ndarray, Step]] = {}
 
         def reduce(rows: list[int], scores: np.ndarray) -> list[int]:
             asked = [requests[row] for row in rows]
-            found = largest(
-                scores, [r.num_children for r in asked], [r.key for r in asked], [r.excluded for r in asked]
-            )
-            for row, (children, log_prob, residual, count) in zip(rows, found, strict=True):
-                replies[row] = Expansion(children, log_prob, log_prob, residual, count)
+            asks = [RowAsk((r.root, r.tokens), r.key, r.excluded, r.tilt) for r in asked]
+            found.update(zip(rows, self._flows.largest(scores, [r.num_children for r in asked], asks), strict=True))
             return [-1] * len(rows)
 
         self._run(runs, law, reduce)
-        return [
-            Expansion(r.children, r.log_prob, r.log_weight, r.log_residual, r.num_remaining, run.cost())
-            for r, run in zip(replies, runs, strict=True)
-            if r is not None
-        ]
+        return [expansion(*found[row], run.cost()) for row, run in enumerate(runs)]
 
     def rollout(self, requests: Sequence[RolloutRequest], law: PriorLaw) -> list[Rollout]:
         runs = [_Run(request.root, request.tokens, request.num_tokens) for request in requests]
 
         def reduce(rows: list[int], scores: np.ndarray) -> list[int]:
-            steps = [len(runs[row].generated) for row in rows]
-            keys = [
-                None if (key := requests[row].key) is None else position_key(key, step)
-                for row, step in zip(rows, steps, strict=True)
-            ]
-            excluded = [() if step else requests[row].excluded for row, step in zip(rows, steps, strict=True)]
-            tokens, *columns = draw(scores, keys, excluded)
-            found = zip(*(column.tolist() for column in columns), strict=True)
-            for row, step in zip(rows, found, strict=True):
+            tokens, steps = self._flows.draw(scores, [runs[row].ask(requests[row]) for row in rows])
+            for row, step in zip(rows, steps, strict=True):
                 runs[row].steps.append(step)
-            return tokens.tolist()
+            return tokens
 
         self._run(runs, law, reduce)
-        return [run.rollout(law) for run in runs]
+        return [run.rollout(law, request) for run, request in zip(runs, requests, strict=True)]
 
     def release(self, root: Root) -> None:
         self._prompts.pop(root.digest, None)
@@ -173,7 +165,7 @@ class _Run:
         self.prompt: Prompt
         self.pending: list[int] = []
         self.generated: list[int] = []
-        self.steps: list[tuple] = []
+        self.steps: list[Step] = []
         self.reused = 0
         self._nfe = self._recomputed = 0
         self._calls: set[int] = set()
@@ -197,10 +189,13 @@ class _Run:
     def cost(self) -> Cost:
         return Cost(self._nfe, frozenset(self._calls), self._recomputed)
 
-    def rollout(self, law: PriorLaw) -> Rollout:
-        log_prob, residual, remaining = (np.array([step[i] for step in self.steps]) for i in range(3))
+    def ask(self, request: RolloutRequest) -> RowAsk:
+        """What its next row is asked."""
+        step = len(self.generated)
+        key = None if request.key is None else position_key(request.key, step)
+        state = (self.root, (*self.known, *self.generated) if request.tilt is not None else self.known)
+        return RowAsk(state, key, () if step else request.excluded, request.tilt)
+
+    def rollout(self, law: PriorLaw, request: RolloutRequest) -> Rollout:
         ended = bool(self.generated) and self.generated[-1] in law.end_tokens
-        tokens = np.array(self.generated, dtype=np.int32)
-        return Rollout(
-            tokens, log_prob, residual, remaining.astype(np.int32), "eos" if ended else "length", self.cost()
-        )
+        return rollout(self.generated, self.steps, "eos" if ended else "length", self.cost(), request.tilt)

@@ -14,6 +14,7 @@ from sdt_dist.protocols import (
     ExpandRequest,
     Expansion,
     FinishReason,
+    Flow,
     LogitsModel,
     PriorLaw,
     Rollout,
@@ -88,6 +89,16 @@ class TokenProcess:
         if bad:
             raise ContextError(f"prompt: token id {bad[0]}, allowed 0 to {self.model.vocab_size - 1}.")
         return Root(prompt, prompt_digest(prompt))
+
+    def load_flow(self, flow: Flow) -> None:
+        """Let requests have tilts by this flow; ConfigurationError where the model cannot hold flows."""
+        load = getattr(self.model, "load_flow", None)
+        if load is None:
+            raise ConfigurationError(
+                f"flow: {type(self.model).__name__} cannot hold flow networks; allowed: hf and mlx models, toys and "
+                "objects with LLMInterface, in this process. Leave the flow out, or load the model with one of these."
+            )
+        load(flow)
 
     def expand(self, requests: Sequence[ExpandRequest]) -> list[Expansion]:
         return self.model.expand(requests, self.law)

@@ -90,6 +90,25 @@ def largest(
     return [(tokens[i, :n], log_prob[i, :n], log_rest, count) for i, (n, log_rest, count) in enumerate(found)]
 
 
+def measure(
+    scores: np.ndarray, chosen: Sequence[Sequence[int]], excluded: Sequence[tuple[int, ...]]
+) -> list[tuple[np.ndarray, float, int]]:
+    """What `draw` and `largest` report, for tokens that were chosen in another way, such as under another law.
+
+    scores [B, V] as from `law_scores`, chosen: K tokens a row. Returns for each row log p [K] of its tokens, and log mass
+    and count of what is outside them and `excluded`, with the bits of `draw` and `largest`.
+    """
+    scores = np.ascontiguousarray(scores)
+    taken = [(*left_out, *tokens) for left_out, tokens in zip(excluded, chosen, strict=True)]
+    slots, keys = np.zeros(len(scores), dtype=np.int64), [None] * len(scores)
+    _, top, log_total, log_rest, count = _account(scores, slots, keys, taken)
+    rows = zip(chosen, scores, top.tolist(), log_total.tolist(), log_rest.tolist(), count.tolist(), strict=True)
+    return [
+        (row[list(tokens)].astype(np.float64) - high - total, rest, left)
+        for tokens, row, high, total, rest, left in rows
+    ]
+
+
 def _account(
     scores: np.ndarray, slots: np.ndarray, keys: Sequence[int | None], excluded: Sequence[tuple[int, ...]]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from sdt_dist.models.context import check_context
-from sdt_dist.models.reduction import draw, largest, law_scores
+from sdt_dist.models.proposal import Flows, RowAsk, Step, expansion, rollout
+from sdt_dist.models.reduction import law_scores
 from sdt_dist.noise import position_key
-from sdt_dist.protocols import Cost, ExpandRequest, Expansion, PriorLaw, Rollout, RolloutRequest, Root
+from sdt_dist.protocols import Cost, ExpandRequest, Expansion, Flow, PriorLaw, Rollout, RolloutRequest, Root
 
 State = tuple[bytes, tuple[int, ...]]
 
@@ -36,6 +37,11 @@ class RowModel(ABC):
         self._rows: OrderedDict[State, np.ndarray] = OrderedDict()
         self._prefixes: dict[bytes, set[tuple[int, ...]]] = {}
         self._size_bytes = 0
+        self._flows = Flows()
+
+    def load_flow(self, flow: Flow) -> None:
+        """Hold a flow, so that requests can have tilts by its identity."""
+        self._flows.load(flow)
 
     @abstractmethod
     def compute_rows(self, sequences: list[tuple[int, ...]]) -> tuple[np.ndarray, list[int]]:
@@ -45,28 +51,19 @@ class RowModel(ABC):
         for request in requests:
             check_context(request.root, len(request.tokens) + 1, self.max_context)
         rows, costs = self._scores([(r.root, r.tokens) for r in requests], law)
-        found = largest(
-            rows, [r.num_children for r in requests], [r.key for r in requests], [r.excluded for r in requests]
-        )
-        return [
-            Expansion(tokens, log_prob, log_prob, residual, remaining, cost)
-            for (tokens, log_prob, residual, remaining), cost in zip(found, costs, strict=True)
-        ]
+        asks = [RowAsk((r.root, r.tokens), r.key, r.excluded, r.tilt) for r in requests]
+        found = self._flows.largest(rows, [r.num_children for r in requests], asks)
+        return [expansion(*reply, cost) for reply, cost in zip(found, costs, strict=True)]
 
     def rollout(self, requests: Sequence[RolloutRequest], law: PriorLaw) -> list[Rollout]:
         for request in requests:
             check_context(request.root, len(request.tokens) + request.num_tokens, self.max_context)
         runs = [_Run(request) for request in requests]
-        step = 0
-        while active := [run for run in runs if run.wants_more(step, law)]:
+        while active := [run for run in runs if run.wants_more(law)]:
             rows, costs = self._scores([(run.request.root, run.tokens()) for run in active], law)
-            keys = [None if (k := run.request.key) is None else position_key(k, step) for run in active]
-            excluded = [run.request.excluded if step == 0 else () for run in active]
-            columns = draw(rows, keys, excluded)
-            for i, run in enumerate(active):
-                run.steps.append(tuple(column[i] for column in columns))
-                run.costs.append(costs[i])
-            step += 1
+            tokens, steps = self._flows.draw(rows, [run.ask() for run in active])
+            for run, token, step, cost in zip(active, tokens, steps, costs, strict=True):
+                run.take(token, step, cost)
         return [run.reply(law) for run in runs]
 
     def release(self, root: Root) -> None:
@@ -113,21 +110,30 @@ class _Run:
 
     def __init__(self, request: RolloutRequest) -> None:
         self.request = request
-        self.steps: list[tuple] = []
+        self.generated: list[int] = []
+        self.steps: list[Step] = []
         self.costs: list[Cost] = []
 
     def tokens(self) -> tuple[int, ...]:
-        return self.request.tokens + tuple(int(step[0]) for step in self.steps)
+        return (*self.request.tokens, *self.generated)
 
-    def wants_more(self, step: int, law: PriorLaw) -> bool:
-        ended = bool(self.steps) and int(self.steps[-1][0]) in law.end_tokens
-        return step < self.request.num_tokens and not ended
+    def wants_more(self, law: PriorLaw) -> bool:
+        return len(self.generated) < self.request.num_tokens and not self._ended(law)
+
+    def _ended(self, law: PriorLaw) -> bool:
+        return bool(self.generated) and self.generated[-1] in law.end_tokens
+
+    def ask(self) -> RowAsk:
+        """What its next row is asked."""
+        request, step = self.request, len(self.generated)
+        key = None if request.key is None else position_key(request.key, step)
+        return RowAsk((request.root, self.tokens()), key, () if step else request.excluded, request.tilt)
+
+    def take(self, token: int, step: Step, cost: Cost) -> None:
+        self.generated.append(token)
+        self.steps.append(step)
+        self.costs.append(cost)
 
     def reply(self, law: PriorLaw) -> Rollout:
-        token, log_prob, residual, remaining = (
-            np.array([step[i] for step in self.steps], dtype=kind)
-            for i, kind in enumerate((np.int32, np.float64, np.float64, np.int32))
-        )
-        ended = len(token) > 0 and int(token[-1]) in law.end_tokens
         cost = Cost(sum(c.nfe for c in self.costs), frozenset().union(*(c.calls for c in self.costs)))
-        return Rollout(token, log_prob, residual, remaining, "eos" if ended else "length", cost)
+        return rollout(self.generated, self.steps, "eos" if self._ended(law) else "length", cost, self.request.tilt)

@@ -1,7 +1,7 @@
 """Model requests and replies as a few flat numpy arrays, for other processes and machines (SPEC section 4).
 
-Everything arrives bit by bit and in its order. Sequences are concatenated beside their lengths, each root is sent once
-(without its `meta`), and the forward passes a reply took part in travel as ranges. Must not know Ray, HTTP or models.
+Everything arrives bit by bit and in its order. Sequences are concatenated beside their lengths, each root and each tilt is
+sent once (a root without its `meta`), and the forward passes a reply took part in travel as ranges. Must not know Ray, HTTP or models.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ from sdt_dist.models.columns import (
     unpack_lists,
     unpack_sets,
 )
+from sdt_dist.models.wire_tilts import pack_proposals, pack_tilts, unpack_proposals, unpack_tilts
 from sdt_dist.protocols import Cost, ExpandRequest, Expansion, PriorLaw, Rollout, RolloutRequest, Root
 
-WIRE_VERSION = 1
+WIRE_VERSION = 2
 ModelRequest = ExpandRequest | RolloutRequest
 ModelReply = Expansion | Rollout
 _LONGEST_DIGEST = 64
@@ -64,6 +65,7 @@ def pack_requests(requests: Sequence[ModelRequest], law: PriorLaw) -> Arrays:
         **pack_lists("prompt", [prompt for _, prompt, _ in names]),
         **pack_lists("digest", [digest for digest, _, _ in names], np.uint8),
         "paid": np.array([paid for _, _, paid in names], dtype=np.bool_),
+        **pack_tilts([r.tilt for r in requests]),
     }
 
 
@@ -85,11 +87,14 @@ def unpack_requests(arrays: Mapping[str, np.ndarray]) -> tuple[list[ModelRequest
         has_key.tolist(),
         column(arrays, "key", np.uint64, size).tolist(),
         unpack_lists(arrays, "excluded", size=size),
+        unpack_tilts(arrays, size),
         strict=True,
     )
     requests: list[ModelRequest] = [
-        (RolloutRequest if is_rollout else ExpandRequest)(roots[i], tokens, count, key if keyed else None, excluded)
-        for is_rollout, i, tokens, count, keyed, key, excluded in rows
+        (RolloutRequest if is_rollout else ExpandRequest)(
+            roots[i], tokens, count, key if keyed else None, excluded, tilt
+        )
+        for is_rollout, i, tokens, count, keyed, key, excluded, tilt in rows
     ]
     return requests, law
 
@@ -142,6 +147,7 @@ def pack_replies(replies: Sequence[ModelReply]) -> Arrays:
         "steps_log_residual": joined([r.log_residual for r in rollouts], np.float64),
         "steps_num_remaining": joined([r.num_remaining for r in rollouts], np.int32),
         "ended": np.array([r.finish_reason == "eos" for r in rollouts], dtype=np.bool_),
+        **pack_proposals(expansions, rollouts),
         **_pack_costs([reply.cost for reply in replies]),
     }
 
@@ -156,8 +162,9 @@ def unpack_replies(arrays: Mapping[str, np.ndarray], first_call: int = 0) -> lis
     expansions, rollouts = _expansions(arrays, len(is_rollout) - num_rollouts), _rollouts(arrays, num_rollouts)
     costs = _unpack_costs(arrays, len(is_rollout), first_call)
     return [
-        Rollout(*next(rollouts), cost=cost) if rollout else Expansion(*next(expansions), cost=cost)
+        (Rollout if rollout else Expansion)(*fields, cost=cost, **of_proposal)
         for rollout, cost in zip(is_rollout.tolist(), costs, strict=True)
+        for fields, of_proposal in [next(rollouts if rollout else expansions)]
     ]
 
 
@@ -188,13 +195,13 @@ def _roots(arrays: Mapping[str, np.ndarray]) -> list[Root]:
     return [Root(prompt, bytes(digest), paid=p) for prompt, digest, p in zip(prompts, digests, paid, strict=True)]
 
 
-def _expansions(arrays: Mapping[str, np.ndarray], size: int) -> Iterator[Any]:
-    """(children, log_prob, log_weight, log_residual, num_remaining) of every expansion."""
+def _expansions(arrays: Mapping[str, np.ndarray], size: int) -> Iterator[tuple[Any, Any]]:
+    """((children, log_prob, log_weight, log_residual, num_remaining), of the proposal) of every expansion."""
     sizes = lengths(arrays, "children_length", size)
     total, own = int(sizes.sum()), column(arrays, "has_log_weight", np.bool_, size)
     weights = iter(slices(column(arrays, "log_weight", np.float64, int(sizes[own].sum())), sizes[own]))
     log_probs = slices(column(arrays, "children_log_prob", np.float64, total), sizes)
-    return zip(
+    fields = zip(
         slices(column(arrays, "children", np.int32, total), sizes),
         log_probs,
         [next(weights) if other else same for other, same in zip(own.tolist(), log_probs, strict=True)],
@@ -202,16 +209,17 @@ def _expansions(arrays: Mapping[str, np.ndarray], size: int) -> Iterator[Any]:
         column(arrays, "num_remaining", np.int64, size).tolist(),
         strict=True,
     )
+    return zip(fields, unpack_proposals(arrays, "children", sizes), strict=True)
 
 
-def _rollouts(arrays: Mapping[str, np.ndarray], size: int) -> Iterator[Any]:
-    """(tokens, log_prob, log_residual, num_remaining, finish_reason) of every rollout."""
+def _rollouts(arrays: Mapping[str, np.ndarray], size: int) -> Iterator[tuple[Any, Any]]:
+    """((tokens, log_prob, log_residual, num_remaining, finish_reason), of the proposal) of every rollout."""
     sizes = lengths(arrays, "steps_length", size)
     total = int(sizes.sum())
     fields = (("", np.int32), ("_log_prob", np.float64), ("_log_residual", np.float64), ("_num_remaining", np.int32))
     columns = [slices(column(arrays, f"steps{name}", kind, total), sizes) for name, kind in fields]
     reasons = ["eos" if ended else "length" for ended in column(arrays, "ended", np.bool_, size).tolist()]
-    return zip(*columns, reasons, strict=True)
+    return zip(zip(*columns, reasons, strict=True), unpack_proposals(arrays, "steps", sizes), strict=True)
 
 
 def _pack_costs(costs: Sequence[Cost]) -> Arrays:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from sdt_dist.errors import ConfigurationError, SdtError
-from sdt_dist.protocols import Process
+from sdt_dist.protocols import Flow, Process
 from sdt_dist.search.driver import Progress, Search, drive
 from sdt_dist.search.methods import get_method, validate_options
 from sdt_dist.search.options import SearchOptions
@@ -40,18 +40,27 @@ def run_searches(
     on_progress: Progress | None = None,
     resume: Snapshot | None = None,
     sharing: SharingPlan | None = None,
+    flow: Flow | None = None,
 ) -> Iterator[tuple[int, SearchResult | SdtError]]:
     """Search many problems with one method, merging their model requests; yields each as it ends.
 
     Yields (problem index, SearchResult), or (problem index, error) for a problem whose reward or context failed.
     Results do not depend on which problems run together. `resume` goes on with one problem's saved search. ConfigurationError comes before any model call.
     With `sharing`, several searches work on each problem or start from earlier evidence; one result a problem comes out.
+    `flow`: what s_adt, smc and snis propose with; results stay exact whatever it is.
     """
     checked = validate_options(method, options)
+    get_method(method).check_flow(flow is not None)
+    if sharing is not None and flow is not None:
+        raise ConfigurationError("sharing: given together with a flow, allowed: one of them; leave one out.")
+    if flow is not None:
+        process.load_flow(flow)
     if sharing is not None:
         return _run_teams(process, problems, sharing, method, checked, seed, in_flight, on_progress, resume)
+    name = None if flow is None else flow.identity
     searches = (
-        open_search(process, problem, method=method, options=checked, seed=seed, resume=resume) for problem in problems
+        open_search(process, problem, method=method, options=checked, seed=seed, resume=resume, flow=name)
+        for problem in problems
     )
     return drive(process, searches, in_flight=in_flight, on_progress=on_progress)
 
@@ -115,20 +124,24 @@ def open_search(
     cache_name: str = "",
     resume: Snapshot | None = None,
     membership: Membership | None = None,
+    flow: str | None = None,
 ) -> tuple[Session, Search]:
     """A search that is ready to be driven: its session and its generator.
 
     options: from `validate_options`. cache_name: tells apart searches of one problem that run beside each other on one
     backend: caches are per search, so that no companion changes what a search costs. membership: its place in a team
-    (`search.sharing_plan`), whose searches on one backend share their caches.
+    (`search.sharing_plan`), whose searches on one backend share their caches. flow: the identity of a flow that the process
+    holds. ConfigurationError where the method has no use for one, or lacks it.
     """
+    chosen = get_method(method)
+    chosen.check_flow(flow is not None)
     name = f"{problem.index}/{cache_name}".encode()
     digest = hashlib.blake2b(problem.root.digest + name, digest_size=16).digest()
     own = replace(problem, root=replace(problem.root, digest=digest))
-    session = Session(own, process, options, seed, resumed=resume, membership=membership)
+    session = Session(own, process, options, seed, resumed=resume, membership=membership, flow=flow)
     if resume is not None:
         resume.check(session.header(method))
-    return session, get_method(method).run(session)
+    return session, chosen.run(session)
 
 
 def search(
@@ -144,6 +157,7 @@ def search(
     seed: int = 0,
     resume: Snapshot | str | Path | None = None,
     on_progress: Callable[[int, int], None] | None = None,
+    flow: Flow | None = None,
     **options: Any,
 ) -> SearchResult:
     """Samples of p(x|prompt) exp(lambda r(x)) by one method.
@@ -153,12 +167,14 @@ def search(
     that takes a list of finished samples (token lists, generated part only; arrays [B, horizon] for forecasters)
     and returns floats. options: the method's (num_rollouts, inverse_temperature, num_samples, wave_size, ...).
     resume: a tree method's saved search of the same prompt and reward, to go on with up to a larger budget.
+    flow: what s_adt, smc and snis propose with; any other method refuses one.
     Raises ConfigurationError, ContextError or RewardError; nothing is computed before options are checked.
     """
     from sdt_dist.models.interface import interface_process
     from sdt_dist.rewards.base import as_reward
 
     validate_options(method, options)
+    get_method(method).check_flow(flow is not None)
     law = {"sampling_temperature": sampling_temperature, "top_k": top_k, "top_p": top_p}
     process = (
         model.process(max_new_tokens, **law)
@@ -175,6 +191,7 @@ def search(
         seed=seed,
         on_progress=on_progress,
         resume=Snapshot.load(resume) if isinstance(resume, (str, Path)) else resume,
+        flow=flow,
     )
     if isinstance(outcome, SdtError):
         raise outcome

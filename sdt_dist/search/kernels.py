@@ -48,7 +48,7 @@ def add_child(nodes, size, node, token, log_prior):
     nodes[node].first_child = size
     nodes[size].depth = nodes[node].depth + 1
     nodes[size].num_remaining = -1
-    nodes[size].log_prior = log_prior
+    nodes[size].log_prior = nodes[size].log_proposal = log_prior
     nodes[size].log_weight = log_prior
     nodes[size].value = np.nan
     nodes[size].log_known = -np.inf
@@ -58,11 +58,19 @@ def add_child(nodes, size, node, token, log_prior):
 
 
 @njit(cache=True)
-def attach(nodes, size, start, tokens, log_prob, log_residual, num_remaining):
+def propose(nodes, child, log_proposal):
+    """Give a new child its log q: its estimate U = R is then its parent's R times q/p, the relative value by F."""
+    nodes[child].log_proposal = log_proposal
+    nodes[child].log_unknown += log_proposal - nodes[child].log_prior
+    nodes[child].log_rate = nodes[child].log_unknown
+
+
+@njit(cache=True)
+def attach(nodes, size, start, tokens, log_prob, log_residual, num_remaining, log_proposal, log_residual_proposal):
     """Walk a rollout's tokens [n] down from `start`, adding what is missing; returns (size, last node).
 
-    Every step counts as one draw at its node and one multiplicity of its child. A node's residual is the
-    reply's own sum while nothing else joined since the request, and a difference of such sums otherwise.
+    Every step counts as one draw at its node and one multiplicity of its child. A node's residuals (of p and of q) are
+    the reply's own sums while nothing else joined since the request, and differences of such sums otherwise.
     """
     node = start
     for step in range(len(tokens)):
@@ -71,15 +79,19 @@ def attach(nodes, size, start, tokens, log_prob, log_residual, num_remaining):
         if child < 0:
             child = size
             size = add_child(nodes, size, node, tokens[step], log_prob[step])
+            propose(nodes, child, log_proposal[step])
             known = nodes[node].num_remaining
             if known < 0 or (step == 0 and num_remaining[0] == known - 1):
                 nodes[node].num_remaining = num_remaining[step]
                 nodes[node].log_residual = log_residual[step]
+                nodes[node].log_residual_proposal = max(log_residual_proposal[step], TINY_LOG_MASS)
             else:
                 nodes[node].num_remaining = known - 1
                 nodes[node].log_residual = log_difference(nodes[node].log_residual, log_prob[step])
+                rest = log_difference(nodes[node].log_residual_proposal, log_proposal[step])
+                nodes[node].log_residual_proposal = rest
             if nodes[node].num_remaining == 0:
-                nodes[node].log_residual = -np.inf
+                nodes[node].log_residual = nodes[node].log_residual_proposal = -np.inf
         nodes[child].multiplicity += 1
         node = child
     return size, node
@@ -103,6 +115,16 @@ def path_log_prior(nodes, node):
         steps[nodes[node].depth - 1] = nodes[node].log_prior
         node = nodes[node].parent
     return steps.sum()
+
+
+@njit(cache=True)
+def path_log_ratio(nodes, node, above):
+    """log of the product of q/p over the steps from `above` down to `node`; 0 without a proposal."""
+    total = 0.0
+    while node != above:
+        total += nodes[node].log_proposal - nodes[node].log_prior
+        node = nodes[node].parent
+    return total
 
 
 @njit(cache=True)

@@ -16,7 +16,7 @@ import numpy as np
 
 from sdt_dist.errors import ConfigurationError
 from sdt_dist.noise import position_key
-from sdt_dist.protocols import ExpandRequest, Expansion, Rollout, RolloutRequest
+from sdt_dist.protocols import ExpandRequest, Expansion, Rollout, RolloutRequest, Tilt
 from sdt_dist.search.kernels import count_visits, path_log_prior
 from sdt_dist.search.options import TreeOptions
 from sdt_dist.search.session import Reply, Request, Session
@@ -30,13 +30,17 @@ IDLE_WALKS = 1000
 class Walk:
     """One walk under way. `ticket` numbers walks from 0; `node` is where it stands.
 
-    Its rollout has generated `rolled` of at most `limit` tokens since it left the nodes that were evaluated before.
+    Its rollout has generated `rolled` of at most `limit` tokens since it left the nodes that were evaluated before. A walk
+    that has a path weight omega = p/q left the tree at `origin`, with log a_m and log a_p up to there (see `mass`).
     """
 
     ticket: int
     arm_key: np.uint64
     draw_stream: int
     node: int = 0
+    origin: int = 0
+    log_am: float = 0.0
+    log_ap: float = 0.0
     log_omega: float = 0.0
     sample: int = -1
     limit: int = TO_THE_END
@@ -143,9 +147,12 @@ def _estimate(session: Session, tree: Tree, nodes: set[int]) -> Generator[list[R
 
 
 def rollout_request(
-    session: Session, tree: Tree, walk: Walk, num_tokens: int | None = None, *, fresh: bool
+    session: Session, tree: Tree, walk: Walk, num_tokens: int | None = None, *, fresh: bool, tilt: Tilt | None = None
 ) -> RolloutRequest:
-    """A draw from p below the walk's node, outside its children when `fresh`, `num_tokens` long or to its limit."""
+    """A draw below the walk's node, outside its children when `fresh`, `num_tokens` long or to its limit.
+
+    It is from p, or from the law that `tilt` names.
+    """
     depth = tree.depth(walk.node)
     left = min(session.process.max_new_tokens - depth, walk.limit - walk.rolled)
     return RolloutRequest(
@@ -154,6 +161,7 @@ def rollout_request(
         left if num_tokens is None else min(num_tokens, left),
         position_key(walk.draw_stream, depth),
         tree.child_tokens(walk.node) if fresh else (),
+        tilt,
     )
 
 

@@ -1,7 +1,21 @@
 """Residual-mass tree sampling: compiled walk and backup of the exact visited and estimated unvisited masses.
 
-SPEC section 1.1. Arms of a node s with expanded children E: prior arms p_c O_c and 1 - P_E, mass arms
-p_c U_c and (1 - P_E) R. Along a walk both products of (arm probability / p_c) are tracked in logs.
+SPEC sections 1.1 and 6 (a). Arms of a node s with expanded children E: prior arms p_c O_c and 1 - P_E, mass arms
+p_c U_c and (1 - Q_E) R, where R = mean over E of (K_c + U_c) p_c/q_c estimates the unexpanded mass per unit of q. Without
+a proposal q is p, and log q has the bits of log p. Along a walk both products of (arm probability / p_c) are tracked in
+logs.
+
+Why estimates stay exact. A sequence x outside the tree is reached by one path of arms only: down to the node where it
+leaves the tree, through that node's residual arm, by a token a outside E and a rollout. A prior walk draws a and the
+rollout from p, a mass walk from q, so that x has the probabilities
+
+    p(x) a_p,   a_p = prod_c (prior arm of c)/p_c * (residual prior arm)/(1 - P_E)
+    p(x) a_m,   a_m = prod_c (mass arm of c)/p_c * (residual mass arm)/(1 - Q_E) * prod_t q_t/p_t,
+
+the last product over a and the rollout's tokens. Which law is drawn is decided once for the whole walk, with probability
+epsilon, so x has the law p(x) (epsilon a_p + (1 - epsilon) a_m) and omega = 1/(epsilon a_p + (1 - epsilon) a_m) makes
+E[omega E(x)] = sum over x outside S of p(x) E(x), whatever F, the tree and the other walks of the wave are: a_p > 0 for
+every such x because its prior arms are. Hence E[t] = Z. Both factors are needed whichever law the walk drew from.
 """
 
 from __future__ import annotations
@@ -16,9 +30,9 @@ _OPEN_ROW = -1  # num_remaining of a node whose row nobody has computed
 
 @njit(cache=True)
 def walk_mass(nodes, key, epsilon):
-    """One walk from the root to a residual arm. Returns (node, log a_m, log a_p).
+    """One walk from the root to a residual arm. Returns (node, log a_m, log a_p, whether it is a prior walk).
 
-    Uniform 0 decides between prior and mass arms for the whole walk; uniform 1 + depth chooses an arm.
+    log a_m lacks the product of q/p over the tokens drawn, which are from p in a prior walk and from q otherwise. Uniform 0 decides between prior and mass arms for the whole walk; uniform 1 + depth chooses an arm.
     """
     prior_arms = uniform(key, 0) < epsilon
     node, log_am, log_ap = 0, 0.0, 0.0
@@ -28,29 +42,30 @@ def walk_mass(nodes, key, epsilon):
         target = uniform(key, 1 + nodes[node].depth) * (total_p if choose_prior else total_m)
         child, mass_m, mass_p = _choose(nodes, node, target, choose_prior, top_m)
         log_share = nodes[node].log_residual if child < 0 else nodes[child].log_prior
+        log_share_m = nodes[node].log_residual_proposal if child < 0 else nodes[child].log_prior
         log_ap += np.log(mass_p) - np.log(total_p) - log_share
         if total_m == 0.0:
-            log_am += np.log(mass_p) - np.log(total_p) - log_share
+            log_am += np.log(mass_p) - np.log(total_p) - log_share_m
         elif mass_m == 0.0:
             log_am = -np.inf
         else:
-            log_am += np.log(mass_m) - np.log(total_m) - log_share
+            log_am += np.log(mass_m) - np.log(total_m) - log_share_m
         if child < 0:
             break
         node = child
-    return node, log_am, log_ap
+    return node, log_am, log_ap, prior_arms
 
 
 @njit(cache=True, inline="always")
 def _totals(nodes, node):
     """Sums of the mass arms (scaled by exp(-top)) and of the prior arms, and that top."""
-    top = nodes[node].log_residual + nodes[node].log_rate
+    top = nodes[node].log_residual_proposal + nodes[node].log_rate
     child = nodes[node].first_child
     while child >= 0:
         top = max(top, nodes[child].log_prior + nodes[child].log_unknown)
         child = nodes[child].next_sibling
     total_p = np.exp(nodes[node].log_residual)
-    total_m = 0.0 if top == -np.inf else np.exp(nodes[node].log_residual + nodes[node].log_rate - top)
+    total_m = 0.0 if top == -np.inf else np.exp(nodes[node].log_residual_proposal + nodes[node].log_rate - top)
     child = nodes[node].first_child
     while child >= 0:
         total_p += np.exp(nodes[child].log_prior + nodes[child].log_open)
@@ -69,7 +84,7 @@ def _choose(nodes, node, target, choose_prior, top):
     best, best_m, best_p, running = -2, 0.0, 0.0, 0.0
     if nodes[node].num_remaining > 0:
         best_p = np.exp(nodes[node].log_residual)
-        best_m = 0.0 if top == -np.inf else np.exp(nodes[node].log_residual + nodes[node].log_rate - top)
+        best_m = 0.0 if top == -np.inf else np.exp(nodes[node].log_residual_proposal + nodes[node].log_rate - top)
         running = best_p if choose_prior else best_m
         if running > 0.0:
             best = -1
@@ -103,7 +118,8 @@ def _refresh(nodes, node):
         top_k = max(top_k, log_p + nodes[child].log_known)
         top_u = max(top_u, log_p + nodes[child].log_unknown)
         top_o = max(top_o, log_p + nodes[child].log_open)
-        top_m = max(top_m, max(nodes[child].log_known, nodes[child].log_unknown))
+        log_ratio = log_p - nodes[child].log_proposal
+        top_m = max(top_m, max(nodes[child].log_known, nodes[child].log_unknown) + log_ratio)
         count += 1
         child = nodes[child].next_sibling
     sum_k, sum_u, sum_o, sum_m = 0.0, 0.0, 0.0, 0.0
@@ -117,7 +133,9 @@ def _refresh(nodes, node):
         if top_o > -np.inf:
             sum_o += np.exp(log_p + nodes[child].log_open - top_o)
         if top_m > -np.inf:
-            sum_m += np.exp(nodes[child].log_known - top_m) + np.exp(nodes[child].log_unknown - top_m)
+            log_ratio = log_p - nodes[child].log_proposal
+            known, unknown = nodes[child].log_known + log_ratio, nodes[child].log_unknown + log_ratio
+            sum_m += np.exp(known - top_m) + np.exp(unknown - top_m)
         child = nodes[child].next_sibling
     nodes[node].log_rate = top_m + np.log(sum_m / count) if top_m > -np.inf else -np.inf
     nodes[node].log_known = top_k + np.log(sum_k) if top_k > -np.inf else -np.inf
@@ -126,23 +144,22 @@ def _refresh(nodes, node):
     nodes[node].log_open = top_o + np.log(sum_o) if top_o > -np.inf else -np.inf
     log_u = top_u + np.log(sum_u) if top_u > -np.inf else -np.inf
     if nodes[node].num_remaining > 0:
-        log_u = np.logaddexp(log_u, nodes[node].log_residual + nodes[node].log_rate)
+        log_u = np.logaddexp(log_u, nodes[node].log_residual_proposal + nodes[node].log_rate)
     nodes[node].log_unknown = log_u
 
 
 @njit(cache=True)
 def fall_mass(nodes, key):
-    """One walk by total mass: child p_c (K_c + U_c), residual (1 - P_E) R; a terminal node or a residual's node."""
+    """One walk by total mass: child p_c (K_c + U_c), residual (1 - Q_E) R; a terminal node or a residual's node."""
     node = 0
     while nodes[node].first_child >= 0:
-        top = nodes[node].log_residual + nodes[node].log_rate
+        log_residual = nodes[node].log_residual_proposal + nodes[node].log_rate
+        top = log_residual
         child = nodes[node].first_child
         while child >= 0:
             top = max(top, nodes[child].log_prior + np.logaddexp(nodes[child].log_known, nodes[child].log_unknown))
             child = nodes[child].next_sibling
-        residual = (
-            np.exp(nodes[node].log_residual + nodes[node].log_rate - top) if nodes[node].num_remaining > 0 else 0.0
-        )
+        residual = np.exp(log_residual - top) if nodes[node].num_remaining > 0 else 0.0
         total = residual
         child = nodes[node].first_child
         while child >= 0:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -27,6 +27,7 @@ from sdt_dist.protocols import (
     RolloutRequest,
     Root,
     Sample,
+    Tilt,
 )
 from sdt_dist.search.blocks import BlockProcess, block_ends
 from sdt_dist.search.options import SearchOptions
@@ -78,6 +79,7 @@ class Session:
     clock: Callable[[], float] = time.monotonic
     resumed: Snapshot | None = None
     membership: Membership | None = None  # where several searches work on the problem, or earlier evidence is joined
+    flow: str | None = None  # identity of the flow that its method proposes with; the model holds it
     nfe: int = 0
     calls: set[int] = field(default_factory=set)
     recomputed_tokens: int = 0
@@ -126,6 +128,10 @@ class Session:
     def key(self, *parts: int | str) -> int:
         """A stream key of this problem (SPEC section 1: seed, problem, then what the draw belongs to)."""
         return stream_key(self.seed, self.problem.index, *parts)
+
+    def tilt(self, draws: Literal["p", "q"]) -> Tilt | None:
+        """What requests for draws from p or q carry; None, and all draws are from p, without a flow."""
+        return None if self.flow is None else Tilt(self.flow, self.options.inverse_temperature, draws)
 
     def rng(self, purpose: str) -> np.random.Generator:
         """A numpy generator for a purpose that is not a draw from p, such as the final resampling."""
@@ -276,6 +282,7 @@ class Session:
             "prompt": prompt_digest(self.root.prompt).hex(),
             "max_new_tokens": self._tokens_per_rollout,
             "options": self.options.model_dump(mode="json"),
+            **({} if self.flow is None else {"flow": self.flow}),
         }
 
     def snapshot(self, method: str, tree: Tree, notes: dict[str, np.ndarray]) -> Snapshot:

@@ -1,6 +1,6 @@
 """The search tree as one growing array of node records: what every tree method stores, and nothing of how it searches.
 
-A node is a token prefix. 104 bytes a node; capacity grows by a third, so that a node costs at most 139 bytes.
+A node is a token prefix. 120 bytes a node; capacity grows by a third, so that a node costs at most 160 bytes.
 Unknown rows are marked by num_remaining = -1. Masses are logs (SPEC section 1.1).
 """
 
@@ -39,10 +39,13 @@ NODE_DTYPE = np.dtype(
         ("log_known", np.float64),  # log K: visited mass
         ("log_unknown", np.float64),  # log U: estimated unvisited mass
         ("log_open", np.float64),  # log O: unvisited prior mass
-        ("log_rate", np.float64),  # log R: estimate per unit of unexpanded mass
+        ("log_rate", np.float64),  # log R: estimate per unit of unexpanded mass, of q where there is a proposal
+        ("log_proposal", np.float64),  # log q(token | parent); log p without a proposal
+        ("log_residual_proposal", np.float64),  # log mass of q outside the children; that of p without a proposal
     ]
 )
 OPEN, ENUMERATED, TERMINAL = 0, 1, 2
+_SAVED_AS = {"log_proposal": "log_prior", "log_residual_proposal": "log_residual"}  # by releases without proposals
 _GROWTH = 4 / 3
 
 
@@ -62,7 +65,7 @@ class Tree:
         tree = cls(len(arrays["token"]))
         tree.size = len(tree.nodes)
         for name in NODE_DTYPE.names or ():
-            tree.nodes[name] = arrays[name]
+            tree.nodes[name] = arrays[name if name in arrays else _SAVED_AS[name]]
         return tree
 
     def reserve(self, extra: int) -> None:
@@ -76,8 +79,17 @@ class Tree:
     def attach_rollout(self, start: int, rollout: Rollout, finished: bool) -> int:
         """Join a rollout's states below `start`; returns the node reached, terminal when `finished`."""
         self.reserve(len(rollout.tokens))
+        has_proposal = rollout.log_proposal is not None
         self.size, leaf = attach(
-            self.nodes, self.size, start, rollout.tokens, rollout.log_prob, rollout.log_residual, rollout.num_remaining
+            self.nodes,
+            self.size,
+            start,
+            rollout.tokens,
+            rollout.log_prob,
+            rollout.log_residual,
+            rollout.num_remaining,
+            rollout.log_proposal if has_proposal else rollout.log_prob,
+            rollout.log_residual_proposal if has_proposal else rollout.log_residual,
         )
         if finished:
             self._close(leaf)
@@ -85,7 +97,8 @@ class Tree:
 
     def _close(self, leaf: int) -> None:
         record = self.nodes[leaf]
-        record["status"], record["log_residual"], record["num_remaining"] = TERMINAL, -np.inf, 0
+        record["status"], record["num_remaining"] = TERMINAL, 0
+        record["log_residual"] = record["log_residual_proposal"] = -np.inf
 
     def attach_expansion(
         self, node: int, expansion: Expansion, known: tuple[int, ...], is_finished: Callable[[tuple[int, ...]], bool]
@@ -111,7 +124,7 @@ class Tree:
         for log_prob in arrived.values():
             residual, remaining = log_difference(residual, log_prob), remaining - 1
         record = self.nodes[node]
-        record["log_residual"] = residual if remaining > 0 else -np.inf
+        record["log_residual"] = record["log_residual_proposal"] = residual if remaining > 0 else -np.inf
         record["num_remaining"] = remaining
         record["status"] = ENUMERATED
 

@@ -34,13 +34,14 @@ def join_walk(nodes, outside, support, size, tokens, log_prob, log_outside, supp
             changed = True
             outside[child] = min(outside[child], log_outside[step])
             nodes[child].log_prior = min(nodes[child].log_prior, log_prob[step])
-            nodes[child].log_weight = nodes[child].log_prior
+            nodes[child].log_weight = nodes[child].log_proposal = nodes[child].log_prior
         if changed or supports[step] > support[node]:
             support[node] = max(support[node], supports[step])
             _refresh_residual(nodes, outside, support, node)
         nodes[child].visits += 1
         node = child
-    nodes[node].status, nodes[node].log_residual, nodes[node].num_remaining = TERMINAL, -np.inf, 0
+    nodes[node].status, nodes[node].num_remaining = TERMINAL, 0
+    nodes[node].log_residual = nodes[node].log_residual_proposal = -np.inf
     return size, node
 
 
@@ -78,6 +79,7 @@ def _refresh_residual(nodes, outside, support, node):
     remaining = max(support[node] - count, 0)
     nodes[node].num_remaining = remaining
     nodes[node].log_residual = max(residual, TINY_LOG_MASS) if remaining > 0 else -np.inf
+    nodes[node].log_residual_proposal = nodes[node].log_residual
 
 
 @njit(cache=True)

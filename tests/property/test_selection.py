@@ -60,7 +60,7 @@ def test_path_weights_average_to_one():
     log_open = float(tree.nodes["log_open"][0])
     omegas = []
     for i in range(DRAWS):
-        _, log_am, log_ap = walk_mass(tree.nodes, np.uint64(stream_key("walk", i)), epsilon)
+        _, log_am, log_ap, _ = walk_mass(tree.nodes, np.uint64(stream_key("walk", i)), epsilon)
         omegas.append(1.0 / (epsilon * np.exp(log_ap) + (1 - epsilon) * np.exp(log_am)))
     assert max(omegas) <= 1 / epsilon + 1e-9
     spread = np.std(omegas) / np.sqrt(DRAWS)

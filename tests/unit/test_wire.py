@@ -23,13 +23,16 @@ from sdt_dist.models.wire import (
     unpack_replies,
     unpack_requests,
 )
-from sdt_dist.protocols import Cost, ExpandRequest, Expansion, PriorLaw, Rollout, RolloutRequest, Root
+from sdt_dist.protocols import Cost, ExpandRequest, Expansion, PriorLaw, Rollout, RolloutRequest, Root, Tilt
 
 INT32 = st.integers(0, 2**31 - 1)
 TOKENS = st.lists(INT32, max_size=6).map(tuple)
 KEYS = st.none() | st.integers(0, 2**64 - 1)
 ROOTS = st.builds(Root, TOKENS, st.binary(max_size=20))
 FLOATS = st.floats(width=64)
+TILTS = st.none() | st.builds(
+    Tilt, st.text(max_size=9), st.floats(allow_nan=False, allow_infinity=False), st.sampled_from("pq")
+)
 CALLS = st.frozensets(st.integers(0, 40), max_size=12) | st.frozensets(st.integers(0, 2**62), max_size=3)
 COSTS = st.builds(Cost, st.integers(0, 2**40), CALLS, st.integers(0, 2**40))
 LAWS = st.builds(
@@ -42,8 +45,8 @@ LAWS = st.builds(
 def requests(draw):
     roots = draw(st.lists(ROOTS, min_size=1, max_size=3))
     build = [
-        st.builds(ExpandRequest, st.sampled_from(roots), TOKENS, INT32, KEYS, TOKENS),
-        st.builds(RolloutRequest, st.sampled_from(roots), TOKENS, INT32, KEYS, TOKENS),
+        st.builds(ExpandRequest, st.sampled_from(roots), TOKENS, INT32, KEYS, TOKENS, TILTS),
+        st.builds(RolloutRequest, st.sampled_from(roots), TOKENS, INT32, KEYS, TOKENS, TILTS),
     ]
     return draw(st.lists(st.one_of(build), max_size=8))
 
@@ -58,14 +61,16 @@ def replies(draw):
 
     found: list[Expansion | Rollout] = []
     for _ in range(draw(st.integers(0, 6))):
-        size, cost = draw(st.integers(0, 5)), draw(COSTS)
+        size, cost, is_tilted = draw(st.integers(0, 5)), draw(COSTS), draw(st.booleans())
         if draw(st.booleans()):
             log_prob = floats(size)
             log_weight = log_prob if draw(st.booleans()) else floats(size)
-            found.append(Expansion(counts(size), log_prob, log_weight, draw(FLOATS), draw(INT32), cost))
+            of_proposal = (floats(size), draw(FLOATS), floats(size)) if is_tilted else ()
+            found.append(Expansion(counts(size), log_prob, log_weight, draw(FLOATS), draw(INT32), cost, *of_proposal))
         else:
             reason = draw(st.sampled_from(["eos", "length"]))
-            found.append(Rollout(counts(size), floats(size), floats(size), counts(size), reason, cost))
+            of_proposal = (floats(size), floats(size), floats(size)) if is_tilted else ()
+            found.append(Rollout(counts(size), floats(size), floats(size), counts(size), reason, cost, *of_proposal))
     return found
 
 
@@ -146,11 +151,14 @@ def test_equal_log_weights_are_sent_once():
 
 def _messages():
     root = Root((1, 2), b"0" * 16)
-    asked = [ExpandRequest(root, (3,), 2, 7, (4,)), RolloutRequest(root, (), 3, None)]
+    tilt = Tilt("flow/1", 2.0, "q")
+    asked = [ExpandRequest(root, (3,), 2, 7, (4,), tilt), RolloutRequest(root, (), 3, None)]
     log_prob = np.zeros(2)
+    children, counts = np.array([1, 2], np.int32), np.array([1, 2], np.int32)
+    cost, of_proposal = Cost(1, frozenset({3, 4, 9})), (log_prob, -1.0, log_prob)
     answered = [
-        Expansion(np.array([1, 2], np.int32), log_prob, np.ones(2), -1.0, 4, Cost(1, frozenset({3, 4, 9}))),
-        Rollout(np.array([5, 6], np.int32), log_prob, log_prob, np.array([1, 2], np.int32), "eos", Cost(2)),
+        Expansion(children, log_prob, np.ones(2), -1.0, 4, cost, *of_proposal),
+        Rollout(children, log_prob, log_prob, counts, "eos", Cost(2), log_prob, log_prob, log_prob),
     ]
     return [(pack_requests(asked, PriorLaw((0, 9))), unpack_requests), (pack_replies(answered), unpack_replies)]
 
@@ -185,13 +193,13 @@ def test_a_damaged_message_is_refused_and_never_crashes(message):
         b"",
         b"[]",
         b"[" * 100_000,
-        b'{"version": 1}',
-        b'{"version": 1, "allowed": 3, "end_tokens": []}',
-        b'{"version": 1, "allowed": [0, 1, 2], "end_tokens": []}',
-        b'{"version": 1, "allowed": [0, 1.5], "end_tokens": []}',
-        b'{"version": 1, "allowed": [0, 9], "end_tokens": [], "top_k": "x"}',
-        b'{"version": 1, "allowed": [0, 9], "end_tokens": [], "sampling_temperature": null}',
-        b'{"version": 1, "allowed": [0, 9], "end_tokens": [], "surprise": 1}',
+        b'{"version": 2}',
+        b'{"version": 2, "allowed": 3, "end_tokens": []}',
+        b'{"version": 2, "allowed": [0, 1, 2], "end_tokens": []}',
+        b'{"version": 2, "allowed": [0, 1.5], "end_tokens": []}',
+        b'{"version": 2, "allowed": [0, 9], "end_tokens": [], "top_k": "x"}',
+        b'{"version": 2, "allowed": [0, 9], "end_tokens": [], "sampling_temperature": null}',
+        b'{"version": 2, "allowed": [0, 9], "end_tokens": [], "surprise": 1}',
     ],
 )
 def test_a_malformed_law_is_refused(text):
@@ -202,7 +210,7 @@ def test_a_malformed_law_is_refused(text):
 
 def test_another_version_is_named():
     text = b'{"version": 99, "allowed": [0, 9], "end_tokens": []}'
-    with pytest.raises(ConfigurationError, match="version 99, allowed: 1"):
+    with pytest.raises(ConfigurationError, match="version 99, allowed: 2"):
         unpack_requests({**_messages()[0][0], "law": np.frombuffer(text, np.uint8)})
 
 

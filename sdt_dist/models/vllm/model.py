@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from transformers import GenerationConfig, PretrainedConfig
 
+from sdt_dist.errors import ConfigurationError
 from sdt_dist.models.context import check_context
 from sdt_dist.models.reduction import draw, largest, law_scores
 from sdt_dist.models.vllm.engine import Answer, Ask, Engine
@@ -87,6 +88,7 @@ class VllmModel:
         return self.engine.steps - self._first_step
 
     def expand(self, requests: Sequence[ExpandRequest], law: PriorLaw) -> list[Expansion]:
+        _refuse_tilts(requests)
         ways = self._begin([(request.root, request.tokens, 1) for request in requests])
         at_root = [i for i, request in enumerate(requests) if not request.tokens]
         if at_root:
@@ -107,6 +109,7 @@ class VllmModel:
         return [way.expansion() for way in ways]
 
     def rollout(self, requests: Sequence[RolloutRequest], law: PriorLaw) -> list[Rollout]:
+        _refuse_tilts(requests)
         ways = self._begin([(request.root, request.tokens, request.num_tokens) for request in requests])
         self._draw_at_roots(ways, requests, law)
         asks: dict[int, Ask] = {}
@@ -246,3 +249,11 @@ class VllmModel:
 def _only(answer: Answer) -> np.ndarray:
     assert answer.logits is not None
     return answer.logits
+
+
+def _refuse_tilts(requests: Sequence[ExpandRequest | RolloutRequest]) -> None:
+    if any(request.tilt is not None for request in requests):
+        raise ConfigurationError(
+            "tilt: given, but the vllm backend holds no flow networks; allowed: None. Use the hf or mlx backend for "
+            "searches with a flow."
+        )

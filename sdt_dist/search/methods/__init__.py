@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import Any, Literal
 
-from sdt_dist.errors import unknown_name
+from sdt_dist.errors import ConfigurationError, unknown_name
 from sdt_dist.search.driver import Search
 from sdt_dist.search.options import SearchOptions, parse_options
 from sdt_dist.search.session import Session
@@ -21,6 +21,20 @@ class Method:
     options: type[SearchOptions]
     run: Callable[[Session], Search]
     reference: bool = False  # a reference line outside the matched budget
+    flow: Literal["none", "optional", "required"] = "none"  # whether it proposes with a flow network
+
+    def check_flow(self, is_given: bool) -> None:
+        """ConfigurationError for a flow that the method has no use for, or for the lack of one that it needs."""
+        if is_given and self.flow == "none":
+            raise ConfigurationError(
+                f"flow: given, but method {self.name!r} does not use one; allowed with s_adt, smc and snis. Leave it out, "
+                "or choose one of these methods."
+            )
+        if not is_given and self.flow == "required":
+            raise ConfigurationError(
+                f"method {self.name!r}: it needs a flow network; give one, as flow= in Python, or use residual_ts, which "
+                "is the same sampler without a flow."
+            )
 
 
 _MODULES = {
@@ -35,12 +49,14 @@ _MODULES = {
     "dts_star": "dts",
     "maxent_ts": "maxent_ts",
     "residual_ts": "residual_ts",
+    "s_adt": "s_adt",
 }
+_NEED_A_FLOW = ("s_adt",)
 
 
 def method_names() -> list[str]:
-    """All registered methods, baselines first."""
-    return list(_MODULES)
+    """All registered methods that need nothing but a model and a reward, baselines first."""
+    return [name for name in _MODULES if name not in _NEED_A_FLOW]
 
 
 def get_method(name: str) -> Method:

@@ -17,7 +17,7 @@ from pydantic import Field
 from sdt_dist.errors import ConfigurationError
 from sdt_dist.protocols import RolloutRequest
 from sdt_dist.search.driver import Search
-from sdt_dist.search.kernels import path_log_prior
+from sdt_dist.search.kernels import path_log_prior, path_log_ratio
 from sdt_dist.search.loop import Walk, grow, rollout_request
 from sdt_dist.search.mass import backup_mass, fall_mass, walk_mass
 from sdt_dist.search.methods import Method
@@ -49,25 +49,39 @@ class Ticket:
 
 
 class MassRule:
-    """Walk by mass or prior arms to a residual arm, draw a new token from p there, roll out; back up masses."""
+    """Walk by mass or prior arms to a residual arm, draw a new token there, roll out; back up masses.
+
+    Draws are from p; in a session with a flow, a walk by mass arms draws from its proposal q.
+    """
 
     def __init__(self, options: ResidualOptions, tickets: list[Ticket]) -> None:
         self.options, self.tickets = options, tickets
 
     def advance(self, session: Session, tree: Tree, walk: Walk) -> RolloutRequest:
-        self.select(tree, walk)
-        return rollout_request(session, tree, walk, fresh=True)
+        is_prior_walk = self._move(tree, walk)
+        return rollout_request(session, tree, walk, fresh=True, tilt=session.tilt("p" if is_prior_walk else "q"))
 
     def select(self, tree: Tree, walk: Walk) -> None:
-        """Move the walk to the node of a residual arm and note its path weight omega = p/q."""
+        """Move a walk that draws from p to the node of a residual arm and note its path weight."""
+        self._move(tree, walk)
+        self._weigh(walk, 0.0)
+
+    def _move(self, tree: Tree, walk: Walk) -> bool:
+        walk.node, walk.log_am, walk.log_ap, is_prior_walk = walk_mass(tree.nodes, walk.arm_key, self.options.epsilon)
+        walk.origin = walk.node
+        return is_prior_walk
+
+    def _weigh(self, walk: Walk, log_ratio: float) -> None:
+        """omega = p/q of a walk (see `mass`); log_ratio is the log of q/p of the tokens that it drew."""
         epsilon = self.options.epsilon
-        walk.node, log_am, log_ap = walk_mass(tree.nodes, walk.arm_key, epsilon)
-        log_mixed = np.log(epsilon) + log_ap
+        log_mixed = np.log(epsilon) + walk.log_ap
         if epsilon < 1:
-            log_mixed = np.logaddexp(log_mixed, np.log1p(-epsilon) + log_am)
+            log_mixed = np.logaddexp(log_mixed, np.log1p(-epsilon) + walk.log_am + log_ratio)
         walk.log_omega = -float(log_mixed)
 
     def record(self, tree: Tree, walks: list[Walk]) -> None:
+        for walk in walks:
+            self._weigh(walk, path_log_ratio(tree.nodes, walk.node, walk.origin))
         log_known, wave_end = float(tree.nodes["log_known"][0]), len(self.tickets) + len(walks)
         self.tickets += [Ticket(log_known, walk.log_omega, walk.sample, wave_end) for walk in walks]
 
@@ -103,10 +117,17 @@ def estimate(tickets: list[Ticket], log_priors: np.ndarray, log_tilts: np.ndarra
 
 def run(session: Session) -> Search:
     """Search one problem; see the module's description. A session with a membership is one of a team's searches."""
+    if session.membership is None:
+        return (yield from sample_tree(session, "residual_ts"))
     options = session.options
     assert isinstance(options, ResidualOptions)
-    if session.membership is not None:
-        return (yield from _run_member(session, options, session.membership))
+    return (yield from _run_member(session, options, session.membership))
+
+
+def sample_tree(session: Session, method: str) -> Search:
+    """One search on its own, which `method` reports; mass walks draw from q where the session has a flow."""
+    options = session.options
+    assert isinstance(options, ResidualOptions)
     notes = session.resumed.notes if session.resumed is not None else None
     tree, rule = session.start_tree(), MassRule(options, [] if notes is None else _read_tickets(notes))
     yield from grow(session, tree, rule)
@@ -117,6 +138,7 @@ def run(session: Session) -> Search:
     return (
         yield from _answer(
             session,
+            method,
             tree,
             outcome,
             options.draw,
@@ -136,13 +158,13 @@ def _run_member(session: Session, options: ResidualOptions, membership: Membersh
     exhausted, evidence = member.evidence.is_exhausted, member.evidence
     facts: dict[str, Any] = {"exhausted": exhausted, "log_z_unbiased": exhausted or member.is_fixed(), "team": team}
     if team.missing:  # another member's answer will be used: no model calls, no tree to send
-        return (yield from _answer(session, None, outcome, "path", **facts))
+        return (yield from _answer(session, "residual_ts", None, outcome, "path", **facts))
     notes = notes_of(evidence.walks)
-    return (yield from _answer(session, evidence.tree, outcome, options.draw, notes=notes, **facts))
+    return (yield from _answer(session, "residual_ts", evidence.tree, outcome, options.draw, notes=notes, **facts))
 
 
 def _answer(
-    session: Session, tree: Tree | None, outcome: Estimate, draw: Literal["path", "fall"], **fields: Any
+    session: Session, method: str, tree: Tree | None, outcome: Estimate, draw: Literal["path", "fall"], **fields: Any
 ) -> Search:
     """The result: samples drawn by W (equal to `outcome`'s weights of `finished`), or by falls through the tree."""
     probabilities = normalise(outcome.log_weights)
@@ -151,7 +173,7 @@ def _answer(
     else:
         chosen = systematic(probabilities, session.options.num_samples, session.rng("resample")).tolist()
     return session.result(
-        "residual_ts",
+        method,
         chosen,
         log_z=outcome.log_z,
         log_z_error=outcome.log_z_error,
@@ -180,7 +202,10 @@ def _count_was_fixed(session: Session, count: int) -> bool:
 
 
 def _fall(session: Session, tree: Tree) -> Generator[list[Request], list[Reply], list[int]]:
-    """draw="fall": walk by child p_c M_c and residual (1 - P_E) R, then go on from p; new sequences are scored."""
+    """draw="fall": walk by child p_c M_c and residual (1 - Q_E) R, then go on from q; new sequences are scored.
+
+    Without a flow q is p.
+    """
     walks = [
         Walk(i, np.uint64(session.key("fall arms", i)), session.key("fall", i))
         for i in range(session.options.num_samples)
@@ -188,7 +213,8 @@ def _fall(session: Session, tree: Tree) -> Generator[list[Request], list[Reply],
     for walk in walks:
         walk.node = int(fall_mass(tree.nodes, walk.arm_key))
     open_walks = [walk for walk in walks if not tree.is_terminal(walk.node)]
-    requests = [rollout_request(session, tree, walk, fresh=True) for walk in open_walks]
+    tilt = session.tilt("q")
+    requests = [rollout_request(session, tree, walk, fresh=True, tilt=tilt) for walk in open_walks]
     replies = yield from session.roll_out(requests)
     ends = {walk.ticket: reply for walk, reply in zip(open_walks, replies, strict=True)}
     sequences, log_probs, reasons = [], [], []

@@ -1,6 +1,7 @@
 """`greedy`, `sample`, `best_of_n` and `snis`: ancestral sampling from p and what is made of its draws (SPEC 1.2).
 
-Draw i uses the stream (seed, problem, "draw", i), so the first draws of all three sampling methods coincide.
+Draw i uses the stream (seed, problem, "draw", i), so the first draws of all three sampling methods coincide. With a flow
+snis draws from its proposal q instead (SPEC section 6, use (a)).
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from collections.abc import Generator
 
 import numpy as np
 
-from sdt_dist.protocols import Rollout, RolloutRequest
+from sdt_dist.protocols import Rollout, RolloutRequest, Tilt
 from sdt_dist.search.driver import Search
 from sdt_dist.search.methods import Method
 from sdt_dist.search.options import SearchOptions
@@ -32,16 +33,30 @@ def _finish(session: Session, rollouts: list[Rollout]) -> Generator[list[Request
 
 def draw_from_prior(session: Session, limit: int | None = None) -> Generator[list[Request], list[Reply], list[int]]:
     """iid draws from p, `limit` of them or as many as the budget allows; indices into `finished`, one a draw."""
+    return (yield from _draw(session, None, limit))[0]
+
+
+def _draw(
+    session: Session, tilt: Tilt | None, limit: int | None = None
+) -> Generator[list[Request], list[Reply], tuple[list[int], np.ndarray]]:
+    """iid draws from p, or from the law that `tilt` names: indices into `finished`, and log p/q, one a draw."""
     indices: list[int] = []
+    log_ratios: list[float] = []
     while count := (limit - len(indices) if limit is not None else session.next_wave(_CHUNK)):
         first = len(indices)
         requests = [
-            RolloutRequest(session.root, (), session.process.max_new_tokens, session.key("draw", first + i))
+            RolloutRequest(session.root, (), session.process.max_new_tokens, session.key("draw", first + i), tilt=tilt)
             for i in range(min(count, _CHUNK))
         ]
         rollouts = yield from session.roll_out(requests)
         indices += yield from _finish(session, rollouts)
-    return indices
+        log_ratios += [log_ratio(rollout) for rollout in rollouts]
+    return indices, np.array(log_ratios)
+
+
+def log_ratio(rollout: Rollout) -> float:
+    """log p/q of a rollout's tokens; 0 without a proposal."""
+    return 0.0 if rollout.log_proposal is None else float((rollout.log_prob - rollout.log_proposal).sum())
 
 
 def run_greedy(session: Session) -> Search:
@@ -66,10 +81,13 @@ def run_best_of_n(session: Session) -> Search:
 
 
 def run_snis(session: Session) -> Search:
-    """Self-normalised importance sampling: N draws from p, resampled in proportion to exp(lambda r)."""
+    """Self-normalised importance sampling: N draws from p, resampled in proportion to exp(lambda r).
+
+    With a flow the draws are from q and the weights exp(lambda r) p/q, so that Z-hat is unbiased whatever F is.
+    """
     options = session.options
-    indices = yield from draw_from_prior(session)
-    log_weights = options.inverse_temperature * session.rewards(indices)
+    indices, log_ratios = yield from _draw(session, session.tilt("q"))
+    log_weights = options.inverse_temperature * session.rewards(indices) + log_ratios
     per_draw = normalise(log_weights)
     probabilities = np.bincount(indices, weights=per_draw, minlength=len(session.finished))
     log_z = float(log_sum(log_weights) - np.log(len(indices)))
@@ -89,5 +107,5 @@ METHODS = {
     "greedy": Method("greedy", SearchOptions, run_greedy, reference=True),
     "sample": Method("sample", SearchOptions, run_sample, reference=True),
     "best_of_n": Method("best_of_n", SearchOptions, run_best_of_n),
-    "snis": Method("snis", SearchOptions, run_snis),
+    "snis": Method("snis", SearchOptions, run_snis, flow="optional"),
 }

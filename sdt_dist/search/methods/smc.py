@@ -2,7 +2,8 @@
 
 Particles grow by segments from p; at each segment's end log-weights take lambda times the change of the partial
 reward, at the end the remainder up to lambda r(x), so that the final weights are exact whatever the potential.
-Without a partial form the potential is 0 on the way and the method is snis with particles.
+Without a partial form the potential is 0 on the way and the method is snis with particles. With a flow particles grow from
+its proposal q, their weights take p/q of what they drew, and lambda F(s) is the potential (SPEC section 6, use (a)).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from sdt_dist.noise import position_key
 from sdt_dist.protocols import FinishReason, RolloutRequest
 from sdt_dist.search.driver import Search
 from sdt_dist.search.methods import Method
+from sdt_dist.search.methods.sampling import log_ratio
 from sdt_dist.search.options import SearchOptions
 from sdt_dist.search.resample import effective_sample_size, log_sum, normalise, systematic
 from sdt_dist.search.session import Reply, Request, Session
@@ -29,11 +31,12 @@ class SmcOptions(SearchOptions):
 
 
 class Particles:
-    """Prefixes with log p, the potential already in their weights, and their log-weights [P]."""
+    """Prefixes with log p, lambda F of them, the potential already in their weights, and their log-weights [P]."""
 
     def __init__(self, count: int) -> None:
         self.tokens: list[tuple[int, ...]] = [()] * count
         self.log_prob = np.zeros(count)
+        self.log_tilt = np.zeros(count)
         self.potential = np.zeros(count)
         self.log_weight = np.zeros(count)
         self.log_z = 0.0
@@ -54,7 +57,8 @@ class Particles:
         self.collect()
         chosen = systematic(normalise(self.log_weight), len(self.tokens), rng)
         self.tokens = [self.tokens[i] for i in chosen]
-        self.log_prob, self.potential = self.log_prob[chosen], self.potential[chosen]
+        self.log_prob, self.log_tilt = self.log_prob[chosen], self.log_tilt[chosen]
+        self.potential = self.potential[chosen]
         self.log_weight = np.zeros(len(chosen))
         self.ancestor, self.num_draws = self.ancestor[chosen], self.num_draws + 1
 
@@ -80,9 +84,9 @@ def run(session: Session) -> Search:
     ends = sorted({max(1, round(length * (i + 1) / options.segments)) for i in range(options.segments)})
     for end in ends:
         yield from _extend(session, particles, end)
-        if end < length and getattr(session.problem.reward, "has_partial", False):
-            partial = yield from session.score_partial(particles.tokens)
-            particles.reweight(options.inverse_temperature * partial)
+        has_partial = getattr(session.problem.reward, "has_partial", False)
+        if end < length and (session.flow is not None or has_partial):
+            particles.reweight((yield from _potential(session, particles)))
             if effective_sample_size(particles.log_weight) < options.ess_threshold * len(particles.tokens):
                 particles.resample(session.rng(f"particles {end}"))
     reasons: list[FinishReason] = [session.process.finish_reason(tokens) for tokens in particles.tokens]
@@ -105,6 +109,13 @@ def run(session: Session) -> Search:
     )
 
 
+def _potential(session: Session, particles: Particles) -> Generator[list[Request], list[Reply], np.ndarray]:
+    """The log-potential [P] of unfinished particles: lambda F where there is a flow, else lambda times the partial form."""
+    if session.flow is not None:
+        return particles.log_tilt.copy()
+    return session.options.inverse_temperature * (yield from session.score_partial(particles.tokens))
+
+
 def _count(session: Session, options: SmcOptions) -> int:
     """Particles that the budget pays for: every one costs a full rollout."""
     by_rollouts = options.rollout_limit
@@ -115,7 +126,7 @@ def _count(session: Session, options: SmcOptions) -> int:
 
 
 def _extend(session: Session, particles: Particles, end: int) -> Generator[list[Request], list[Reply], None]:
-    """Grow every unfinished particle by draws from p to `end` tokens; a slot's stream belongs to the slot."""
+    """Grow every unfinished particle by draws from p or q to `end` tokens; a slot's stream belongs to the slot."""
     growing = [i for i, tokens in enumerate(particles.tokens) if not session.process.is_finished(tokens)]
     requests = [
         RolloutRequest(
@@ -123,6 +134,7 @@ def _extend(session: Session, particles: Particles, end: int) -> Generator[list[
             particles.tokens[i],
             end - len(particles.tokens[i]),
             position_key(session.key("draw", i), len(particles.tokens[i])),
+            tilt=session.tilt("q"),
         )
         for i in growing
     ]
@@ -130,6 +142,9 @@ def _extend(session: Session, particles: Particles, end: int) -> Generator[list[
     for i, reply in zip(growing, replies, strict=True):
         particles.tokens[i] = (*particles.tokens[i], *reply.tokens.tolist())
         particles.log_prob[i] += float(reply.log_prob.sum())
+        particles.log_weight[i] += log_ratio(reply)
+        if reply.log_tilt is not None:
+            particles.log_tilt[i] = reply.log_tilt[-1]
 
 
-METHODS = {"smc": Method("smc", SmcOptions, run)}
+METHODS = {"smc": Method("smc", SmcOptions, run, flow="optional")}
