@@ -1,6 +1,7 @@
 """All quick benchmarks in one go: `python -m benchmarks` (tree cost, decoding). Others are run by name.
 
-Run by name, with real series through SDT_DATA_DIR: `benchmarks.forecaster`, `benchmarks.alignment`.
+Run by name, with real series through SDT_DATA_DIR: `benchmarks.forecaster`, `benchmarks.alignment`,
+`benchmarks.throughput`.
 """
 
 from __future__ import annotations
