@@ -130,7 +130,7 @@ class ModelServer:
         self._lock = threading.Lock()
         self._most_batches = getattr(model, "concurrent_calls", 1)
         self._threads = ThreadPoolExecutor(self._most_batches, thread_name_prefix="model")
-        self._workers: set[asyncio.Task[None]] = set()
+        self._workers: list[asyncio.Task[None]] = []
         self._under_way, self._busy_since = 0, 0.0
         self._on_gone, self._closed = on_gone, False
 
@@ -186,10 +186,9 @@ class ModelServer:
         waiting = _Waiting(call, *unpack_requests(call.packed), self._clock())
         self._queue.append(waiting)
         self._count_queue()
+        self._workers = [worker for worker in self._workers if not worker.done()]
         if len(self._workers) < self._most_batches:
-            worker = asyncio.create_task(self._serve())
-            self._workers.add(worker)
-            worker.add_done_callback(self._workers.discard)
+            self._workers.append(asyncio.create_task(self._serve()))
         return waiting.answer
 
     def _settle(self, name: str, answer: asyncio.Future[ModelAnswer]) -> None:

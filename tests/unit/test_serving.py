@@ -236,3 +236,22 @@ def test_a_model_that_batches_by_itself_gets_as_many_calls_at_once_as_it_takes()
     assert [size for size, _ in model.batches][:2] == [2, 2] and sum(size for size, _ in model.batches) == 8
     assert [_tokens(answer) for answer in answers] == [toy_tokens(number, 2) for number in range(4)]
     assert server.counters.busy_s == 3.0, "two calls at once keep the model busy for the time of one"
+
+
+def test_a_call_that_comes_right_after_the_last_one_was_answered_is_served():
+    """The second caller asks as soon as the server's worker has ended, before its callbacks have run."""
+
+    async def run():
+        server, found = ModelServer(Toy(*TOY)), []
+        for number in range(30):
+            first = asyncio.create_task(server.answer(_call(2 * number)))
+            await asyncio.sleep(0)
+            while server._workers and not server._workers[-1].done():
+                await asyncio.sleep(0)
+            async with asyncio.timeout(20):
+                found += [await server.answer(_call(2 * number + 1)), await first]
+        return found
+
+    answers = asyncio.run(run())
+    expected = [toy_tokens(2 * number + place, 2) for number in range(30) for place in (1, 0)]
+    assert [_tokens(answer) for answer in answers] == expected
