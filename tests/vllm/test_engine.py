@@ -36,11 +36,11 @@ def test_a_killed_engine_is_an_error_and_not_a_hang(opened):
         model.rollout([RolloutRequest(root(1), (), 100, 1)], LAW)
 
 
-@pytest.mark.parametrize("separate_workers", [False, True])
-def test_the_engine_ends_with_its_owner(folder, tmp_path, separate_workers):
+@pytest.mark.parametrize(("separate_workers", "busy"), [(False, False), (False, True), (True, True)])
+def test_the_engine_ends_with_its_owner(folder, tmp_path, separate_workers, busy):
     """SIGKILL of the owner: no handler of its runs; with workers of its own the engine is two processes.
 
-    The owner is a script without a guard, which the engine's process must not run once more.
+    The owner is a script without a guard, which the engine's process must not run once more. A busy one leaves rows unread.
     """
     script = tmp_path / "owner.py"
     script.write_text(
@@ -48,17 +48,22 @@ def test_the_engine_ends_with_its_owner(folder, tmp_path, separate_workers):
         "from pathlib import Path\n"
         "from sdt_dist.models.reduction import draw\n"
         "from sdt_dist.models.vllm.loading import open_model\n"
+        "from sdt_dist.protocols import RolloutRequest\n"
+        "from tests.vllm.conftest import LAW, root\n"
         f"model = open_model(Path({str(folder)!r}))\n"
         "print('ready', flush=True)\n"
+        f"while {busy}:\n"
+        "    model.rollout([RolloutRequest(root(i), (), 100, i) for i in range(64)], LAW)\n"
         "time.sleep(600)\n"
     )
-    more = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"} if separate_workers else {}
+    more = {"PYTHONPATH": os.getcwd()} | ({"VLLM_ENABLE_V1_MULTIPROCESSING": "1"} if separate_workers else {})
     owner = subprocess.Popen(
         [sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env={**os.environ, **more}
     )
     assert owner.stdout is not None and owner.stdout.readline() == "ready\n"
     cores = _cores(owner.pid)
     assert len(cores) == (2 if separate_workers else 1)
+    time.sleep(2.0 if busy else 0.0)
     owner.send_signal(signal.SIGKILL)
     begin = time.monotonic()
     _gone, alive = psutil.wait_procs(cores, timeout=GONE_S)

@@ -12,6 +12,7 @@ same position comes again later and replaces it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -189,8 +190,9 @@ def _end_with(channel: socket.socket) -> None:
     This process is the engine's core, or a worker whose parent the core is.
     """
     owner, parent = struct.unpack("3i", channel.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0], os.getppid()
-    while channel.recv(1):
-        pass
+    with contextlib.suppress(OSError):  # reset, where frames were left unread
+        while channel.recv(1):
+            pass
     if parent not in (owner, 1) and os.getppid() == parent:
         os.kill(parent, signal.SIGKILL)
     os.kill(os.getpid(), signal.SIGKILL)
