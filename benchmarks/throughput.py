@@ -20,8 +20,8 @@ pays one for each of its tokens; and draws of one token, which a search needs wh
 at all. So `distributions/s`, next-token distributions computed (nfe) a second, compares like work, and the ratio of
 tokens/s, for which the target is, is the stricter of the two. CPU seconds are those of this process: beside other jobs they
 are steadier than wall time, and they say nothing of a backend that computes elsewhere (vLLM, a GPU). A fleet is timed in
-its steady state, without its start, and against raw calls that follow it, so that its ratio has all the noise of the
-machine; each of a searcher's two crews calls with half of the problems.
+its steady state, without its start, against raw calls that follow it, so that its ratio has all the noise of the machine;
+a searcher's two crews call with half of the problems each, and so does raw.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -67,13 +67,15 @@ class Job:
     options: dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
-    """One `rollout` call of a search: for every row its prompt, how deep it started, and the tokens it generated."""
+class Row(NamedTuple):
+    """One row of a `rollout` call: its prompt, how deep in the tree it started, and how many tokens it generated."""
 
-    prompts: list[tuple[int, ...]]
-    depths: list[int]
-    tokens: list[int]
+    prompt: tuple[int, ...]
+    depth: int
+    tokens: int
+
+
+Call = list[Row]
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +147,8 @@ class Recorder(Timed):
     def rollout(self, requests: Sequence[RolloutRequest]) -> list[Rollout]:
         replies = self._run("model", self._inner.rollout, requests)
         self._meter.stop()
-        prompts, depths = [r.root.prompt for r in requests], [len(r.tokens) for r in requests]
-        self.calls.append(Call(prompts, depths, [len(reply.tokens) for reply in replies]))
+        pairs = zip(requests, replies, strict=True)
+        self.calls.append([Row(asked.root.prompt, len(asked.tokens), len(reply.tokens)) for asked, reply in pairs])
         self._then(self.calls[-1])
         self._meter.start()
         return replies
@@ -158,14 +160,17 @@ class Raw:
     def __init__(self, job: Job, seed: int) -> None:
         self._job, self._seed, self._number, self._tokens = job, seed, 0, 0
         self._meter = Meter(job.process.model)
+        self._paid = set[tuple[int, ...]]()  # prompts that a timed call encoded
 
     def answer(self, call: Call) -> None:
-        process, roots = self._job.process, self._roots()
-        if self._number > 0:  # the first call pays for the prompts
-            process.rollout([RolloutRequest(root, (), 1, 0) for root in roots.values()])
+        process, roots = self._job.process, self._roots({row.prompt for row in call})
+        again = [root for prompt, root in roots.items() if prompt in self._paid]
+        if again:
+            process.rollout([RolloutRequest(root, (), 1, 0) for root in again])
+        self._paid.update(roots)
         requests = [
-            RolloutRequest(roots[prompt], (), count, stream_key(self._seed, "raw", self._number, row))
-            for row, (prompt, count) in enumerate(zip(call.prompts, call.tokens, strict=True))
+            RolloutRequest(roots[row.prompt], (), row.tokens, stream_key(self._seed, "raw", self._number, place))
+            for place, row in enumerate(call)
         ]
         self._meter.start()
         replies = process.rollout(requests)
@@ -174,10 +179,10 @@ class Raw:
         for root in roots.values():
             process.release(root)
 
-    def _roots(self) -> dict[tuple[int, ...], Root]:
-        """Roots by prompt, with caches of their own."""
+    def _roots(self, prompts: set[tuple[int, ...]]) -> dict[tuple[int, ...], Root]:
+        """Roots by prompt, with caches of this call's own."""
         name = f"raw/{self._number}".encode()
-        roots = [self._job.process.root(context) for context in self._job.contexts]
+        roots = [root for context in self._job.contexts if (root := self._job.process.root(context)).prompt in prompts]
         digests = [hashlib.blake2b(root.digest + name, digest_size=16).digest() for root in roots]
         return {root.prompt: replace(root, digest=digest) for root, digest in zip(roots, digests, strict=True)}
 
@@ -201,16 +206,19 @@ def search(job: Job, seed: int) -> tuple[Reading, Reading, list[Call]]:
             raise outcome
         assert outcome.cost.rollouts == job.options["num_rollouts"]
     meter.stop()
-    found = meter.reading(sum(sum(call.tokens) for call in process.calls), spent)
+    found = meter.reading(sum(row.tokens for call in process.calls for row in call), spent)
     spent["tree"] = found.wall_s - spent["model"] - spent["reward"]
     return found, raw.reading(), process.calls
 
 
 def generate(job: Job, calls: Sequence[Call], seed: int) -> Reading:
-    """Raw answers to the calls of a search that is over."""
+    """Raw answers to the calls of a search that is over, as a searcher's two crews call: each with half of the problems."""
     raw = Raw(job, seed)
+    first = {job.process.root(context).prompt for context in job.contexts[::2]}
     for call in calls:
-        raw.answer(call)
+        for crew in (True, False):
+            if rows := [row for row in call if (row.prompt in first) == crew]:
+                raw.answer(rows)
     return raw.reading()
 
 
@@ -313,9 +321,9 @@ def _row(label: str, pairs: Sequence[tuple[Reading, Reading]]) -> str:
 
 def describe(readings: Sequence[Reading], calls: Sequence[Call]) -> str:
     """What the search's calls looked like, how much of prefixes was cached, and where its time went."""
-    rows = [len(call.tokens) for call in calls]
-    long = [call for call in calls if max(call.tokens) > 1]
-    depth = float(np.mean([depth for call in long for depth in call.depths]))
+    rows = [len(call) for call in calls]
+    long = [call for call in calls if any(row.tokens > 1 for row in call)]
+    depth = float(np.mean([row.depth for call in long for row in call]))
     lines = [
         f"model calls {len(calls)}, of them {len(calls) - len(long)} of one token a row; rows a call: median "
         f"{np.median(rows):.0f}, {min(rows)} to {max(rows)}; mean depth at which longer rollouts start {depth:.2f}"
