@@ -18,9 +18,8 @@ from sdt_dist.errors import ConfigurationError
 from sdt_dist.flow.checkpoint import FlowInfo, check_model, check_reward, load_flow, weights_digest
 from sdt_dist.flow.network import FlowNetwork
 from sdt_dist.models.card import ModelCard
-from sdt_dist.protocols import Root
+from sdt_dist.protocols import Root, State
 
-State = tuple[Root, tuple[int, ...]]
 _Name = tuple[bytes, float, tuple[int, ...]]
 _ROWS = 8  # rows are padded to multiples, because smaller products take other code paths in the BLAS
 _MOST_ROWS = 1024

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from sdt_dist.search.options import parse_options
+from sdt_dist.search.options import StrictOptions, parse_options
 
 
-class FlowTrainOptions(BaseModel):
+class FlowTrainOptions(StrictOptions):
     """How a flow is trained. Loss weights multiply means over trajectories in squared nats; 0 leaves a loss out.
 
     `log_partition_variance` needs per_context >= 2. `bellman` with `terminal` pins absolute values, as `subtb` does with
     `tie`; the trajectory losses alone leave the children of each parent free by a constant.
     """
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
     steps: int = Field(2000, ge=1, description="gradient steps")
     learning_rate: float = Field(3e-3, gt=0, description="AdamW's, after warm-up")
@@ -37,15 +35,6 @@ class FlowTrainOptions(BaseModel):
     tie: float = Field(1.0, ge=0, description="weight of F_token(s.a) = F_state(s.a)")
     log_every: int = Field(20, ge=1, description="steps between TensorBoard points")
     seed: int = Field(0, ge=0, description="of batches and inverse temperatures")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _whole_floats(cls, values: Any) -> Any:
-        """Accept 1 where 1.0 is meant: strict mode refuses nothing else that is a number."""
-        if not isinstance(values, dict):
-            return values
-        floats = {name for name, field in cls.model_fields.items() if field.annotation is float}
-        return {k: float(v) if k in floats and type(v) is int else v for k, v in values.items()}
 
     @model_validator(mode="after")
     def _consistent(self) -> FlowTrainOptions:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
+
 from sdt_dist.errors import CheckpointError, ConfigurationError, first_line
 
 _WEIGHTS = "model*.safetensors"
@@ -28,3 +30,13 @@ def model_directory(name: str) -> Path:
     if not list(directory.glob(_WEIGHTS)):
         raise CheckpointError(f"model: {name} holds no {_WEIGHTS} weights; pickled checkpoints are refused.")
     return directory
+
+
+def check_weights(directory: Path) -> None:
+    """CheckpointError for a weight file whose header or size is damaged."""
+    for path in sorted(directory.glob(_WEIGHTS)):
+        try:
+            with safe_open(path, framework="numpy"):
+                pass
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"model: {path} has damaged weights: {first_line(error)}") from error

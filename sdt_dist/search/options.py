@@ -15,29 +15,32 @@ from sdt_dist.errors import ConfigurationError, unknown_name
 Model = TypeVar("Model", bound=BaseModel)
 
 
-class SearchOptions(BaseModel):
+class StrictOptions(BaseModel):
+    """Options that refuse unknown names and other types, but take 1 where 1.0 is meant."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _whole_floats(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        floats = {name for name, field in cls.model_fields.items() if field.annotation in (float, float | None)}
+        return {k: float(v) if k in floats and type(v) is int else v for k, v in values.items()}
+
+
+class SearchOptions(StrictOptions):
     """What every method takes: the tilt, how many samples to return, and the budget.
 
     A search ends when it has used `num_rollouts` or `max_nfe` (within one wave) or `time_budget_s`, whichever is
     first; with `max_nfe` given and `num_rollouts` not, rollouts are unlimited.
     """
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
     inverse_temperature: float = Field(1.0, gt=0, description="lambda of p(x) exp(lambda r(x)); larger is greedier")
     num_samples: int = Field(8, ge=1, description="samples to return")
     num_rollouts: int | None = Field(None, ge=1, description="rollouts to pay for")
     max_nfe: int | None = Field(None, ge=1, description="next-token distributions to pay for")
     time_budget_s: float | None = Field(None, gt=0, description="stop cleanly after this many seconds")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _whole_floats(cls, values: Any) -> Any:
-        """Accept 1 where 1.0 is meant: strict mode refuses nothing else that is a number."""
-        if not isinstance(values, dict):
-            return values
-        floats = {name for name, field in cls.model_fields.items() if field.annotation in (float, float | None)}
-        return {k: float(v) if k in floats and type(v) is int else v for k, v in values.items()}
 
     @property
     def rollout_limit(self) -> int | None:

@@ -7,12 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import pytest
 
-from sdt_dist.errors import ConfigurationError, FleetError, ModelGoneError
+from sdt_dist.errors import CheckpointError, ConfigurationError, FleetError, ModelGoneError
 from sdt_dist.models.loading import load_model
+from sdt_dist.models.vllm.loading import open_model
 from sdt_dist.protocols import RolloutRequest
 from tests.vllm.conftest import LAW, root
 
@@ -70,6 +72,24 @@ def test_the_engine_ends_with_its_owner(folder, tmp_path, separate_workers, busy
     owner.wait()
     owner.stdout.close()
     assert not alive, f"{alive} outlived their owner by {time.monotonic() - begin:.1f} s"
+
+
+def test_whoever_waits_when_the_engine_is_closed_is_told(opened):
+    model = opened()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(model.rollout, [RolloutRequest(root(i), (), 110, i) for i in range(64)], LAW)
+        while model.model_calls < 5:
+            time.sleep(0.01)
+        model.close()
+        with pytest.raises(ModelGoneError, match="closed"):
+            waiting.result(20)
+
+
+def test_damaged_weights_are_named(folder, tmp_path):
+    (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
+    (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors has damaged weights"):
+        open_model(tmp_path)
 
 
 def test_the_socket_is_its_owners_only(opened):

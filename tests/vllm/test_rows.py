@@ -10,6 +10,7 @@ import pytest
 from prometheus_client import REGISTRY
 from vllm.engine.arg_utils import AsyncEngineArgs
 
+from sdt_dist.models.hf.model import HFModel
 from sdt_dist.models.process import prompt_digest
 from sdt_dist.models.serving import ModelCall, ModelServer
 from sdt_dist.models.wire import pack_requests, unpack_replies
@@ -124,6 +125,16 @@ def test_asked_for_nothing_but_cached_prefixes_the_hit_rate_shows_it(opened):
     assert model.prefix_tokens - prefix == 97, "the prompt and the known token"
     assert model.reused_tokens - reused == 96, "96 positions are three whole blocks"
     assert model.expand([ExpandRequest(base, (6,), 3)], ENDLESS)[0].cost.recomputed_tokens == 0
+
+
+def test_prefixes_are_counted_once_a_request_as_by_other_backends(opened, plain):
+    model, base = opened(), root(8)
+    kept = HFModel(plain.module)
+    for m in (model, kept):
+        m.rollout([RolloutRequest(base, (), 20, i) for i in range(6)], ENDLESS)
+        m.expand([ExpandRequest(base, (5, 6), 3), ExpandRequest(base, (), 3), ExpandRequest(root(9), (4,), 2)], ENDLESS)
+    assert model.prefix_tokens == kept.prefix_tokens == 6 * 40 + 42 + 40 + 41
+    assert (model.nfe, 0) == (kept.nfe, model.expand([ExpandRequest(base, (7,), 0)], ENDLESS)[0].children.size)
 
 
 def test_embeddings_of_the_prompt_answer_as_its_tokens_do(opened, plain):

@@ -15,6 +15,7 @@ import itertools
 import sys
 import threading
 from collections.abc import Coroutine, Iterator, Sequence
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -124,7 +125,10 @@ class Engine:
 
     def run(self, asks: Sequence[Ask]) -> list[Answer]:
         """The answers to requests that run together, in order."""
-        return self.wait(self._run(asks))
+        try:
+            return self.wait(self._run(asks))
+        except CancelledError as error:
+            raise ModelGoneError("vllm: the engine was closed; load the model again.") from error
 
     def reset_prefix_cache(self) -> None:
         """Forget the keys and values of everything that is not under way."""
@@ -146,6 +150,10 @@ class Engine:
             self._loop.remove_reader(peer)
         if self._llm is not None:
             self._llm.shutdown()
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
 
     def wait(self, work: Coroutine[Any, Any, Any]) -> Any:
         """Run something on the engine's loop, from another thread; its result."""

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoConfig
 
 from sdt_dist.errors import ConfigurationError, FleetError, first_line
-from sdt_dist.models.directory import model_directory
+from sdt_dist.models.directory import check_weights, model_directory
 from sdt_dist.models.forecaster import bundled
 from sdt_dist.models.forecaster.process import Forecaster
 from sdt_dist.models.hf.loading import load_tokenizer, quiet_transformers
@@ -82,6 +82,7 @@ def open_model(
         **_device_settings(),
         **settings,
     }
+    check_weights(directory)
     try:
         config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
         engine = Engine(chosen)
@@ -116,7 +117,7 @@ def _probe(model: Any) -> None:
     try:
         model.rollout([RolloutRequest(root, (), 3, 1), RolloutRequest(root, (1,), 2, None)], law)
         model.expand([ExpandRequest(root, (1,), 2, 3)], law)
-    except (FleetError, AttributeError, TypeError) as error:
+    except Exception as error:
         model.close()
         raise FleetError(f"{_NEEDED}; the probe of {_version()} failed: {error}") from error
     model.release(root)

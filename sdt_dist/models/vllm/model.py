@@ -25,8 +25,6 @@ from sdt_dist.noise import position_key
 from sdt_dist.protocols import Cost, ExpandRequest, Expansion, PriorLaw, Rollout, RolloutRequest, Root
 
 _ANY = PriorLaw((0, 1))  # the law of rows that are sent whole is not looked at
-
-
 _Drawn = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # as `reduction.draw` gives them
 
 
@@ -36,6 +34,7 @@ class _Way:
 
     root: Root
     logits: np.ndarray  # [V] after the prompt
+    reused: int  # positions of prompt and known tokens that needed no computing, unless the engine says otherwise
     drawn: list[_Drawn] = field(default_factory=list)
     kept: tuple[np.ndarray, np.ndarray, float, int] | None = None
     nfe: int = 0
@@ -104,7 +103,9 @@ class VllmModel:
             for i, request in enumerate(requests)
             if request.tokens
         }
-        for i, answer in self._run(ways, asks).items():
+        answers = self._run(ways, asks)
+        self._count_prefixes(ways, requests, answers)
+        for i, answer in answers.items():
             ways[i].kept = answer.kept()
         return [way.expansion() for way in ways]
 
@@ -123,7 +124,9 @@ class VllmModel:
                     excluded=() if drawn else request.excluded,
                 )
                 asks[i] = self._ask(request.root, (*request.tokens, *drawn), left, DRAW, onward, law)
-        for i, answer in self._run(ways, asks).items():
+        answers = self._run(ways, asks)
+        self._count_prefixes(ways, requests, answers)
+        for i, answer in answers.items():
             ways[i].drawn.append(answer.drawn())
         return [way.rollout(law) for way in ways]
 
@@ -172,14 +175,12 @@ class VllmModel:
             self._roots |= {digest: Future() for digest in new}
             rows = {digest: self._roots[digest] for digest in roots}
         answers = self._encode(new, rows)
-        ways = [_Way(root, rows[root.digest].result()) for root, *_ in states]
-        for way, (root, known, _) in zip(ways, states, strict=True):
-            answer = answers.pop(root.digest, None)
+        ways = [_Way(root, rows[root.digest].result(), len(root.prompt)) for root, *_ in states]
+        for way in ways:
+            root, answer = way.root, answers.pop(way.root.digest, None)
             if answer is not None:
                 self._pay(way, answer, nfe=int(not root.paid), again=len(root.prompt) if root.paid else 0)
-            if not known:
-                length = len(root.prompt)
-                self._count_prefix(length, length if answer is None else answer.num_cached)
+                way.reused = answer.num_cached
         return ways
 
     def _encode(self, roots: dict[bytes, Root], rows: dict[bytes, Future[np.ndarray]]) -> dict[bytes, Answer]:
@@ -229,9 +230,8 @@ class VllmModel:
         """The engine's answers to requests, by their ways, which pay for them."""
         answers = dict(zip(asks, self.engine.run(list(asks.values())), strict=True))
         for i, answer in answers.items():
-            length = len(asks[i].prompt)
-            self._pay(ways[i], answer, nfe=len(answer.rows), again=max(length - 1 - answer.num_cached, 0))
-            self._count_prefix(length, answer.num_cached)
+            again = max(len(asks[i].prompt) - 1 - answer.num_cached, 0)
+            self._pay(ways[i], answer, nfe=len(answer.rows), again=again)
         return answers
 
     def _pay(self, way: _Way, answer: Answer, *, nfe: int, again: int) -> None:
@@ -241,9 +241,18 @@ class VllmModel:
         with self._lock:
             self.nfe, self.recomputed_tokens = self.nfe + nfe, self.recomputed_tokens + again
 
-    def _count_prefix(self, needed: int, reused: int) -> None:
+    def _count_prefixes(
+        self, ways: list[_Way], requests: Sequence[ExpandRequest | RolloutRequest], answers: dict[int, Answer]
+    ) -> None:
+        """Once a request: the positions of its prompt and known tokens, and how many of them were cached."""
+        needed = [len(request.root.prompt) + len(request.tokens) for request in requests]
+        cached = [way.reused for way in ways]
+        for i, answer in answers.items():
+            if requests[i].tokens and ways[i].reused == len(requests[i].root.prompt):  # its prompt was not new
+                cached[i] = answer.num_cached
+        reused = sum(min(pair) for pair in zip(needed, cached, strict=True))
         with self._lock:
-            self.prefix_tokens, self.reused_tokens = self.prefix_tokens + needed, self.reused_tokens + reused
+            self.prefix_tokens, self.reused_tokens = self.prefix_tokens + sum(needed), self.reused_tokens + reused
 
 
 def _only(answer: Answer) -> np.ndarray:

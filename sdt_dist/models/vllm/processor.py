@@ -37,7 +37,7 @@ from sdt_dist.protocols import PriorLaw
 
 CHANNEL = "sdt_channel"  # key of the socket's path in vLLM's additional_config
 REQUEST = "sdt"  # key of a request's instructions in extra_args
-DRAW = 0  # instead of a number of children: choose one token and go on with it
+DRAW = -1  # instead of a number of children: choose one token and go on with it
 _Reduced = tuple[np.ndarray, np.ndarray, float, int]
 _NOTHING: _Reduced = (np.empty(0, np.int32), np.empty(0), -np.inf, 0)  # of a row that is sent whole
 _CHOSEN = torch.finfo(torch.float32).max  # a logit that greedy sampling takes
@@ -99,7 +99,7 @@ class RowReducer(LogitsProcessor):
         """Make every row of ours choose its token; logits [rows of the batch, V] float32, changed in place."""
         if not self._rows:
             return logits
-        batch = self._batch = self._batch or _Batch(self._rows)
+        batch = self._batch = self._batch or _Batch(self._rows, logits.device)
         values = (logits if len(batch.places) == len(logits) else logits[batch.places]).cpu().numpy()
         frame, chosen = batch.reduce(self._step, values)
         if self._reports:
@@ -112,9 +112,9 @@ class RowReducer(LogitsProcessor):
 class _Batch:
     """Rows that are reduced together, step after step, until vLLM changes its batch."""
 
-    def __init__(self, rows: dict[int, _Row]) -> None:
+    def __init__(self, rows: dict[int, _Row], device: torch.device) -> None:
         places = sorted(rows)
-        self.places = torch.tensor(places)
+        self.places = torch.tensor(places, device=device)
         self._rows = [rows[place] for place in places]
         self._numbers = np.array([row.asked.number for row in self._rows], dtype=np.int64)
         self._whole = np.array([row.asked.children is None for row in self._rows])
