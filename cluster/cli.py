@@ -15,6 +15,7 @@ from cluster.commands.forecast import forecast
 from cluster.commands.generate import generate
 from cluster.commands.report import report
 from cluster.commands.serve import serve
+from cluster.commands.train_flow import train_flow
 from cluster.commands.train_forecaster import train_forecaster
 from sdt_dist.errors import SdtError
 
@@ -22,6 +23,7 @@ MISTAKE, INTERRUPTED = 2, 130
 _AFTER_A_STOP = {
     "evaluate": "; finished work is kept, and --resume goes on from it",
     "submit": "; the job goes on",
+    "train-flow": "; --resume goes on from the last saved state",
     "train-forecaster": "; the same command goes on from the last checkpoint",
 }
 
@@ -50,7 +52,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     add_completion=False,
 )
-for _command in (evaluate, forecast, generate, train_forecaster, report, serve, doctor):
+for _command in (evaluate, forecast, generate, train_forecaster, train_flow, report, serve, doctor):
     _name = _command.__name__.replace("_", "-")
     app.command(_name)(_stoppable(_name, _command))
 

@@ -55,7 +55,7 @@ def check_directory(
         raise ResultsError(f"output: {directory} already holds results; add --resume, or give another directory.")
     if not has_results and not (directory / CONFIG).exists():
         return
-    known, now = _saved_config(directory).identity(), config.identity()
+    known, now = saved_config(directory).identity(), config.identity()
     if not has_results:
         return
     different = sorted(key for key in now if known[key] != now[key])
@@ -79,7 +79,8 @@ def _text(path: Path) -> str | None:
         return None
 
 
-def _saved_config(directory: Path) -> EvaluationConfig:
+def saved_config(directory: Path) -> EvaluationConfig:
+    """The configuration of the run in a directory; ResultsError when it holds none of ours."""
     try:
         return EvaluationConfig.model_validate(yaml.safe_load((directory / CONFIG).read_text(encoding="utf-8")))
     except (OSError, ValueError, yaml.YAMLError) as error:
@@ -101,7 +102,7 @@ def open_directory(
 
 def methods_by_label(directory: Path) -> dict[str, str]:
     """{label: method} of the run in a directory; ResultsError when it holds no configuration of ours."""
-    return {method.label: method.name for method in _saved_config(directory).method_configs()}
+    return {method.label: method.name for method in saved_config(directory).method_configs()}
 
 
 class ResultLog:

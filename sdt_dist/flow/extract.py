@@ -17,6 +17,7 @@ from sdt_dist.search.snapshot import Snapshot
 from sdt_dist.search.tree import Tree
 
 _ROWS_A_CALL = 256
+Row = tuple[np.ndarray, np.ndarray, np.ndarray]  # tokens [K], log p, log w
 
 
 def trajectories_of(snapshot: Snapshot, root: Root) -> list[Trajectory]:
@@ -24,7 +25,8 @@ def trajectories_of(snapshot: Snapshot, root: Root) -> list[Trajectory]:
 
     Children carry w_b = p_b / sum of p over the children: the mass outside them is spread on them in proportion, as if
     tokens that were never looked at were worth as much as those that were. That is an approximation unless a node's
-    row is complete; `with_rows` removes it. Sequences that the tree does not hold (draws by fall) are left out.
+    row is complete; `with_rows` removes it. Sequences that the tree does not hold (draws by fall) are left out. A tree
+    with masses (residual_ts, s_adt) gives its estimates v = (1/lambda) log M as soft values at its search's lambda.
     ConfigurationError for a tree of blocks or another prompt's search.
     """
     if snapshot.blocks:
@@ -33,7 +35,7 @@ def trajectories_of(snapshot: Snapshot, root: Root) -> list[Trajectory]:
         raise ConfigurationError(
             f"flow: the search was for prompt {snapshot.header['prompt']}, given {root.digest.hex()}."
         )
-    log_omega = _log_omegas(snapshot)
+    log_omega, values = _log_omegas(snapshot), _tree_values(snapshot)
     source = {name: snapshot.header[name] for name in ("method", "seed", "problem")}
     known = {sequence: float(reward) for sequence, reward in zip(snapshot.sequences, snapshot.rewards, strict=True)}
     found = []
@@ -51,7 +53,9 @@ def trajectories_of(snapshot: Snapshot, root: Root) -> list[Trajectory]:
                 Candidates.join(steps),
                 reward,
                 log_omega.get(i),
-                source=source,
+                None if values is None else values[path],
+                None if values is None else float(snapshot.header["options"]["inverse_temperature"]),
+                source,
             )
         )
     return found
@@ -73,7 +77,7 @@ def with_rows(
     low, high = process.law.allowed
     size = high - low if num_children is None else num_children + 1
     states = list(dict.fromkeys(tuple(t.tokens[:i].tolist()) for t in trajectories for i in range(len(t.tokens))))
-    keys = [None if num_children is None else _row_key(seed, root, state) for state in states]
+    keys = [None if num_children is None else row_key(seed, root, state) for state in states]
     requests = [ExpandRequest(root, s, size, k) for s, k in zip(states, keys, strict=True)]
     expansions = [
         expansion
@@ -88,23 +92,26 @@ def with_rows(
 
 def _replaced(
     trajectory: Trajectory,
-    rows: dict[tuple[int, ...], tuple[np.ndarray, np.ndarray, np.ndarray]],
+    rows: dict[tuple[int, ...], Row],
     rewards: dict[tuple[int, ...], float],
 ) -> Trajectory:
     steps = []
     tokens = tuple(trajectory.tokens.tolist())
     for t, token in enumerate(tokens):
-        candidates, log_prob, log_weight = rows[tokens[:t]]
-        if token not in candidates:
-            candidates = np.append(candidates, token)
-            log_prob = np.append(log_prob, trajectory.log_prob[t])
-            log_weight = np.append(log_weight, -np.inf)
+        candidates, log_prob, log_weight = with_token(rows[tokens[:t]], token, float(trajectory.log_prob[t]))
         reward = np.array([rewards.get((*tokens[:t], c), np.nan) for c in candidates.tolist()])
         steps.append((candidates, log_prob, log_weight, reward))
     return replace(trajectory, candidates=Candidates.join(steps))
 
 
-def _candidates(expansion: Expansion, key: int | None, num_tokens: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def with_token(row: Row, token: int, log_prob: float) -> Row:
+    """A row with a trajectory's own token: where no draw had it, with the p that no weight covers (w = 0)."""
+    if token in row[0]:
+        return row
+    return np.append(row[0], token), np.append(row[1], log_prob), np.append(row[2], -np.inf)
+
+
+def _candidates(expansion: Expansion, key: int | None, num_tokens: int) -> Row:
     """(tokens, log p, log w) of an expansion; with a key, its last child only gives the threshold kappa."""
     if key is None or expansion.num_remaining == 0:
         return expansion.children, expansion.log_prob, expansion.log_prob
@@ -113,7 +120,8 @@ def _candidates(expansion: Expansion, key: int | None, num_tokens: int) -> tuple
     return kept, log_prob, horvitz_thompson_log_weights(log_prob, float(expansion.log_prob[-1] + noise[-1]))
 
 
-def _row_key(seed: int, root: Root, state: tuple[int, ...]) -> int:
+def row_key(seed: int, root: Root, state: tuple[int, ...]) -> int:
+    """The row key of the noise that draws a state's candidates."""
     return stream_key(seed, root.digest.hex(), "flow rows", *state)
 
 
@@ -124,6 +132,15 @@ def _log_omegas(snapshot: Snapshot) -> dict[int, float]:
         return {}
     pairs = zip(notes["sample"].tolist(), notes["log_omega"].tolist(), strict=True)
     return dict(reversed(list(pairs)))
+
+
+def _tree_values(snapshot: Snapshot) -> np.ndarray | None:
+    """v = (1/lambda) log(K + U) [N] of every node, NaN where it stands for nothing; None for a tree without masses."""
+    nodes = snapshot.tree.nodes[: snapshot.tree.size]
+    log_mass = np.logaddexp(nodes["log_known"], nodes["log_unknown"])
+    if nodes["log_known"][0] == -np.inf:
+        return None
+    return np.where(np.isfinite(log_mass), log_mass, np.nan) / snapshot.header["options"]["inverse_temperature"]
 
 
 def _path(tree: Tree, sequence: tuple[int, ...]) -> list[int] | None:

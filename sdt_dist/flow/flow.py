@@ -98,6 +98,10 @@ class Flow:
         for name in [name for name in self._states if name[0] == root.digest]:
             del self._states[name]
 
+    def forget(self) -> None:
+        """Forget what is cached for all problems: a backend holds its flows for good, their caches need not stay."""
+        self._states.clear()
+
     def _tops(self, states: Sequence[State], inverse_temperature: float, most_tokens: int) -> torch.Tensor:
         """What the heads read [B, 2H]: the last layer's states beside the contexts."""
         self.check(inverse_temperature)

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from sdt_dist.search.options import StrictOptions, parse_options
 
 
-class FlowTrainOptions(StrictOptions):
-    """How a flow is trained. Loss weights multiply means over trajectories in squared nats; 0 leaves a loss out.
+class LossOptions(StrictOptions):
+    """What a flow learns by. Loss weights multiply means over trajectories in squared nats; 0 leaves a loss out.
 
     `log_partition_variance` needs per_context >= 2. `bellman` with `terminal` pins absolute values, as `subtb` does with
     `tie`; the trajectory losses alone leave the children of each parent free by a constant.
     """
 
-    steps: int = Field(2000, ge=1, description="gradient steps")
     learning_rate: float = Field(3e-3, gt=0, description="AdamW's, after warm-up")
     weight_decay: float = Field(1e-4, ge=0, description="AdamW's")
     warmup_steps: int = Field(50, ge=0, description="steps of linear warm-up")
@@ -37,7 +36,7 @@ class FlowTrainOptions(StrictOptions):
     seed: int = Field(0, ge=0, description="of batches and inverse temperatures")
 
     @model_validator(mode="after")
-    def _consistent(self) -> FlowTrainOptions:
+    def _consistent(self) -> Self:
         if self.lowest_inverse_temperature > self.highest_inverse_temperature:
             raise ValueError("lowest_inverse_temperature must not exceed highest_inverse_temperature")
         if self.log_partition_variance > 0 and self.per_context < 2:
@@ -57,7 +56,28 @@ class FlowTrainOptions(StrictOptions):
         """The range that the flow is trained for."""
         return self.lowest_inverse_temperature, self.highest_inverse_temperature
 
+
+class FlowTrainOptions(LossOptions):
+    """How a flow is trained: what it learns by, for how many steps."""
+
+    steps: int = Field(2000, ge=1, description="gradient steps")
+
     @classmethod
     def parse(cls, values: dict[str, Any]) -> FlowTrainOptions:
         """Validated options; ConfigurationError names each bad field, its value and what is allowed."""
         return parse_options(cls, values, "flow training")
+
+
+class LearnerOptions(StrictOptions):
+    """How a learner keeps what it is given, and what it writes.
+
+    A trajectory's age is how many versions of the flow were published since the one that drew it; draws from p alone have
+    no age, because they are as good for every version.
+    """
+
+    replay_capacity: int = Field(4000, ge=1, description="most trajectories kept; the oldest go first")
+    priority_exponent: float = Field(0.5, ge=0, description="of the last loss, in drawing trajectories; 0: uniform")
+    max_staleness: int = Field(16, ge=0, description="oldest age, in versions, that is trained on")
+    keep_versions: int = Field(3, ge=1, description="published versions that stay on disk")
+    save_every: int = Field(200, ge=1, description="steps between saved states; publishing saves too")
+    calibrate_every: int = Field(100, ge=1, description="steps between comparisons of F with the trees' soft values")

@@ -6,7 +6,7 @@ whatever the trajectories' distribution. It knows no torch; a learner packs it i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -77,6 +77,13 @@ class ReplayBuffer:
             keys, priorities = list(group), self._priorities(group)
             chosen += [self._items[keys[j]] for j in _draw(rng, priorities, per_context)]
         return chosen
+
+    def drop(self, is_unwanted: Callable[[Trajectory], bool]) -> int:
+        """Take trajectories out; returns how many."""
+        keys = [key for key, trajectory in self._items.items() if is_unwanted(trajectory)]
+        for key in keys:
+            self._drop(key)
+        return len(keys)
 
     def update(self, trajectories: Sequence[Trajectory], losses: Sequence[float]) -> None:
         """Note the last losses (>= 0, finite) of trajectories; those that have gone meanwhile are ignored."""

@@ -31,6 +31,7 @@ from sdt_dist.flow.network import FlowNetwork
 from sdt_dist.flow.options import FlowTrainOptions
 from sdt_dist.flow.replay import ReplayBuffer
 from sdt_dist.flow.spec import FlowSpec
+from sdt_dist.flow.trajectories import Trajectory
 from sdt_dist.models.forecaster.spec import replace_file
 
 FORMAT = "sdt-flow-training/1"
@@ -42,7 +43,8 @@ class FlowTrainer:
     """Network, optimiser, replay buffer and schedule of one run; `save` and `resume` carry all of it.
 
     With one torch thread on the CPU a resumed run has the losses, bit for bit, of one that never stopped. `replay` may
-    grow between steps. log_dir: where TensorBoard scalars go, if anywhere.
+    grow between steps. log_dir: where TensorBoard scalars go, if anywhere. `notes` are its owner's JSON values, saved with
+    it; `trained_on` is the last step's batch.
     """
 
     def __init__(
@@ -56,6 +58,8 @@ class FlowTrainer:
     ) -> None:
         self.network, self.replay, self.options = network.to(device).train(), replay, options
         self.device, self.log_dir, self.step, self._writer = torch.device(device), log_dir, 0, None
+        self.notes: dict[str, Any] = {}
+        self.trained_on: list[Trajectory] = []
         self.optimiser = torch.optim.AdamW(
             network.parameters(), lr=options.learning_rate, betas=(0.9, 0.99), weight_decay=options.weight_decay
         )
@@ -94,9 +98,10 @@ class FlowTrainer:
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.options.clip_norm)
         self.optimiser.step()
         self.replay.update(trajectories, each.detach().tolist())
+        self.trained_on = trajectories
         self.step += 1
         metrics = {f"loss/{name}": float(value.detach().mean()) for name, value in losses.items()}
-        metrics |= {"loss/total": float(loss.detach()), "gradient_norm": float(norm), **_diagnosis(scores, batch)}
+        metrics |= {"loss/total": float(loss.detach()), "gradient_norm": float(norm), **diagnosis(scores, batch)}
         self._log(metrics)
         return metrics
 
@@ -107,7 +112,8 @@ class FlowTrainer:
             tensors |= {f"optimiser.{index}.{k}": state[k].detach().cpu().contiguous() for k in _STATE_KEYS}
         head, arrays = self.replay.state()
         tensors |= {f"replay.{name}": torch.from_numpy(np.ascontiguousarray(a)) for name, a in arrays.items()}
-        facts = {"step": self.step, "options": self.options.model_dump(), "spec": self.network.spec.to_dict()}
+        spec = self.network.spec.to_dict()
+        facts = {"step": self.step, "options": self.options.model_dump(), "spec": spec, "notes": self.notes}
         metadata = {"format": FORMAT, "facts": json.dumps(facts), "replay": json.dumps(head)}
         replace_file(path, lambda temporary: save_file(tensors, temporary, metadata))
 
@@ -137,7 +143,7 @@ class FlowTrainer:
         replay = ReplayBuffer.restore(head, {k: v.numpy() for k, v in _group(tensors, "replay.").items()})
         trainer = cls(FlowNetwork(spec), replay, options, log_dir=log_dir, device=device)
         trainer._load(_group(tensors, "model."), _group(tensors, "optimiser."), str(path))
-        trainer.step = step
+        trainer.step, trainer.notes = step, facts.get("notes", {})
         return trainer
 
     def close(self) -> None:
@@ -146,7 +152,7 @@ class FlowTrainer:
             self._writer.close()
             self._writer = None
 
-    def _batch(self) -> tuple[list[Any], Batch]:
+    def _batch(self) -> tuple[list[Trajectory], Batch]:
         options, rng = self.options, np.random.default_rng([self.options.seed, self.step])
         trajectories = self.replay.sample(rng, options.num_contexts, options.per_context)
         low, high = options.inverse_temperatures
@@ -208,8 +214,8 @@ def batch_losses(scores: Scores, batch: Batch, options: FlowTrainOptions) -> dic
     return {name: losses[name](scores, batch) for name, weight in options.loss_weights.items() if weight > 0}
 
 
-def _diagnosis(scores: Scores, batch: Batch) -> Metrics:
-    """Mean log Z = lambda F(root); error and correlation of F with exact soft values, where those are known."""
+def diagnosis(scores: Scores, batch: Batch) -> Metrics:
+    """Mean log Z = lambda F(root); where soft values are known, F's error and correlation with them, and log Z's error."""
     with torch.no_grad():
         found = {"log_z": float((batch.tilt * scores.state[:, 0]).mean())}
         known = ~batch.soft_values.isnan()
@@ -219,7 +225,26 @@ def _diagnosis(scores: Scores, batch: Batch) -> Metrics:
             spread = ours.std(correction=0) * exact.std(correction=0)
             covariance = ((ours - ours.mean()) * (exact - exact.mean())).mean()
             found["calibration/correlation"] = float(covariance / spread) if spread > 0 else 0.0
+        at_root = known[:, 0]
+        if at_root.any():
+            error = (batch.tilt * (scores.state[:, 0] - batch.soft_values[:, 0]))[at_root]
+            found["calibration/log_z_error"] = float((error**2).mean().sqrt())
         return found
+
+
+def read_notes(path: Path) -> dict[str, Any]:
+    """The owner's notes in a saved training, without its tensors; CheckpointError for a damaged or foreign file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"flow training: {path} cannot be read ({error}); start again.") from error
+    _check_format(metadata, path)
+    try:
+        notes = json.loads(metadata["facts"]).get("notes", {})
+    except (KeyError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"flow training: {path} is damaged ({error}); start again.") from error
+    return notes
 
 
 def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -228,11 +253,15 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
             tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"flow training: {path} cannot be read ({error}); start again.") from error
+    _check_format(metadata, path)
+    return tensors, metadata
+
+
+def _check_format(metadata: dict[str, str], path: Path) -> None:
     if metadata.get("format") != FORMAT:
         raise CheckpointError(
             f"flow training: {path} has format {metadata.get('format')!r}, allowed: {FORMAT!r}; give a file we saved."
         )
-    return tensors, metadata
 
 
 def _group(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

@@ -26,7 +26,9 @@ from cluster.commands.forecast import _future
 from sdt_dist.errors import DataError
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ["evaluate", "forecast", "generate", "train-forecaster", "report", "doctor", "serve", "cluster"]
+COMMANDS = [
+    "evaluate", "forecast", "generate", "train-forecaster", "train-flow", "report", "doctor", "serve", "cluster",
+]  # fmt: skip
 QUANTILES = [f"q0.{i}" for i in range(1, 10)]
 SMALL_RUN = [
     "evaluate", "--methods", "sample,snis", "--num-problems", "2", "--rollouts", "4", "--horizon", "8",

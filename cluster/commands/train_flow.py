@@ -1,0 +1,119 @@
+"""`sdt train-flow`: train the learned soft value F of a model and a reward, for s_adt, snis and smc."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sdt_dist.errors import ConfigurationError
+
+Text, Number, Whole = str | None, float | None, int | None
+
+
+def train_flow(
+    output: Annotated[Path, typer.Option(help="directory of the flow, its versions, curves and card")],
+    more_trees: Annotated[
+        list[str] | None, typer.Argument(metavar="[DIR]...", help="more directories for --trees")
+    ] = None,
+    trees: Annotated[list[str] | None, typer.Option(metavar="DIR...", help="train on the searches kept there")] = None,
+    config: Annotated[Text, typer.Option(help="YAML file; the other options override it")] = None,
+    model: Annotated[Text, typer.Option(help="bundled, a directory or a hub id")] = None,
+    reward: Annotated[Text, typer.Option(help="e.g. spectral:gamma=1, or path.py:function")] = None,
+    max_new_tokens: Annotated[Whole, typer.Option(help="tokens of a sample; a forecaster's horizon")] = None,
+    rounds: Annotated[Whole, typer.Option(help="rounds, each ending with a published version")] = None,
+    contexts_per_round: Annotated[Whole, typer.Option(help="contexts that a round searches")] = None,
+    rollouts: Annotated[Whole, typer.Option(help="rollouts a context")] = None,
+    steps_per_round: Annotated[Whole, typer.Option(help="gradient steps a round")] = None,
+    method: Annotated[Text, typer.Option(help="method of the searches without the flow")] = None,
+    flow_method: Annotated[Text, typer.Option(help="method of the searches with the newest flow")] = None,
+    flow_share: Annotated[Number, typer.Option(help="share of the rollouts that are made with it")] = None,
+    dataset: Annotated[Text, typer.Option(help="contexts from a dataset's training part; default: synthetic")] = None,
+    end_row: Annotated[Whole, typer.Option(help="use rows before this one only")] = None,
+    prompts: Annotated[Text, typer.Option(help="contexts from a text file, one prompt a line")] = None,
+    lowest_inverse_temperature: Annotated[Number, typer.Option(help="smallest lambda it is trained for")] = None,
+    highest_inverse_temperature: Annotated[Number, typer.Option(help="largest lambda it is trained for")] = None,
+    learning_rate: Annotated[Number, typer.Option(help="AdamW's, after warm-up")] = None,
+    num_children: Annotated[Whole, typer.Option(min=0, help="candidates a step; 0 for complete rows")] = None,
+    hidden_size: Annotated[Whole, typer.Option(help="width of the network")] = None,
+    num_layers: Annotated[Whole, typer.Option(help="layers of its trunk")] = None,
+    key_size: Annotated[Whole, typer.Option(help="width in which states and tokens are multiplied")] = None,
+    setting: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="any other setting")] = None,
+    seed: Annotated[Whole, typer.Option(help="seed of every random draw")] = None,
+    device: Annotated[Text, typer.Option(help="cpu or cuda")] = None,
+    threads: Annotated[Whole, typer.Option(help="torch threads; with 1 a training repeats to the bit")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with the training in the directory")] = False,
+) -> None:
+    """Train F(s), the learned soft value that s_adt, snis and smc propose with, on live searches or on saved ones.
+
+    Examples:
+
+      sdt train-flow --model bundled --reward spectral:gamma=1 --rounds 20 --output runs/flow
+
+      sdt train-flow --trees results/a results/b --model bundled --reward spectral:gamma=1 --output runs/flow
+
+      sdt train-flow --config flow.yaml --set bellman=0.5 --set replay_capacity=8000 --output runs/flow --resume
+    """
+    given = dict(locals())
+    for name in ("output", "config", "resume", "more_trees", "setting"):
+        del given[name]
+    from sdt_dist.flow.train_config import load_train_config
+
+    if more_trees and not trees:
+        raise ConfigurationError(f"arguments: {more_trees[0]!r} is not expected; directories go after --trees.")
+    given["trees"] = [*(trees or []), *(more_trees or [])] or None
+    values = {name: value for name, value in given.items() if value is not None}
+    if num_children == 0:
+        values["num_children"] = None
+    settings = load_train_config(config, values | _settings(setting or []))
+    _train(settings, output, resume)
+
+
+def _settings(pairs: list[str]) -> dict[str, Any]:
+    """Settings by name from NAME=VALUE texts, whose values are YAML."""
+    import yaml
+
+    found = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        try:
+            found[name] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigurationError(f"--set: {pair!r} has no YAML value; give NAME=VALUE.") from error
+        if not equals:
+            raise ConfigurationError(f"--set: {pair!r}, allowed: NAME=VALUE.")
+    return found
+
+
+def _train(settings: Any, output: Path, resume: bool) -> None:
+    """Train under a bar that starts with the work, so that a mistake is told without one."""
+    from rich.progress import Progress
+
+    from sdt_dist.flow.training import Watch, train_flow
+
+    total = settings.rounds * settings.steps_per_round
+    bar = Progress()
+    task = bar.add_task("training", total=total)
+
+    class Bar(Watch):
+        def searching(self, round_number: int) -> None:
+            bar.start()
+            bar.update(task, description=f"round {round_number + 1}/{settings.rounds}: gathering")
+
+        def step(self, step: int) -> None:
+            bar.start()
+            number = (step - 1) // settings.steps_per_round + 1
+            bar.update(task, completed=step, description=f"round {number}/{settings.rounds}: training")
+
+    try:
+        learner = train_flow(settings, output, resume=resume, watch=Bar())
+    finally:
+        bar.stop()
+    shown = {name: f"{value:.4g}" for name, value in learner.metrics.items() if name in _SHOWN}
+    print(
+        f"flow: {output} (version {learner.version}, {learner.step} steps; {shown}); curves.png and card.json beside it"
+    )
+
+
+_SHOWN = ("loss/total", "log_z", "calibration/tree_rms_error", "calibration/tree_correlation")

@@ -1,0 +1,177 @@
+"""Trajectories by searching in this process: from trees where a method makes one, else from its finished samples (SPEC section 6).
+
+Either way the candidates are rows of p itself: complete, or a Gumbel-top-k draw with Horvitz-Thompson weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sdt_dist.errors import SdtError
+from sdt_dist.flow.extract import Row, row_key, trajectories_of, with_rows, with_token
+from sdt_dist.flow.trajectories import Candidates, Trajectory, horvitz_thompson_log_weights
+from sdt_dist.models.process import TokenProcess
+from sdt_dist.noise import gumbel
+from sdt_dist.protocols import ExpandRequest, Expansion, Flow, Root, Sample
+from sdt_dist.search.api import run_searches
+from sdt_dist.search.result import SearchResult
+from sdt_dist.search.session import SearchProblem
+
+Tokens = tuple[int, ...]
+_VALUES_A_CALL = 1 << 22  # numbers in the complete rows that one call brings
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """What searches of some problems brought: trajectories, each problem's mean reward and ESS, and the errors of others."""
+
+    trajectories: list[Trajectory]
+    rewards: list[float]
+    ess: list[float]
+    errors: list[SdtError]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Counts and means as JSON values; None where nothing is known."""
+        return {
+            "trajectories": len(self.trajectories),
+            "searches": len(self.rewards),
+            "failed": len(self.errors),
+            "reward": float(np.mean(self.rewards)) if self.rewards else None,
+            "ess": float(np.mean(self.ess)) if self.ess else None,
+        }
+
+
+def collect(
+    process: TokenProcess,
+    problems: Sequence[SearchProblem],
+    method: str,
+    options: dict[str, Any],
+    *,
+    seed: int,
+    flow: Flow | None = None,
+    num_children: int | None = None,
+) -> Collected:
+    """Search problems with a method and its options; every finished sample becomes a trajectory with rows of p.
+
+    flow: what the method proposes with, if anything. num_children: candidates a step, None for complete rows. Rewards in
+    `rewards` are the means of the method's samples. A problem whose search fails is left out, its error returned.
+    """
+    by_index = {problem.index: problem for problem in problems}
+    runs = run_searches(process, problems, method=method, options=options, seed=seed, flow=flow)
+    outcomes = dict(runs)
+    found = Collected([], [], [], [])
+    for index in sorted(outcomes):
+        outcome, root = outcomes[index], by_index[index].root
+        if isinstance(outcome, SdtError):
+            found.errors.append(outcome)
+            continue
+        found.trajectories.extend(_trajectories(process, index, root, outcome, num_children, seed))
+        process.release(root)
+        found.rewards.append(float(np.dot(outcome.weights, [sample.reward for sample in outcome.samples])))
+        if outcome.ess is not None:
+            found.ess.append(outcome.ess)
+    return found
+
+
+def _trajectories(
+    process: TokenProcess, index: int, root: Root, result: SearchResult, num_children: int | None, seed: int
+) -> list[Trajectory]:
+    if result.snapshot is not None and not result.snapshot.blocks:
+        return with_rows(process, root, trajectories_of(result.snapshot, root), num_children, seed)
+    source = {"method": result.method, "seed": result.seed, "problem": index}
+    return trajectories_of_samples(process, root, result.finished, num_children, seed, source)
+
+
+def trajectories_of_samples(
+    process: TokenProcess,
+    root: Root,
+    samples: Sequence[Sample],
+    num_children: int | None = None,
+    seed: int = 0,
+    source: dict[str, Any] | None = None,
+) -> list[Trajectory]:
+    """Finished samples of one context, without a tree, as trajectories; candidates as in `with_rows`.
+
+    Costs one next-token distribution per distinct state. A sample that ended by one of several end tokens is taken to have
+    ended by that which explains its log-probability best, because samples do not name it.
+    """
+    rows = _rows(process, root, samples, num_children, seed)
+    sequences = [_with_end(process, sample, rows) for sample in samples]
+    rewards = {sequence: sample.reward for sequence, sample in zip(sequences, samples, strict=True)}
+    return [_trajectory(root, sequence, rows, rewards, source or {}) for sequence in rewards]
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    """A state's candidates, and log p of the tokens that samples go on with."""
+
+    row: Row
+    log_prob: dict[int, float]
+
+
+def _rows(
+    process: TokenProcess, root: Root, samples: Sequence[Sample], num_children: int | None, seed: int
+) -> dict[Tokens, _State]:
+    """Every state of the samples. Rows are asked for whole, because draws need not have the samples' own tokens."""
+    (low, high), ends = process.law.allowed, process.law.end_tokens
+    next_tokens: dict[Tokens, dict[int, None]] = {}
+    for sample in samples:
+        for t, token in enumerate(sample.tokens):
+            next_tokens.setdefault(sample.tokens[:t], {})[token] = None
+        if sample.finish_reason == "eos":
+            next_tokens.setdefault(sample.tokens, {}).update(dict.fromkeys(ends))
+    states, size = list(next_tokens), max(1, _VALUES_A_CALL // (high - low))
+    rows: dict[Tokens, _State] = {}
+    for begin in range(0, len(states), size):
+        part = states[begin : begin + size]
+        for state, whole in zip(part, process.expand([ExpandRequest(root, s, high - low) for s in part]), strict=True):
+            place = {token: np.flatnonzero(whole.children == token) for token in next_tokens[state]}
+            log_prob = {t: float(whole.log_prob[at[0]]) if len(at) else -np.inf for t, at in place.items()}
+            key = None if num_children is None else row_key(seed, root, state)
+            rows[state] = _State(_thinned(whole, key, num_children, high), log_prob)
+    return rows
+
+
+def _thinned(whole: Expansion, key: int | None, num_children: int | None, num_tokens: int) -> Row:
+    """The draw without replacement that an expansion with this key would be, from the whole row."""
+    if key is None or num_children is None or len(whole.children) <= num_children:
+        return whole.children, whole.log_prob, whole.log_prob
+    perturbed = whole.log_prob + gumbel(np.array([key], dtype=np.uint64), num_tokens)[0, whole.children]
+    order = np.argsort(-perturbed, kind="stable")
+    kept, threshold = order[:num_children], float(perturbed[order[num_children]])
+    log_prob = whole.log_prob[kept]
+    return whole.children[kept], log_prob, horvitz_thompson_log_weights(log_prob, threshold)
+
+
+def _with_end(process: TokenProcess, sample: Sample, rows: dict[Tokens, _State]) -> Tokens:
+    """A sample's tokens with the end token that it came with."""
+    tokens = sample.tokens
+    if sample.finish_reason != "eos":
+        return tokens
+    left = sample.log_prob - sum(rows[tokens[:t]].log_prob[token] for t, token in enumerate(tokens))
+    return *tokens, min(process.law.end_tokens, key=lambda end: abs(rows[tokens].log_prob[end] - left))
+
+
+def _trajectory(
+    root: Root, sequence: Tokens, rows: dict[Tokens, _State], rewards: dict[Tokens, float], source: dict[str, Any]
+) -> Trajectory:
+    steps, log_probs = [], []
+    for t, token in enumerate(sequence):
+        prefix = sequence[:t]
+        log_probs.append(rows[prefix].log_prob[token])
+        row = with_token(rows[prefix].row, token, log_probs[-1])
+        steps.append((*row, np.array([rewards.get((*prefix, c), np.nan) for c in row[0].tolist()])))
+    return Trajectory(
+        root.digest.hex(),
+        np.array(root.prompt, dtype=np.int32),
+        np.array(sequence, dtype=np.int32),
+        np.array(log_probs),
+        Candidates.join(steps),
+        rewards[sequence],
+        source=source,
+    )

@@ -1,0 +1,97 @@
+"""What a finished training says of itself: card.json (data, settings, curves) and curves.png, from its files alone."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from sdt_dist.evaluation.results import write_text
+from sdt_dist.flow.learner import LOSSES_FILE, Learner
+from sdt_dist.flow.loss_log import Line, read_losses
+from sdt_dist.flow.train_config import TrainFlowConfig
+from sdt_dist.models.forecaster.spec import replace_file
+
+FORMAT = "sdt-flow-card/1"
+CARD, CURVES = "card.json", "curves.png"
+_POINTS = 100  # of each curve in the card
+
+
+def write_record(learner: Learner, config: TrainFlowConfig, data: str) -> None:
+    """card.json and curves.png beside the flow. data: what it was trained on. ResultsError when the disk refuses."""
+    lines = read_losses(learner.directory / LOSSES_FILE)
+    curves = _curves(lines)
+    network = learner.trainer.network
+    card = {
+        "format": FORMAT,
+        "model": config.model,
+        "model_identity": learner.info.model,
+        "reward": config.reward,
+        "inverse_temperatures": list(config.training().inverse_temperatures),
+        "data": data,
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "spec": network.spec.to_dict(),
+        "settings": config.model_dump(mode="json"),
+        "steps": learner.step,
+        "version": learner.version,
+        "trajectories": {
+            "added": learner.replay.added, "kept": len(learner.replay), "dropped": learner.dropped,
+            "expired": learner.expired,
+        },
+        "rounds": learner.facts["rounds"],
+        "metrics": learner.metrics,
+        "curves": curves,
+    }  # fmt: skip
+    write_text(learner.directory / CARD, json.dumps(card, indent=2) + "\n")
+    _draw(learner, curves, config.reward)
+
+
+def _curves(lines: list[Line]) -> dict[str, dict[str, list[float]]]:
+    """{metric: {step, value}}: means over up to 100 equal stretches of the training."""
+    names = dict.fromkeys(name for line in lines for name in line if name != "step")
+    curves = {}
+    for name in names:
+        points = np.array([(line["step"], line[name]) for line in lines if name in line])
+        parts = np.array_split(points, min(_POINTS, len(points)))
+        steps, values = zip(*(part.mean(0).tolist() for part in parts), strict=True)
+        curves[name] = {"step": list(steps), "value": list(values)}
+    return curves
+
+
+def _draw(learner: Learner, curves: dict[str, Any], reward: str) -> None:
+    """Losses, log Z, F against the trees' soft values, and the searches' rewards by round."""
+    figure, axes = plt.subplots(2, 2, figsize=(10, 6.5), layout="constrained")
+    panels = (
+        ("losses (squared nats)", [name for name in curves if name.startswith("loss/")]),
+        ("log Z, batch mean (nats)", [name for name in curves if name == "log_z"]),
+        ("F against the trees' soft values", [name for name in curves if name.startswith("calibration/")]),
+    )
+    for axis, (title, names) in zip(axes.flat, panels, strict=False):
+        for name in names:
+            axis.plot(curves[name]["step"], curves[name]["value"], label=name.partition("/")[2] or name, lw=1.2)
+        axis.set(title=title, xlabel="step")
+        if names:
+            axis.legend(fontsize=7)
+    axes[0, 0].set_yscale("log")
+    _draw_rounds(axes[1, 1], learner.facts["rounds"])
+    figure.suptitle(f"flow for {reward}", fontsize=10)
+    replace_file(learner.directory / CURVES, lambda path: figure.savefig(path, dpi=120, format="png"))
+    plt.close(figure)
+
+
+def _draw_rounds(axis: Any, rounds: list[list[dict[str, Any]]]) -> None:
+    points: dict[str, list[tuple[int, float]]] = {}
+    for number, harvests in enumerate(rounds):
+        for facts in harvests:
+            if facts.get("reward") is not None:
+                points.setdefault(facts["method"], []).append((number, facts["reward"]))
+    for method, found in points.items():
+        axis.plot(*zip(*found, strict=True), marker=".", label=method)
+    axis.set(title="mean reward of a round's searches", xlabel="round")
+    if points:
+        axis.legend(fontsize=7)

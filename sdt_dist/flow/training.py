@@ -1,0 +1,225 @@
+"""A training of a flow from start to end: rounds that bring trajectories, take steps and publish (SPEC section 6).
+
+A round's contexts, searches and batches depend on the seed, the round and the last published version alone, and the number
+of rounds that brought theirs is saved with the learner's state: killed at any instant, a training goes on as if it never was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import yaml
+
+from sdt_dist.errors import ConfigurationError, SdtError
+from sdt_dist.evaluation.results import write_text
+from sdt_dist.flow.checkpoint import FlowInfo
+from sdt_dist.flow.collect import Collected, collect
+from sdt_dist.flow.contexts import ContextSource, DatasetContexts, PromptContexts, SyntheticContexts, reward_context
+from sdt_dist.flow.flow import Flow
+from sdt_dist.flow.learner import Learner, check_directory
+from sdt_dist.flow.saved import saved_trajectories
+from sdt_dist.flow.spec import FlowSpec
+from sdt_dist.flow.train_config import TrainFlowConfig
+from sdt_dist.flow.trajectories import Trajectory
+from sdt_dist.models.card import card_of
+from sdt_dist.models.process import TokenProcess
+from sdt_dist.rewards.spec import parse_reward
+from sdt_dist.search.session import SearchProblem
+
+CONFIG = "config.yaml"
+
+
+@dataclass(frozen=True, slots=True)
+class Harvest:
+    """Trajectories that one version of the flow drew (None: drawn from p), and facts for the record."""
+
+    trajectories: list[Trajectory]
+    version: int | None
+    facts: dict[str, Any]
+
+
+class Source(Protocol):
+    """Where trajectories come from; `description` says it in a model card."""
+
+    @property
+    def description(self) -> str: ...
+
+    def gather(self, round_number: int, flow: Flow | None) -> Iterator[Harvest]:
+        """What a round brings; `flow` is the last published one."""
+        ...
+
+
+class Watch:
+    """Told what a training does; the command line draws a bar from it."""
+
+    def searching(self, round_number: int) -> None:
+        """A round gathers its trajectories."""
+
+    def step(self, step: int) -> None:
+        """A gradient step was taken."""
+
+
+class SavedTrees:
+    """All trajectories of saved searches, in the first round."""
+
+    def __init__(self, config: TrainFlowConfig, process: TokenProcess) -> None:
+        assert config.trees is not None
+        self._config, self._process, self._directories = config, process, [Path(tree) for tree in config.trees]
+
+    @property
+    def description(self) -> str:
+        return f"saved searches of {', '.join(map(str, self._directories))}"
+
+    def gather(self, round_number: int, flow: Flow | None) -> Iterator[Harvest]:
+        if round_number:
+            return
+        config = self._config
+        for found in saved_trajectories(self._directories, self._process, config.num_children, config.seed):
+            yield Harvest(found, None, {"trajectories": len(found)})
+
+
+class LiveSearches:
+    """Searches of fresh contexts: without a flow and, once there is one, a share of the rollouts with the newest.
+
+    Each of the two draws one lambda a round, log-uniformly over the trained range; what is learnt from does not depend on it.
+    """
+
+    def __init__(
+        self,
+        config: TrainFlowConfig,
+        process: TokenProcess,
+        contexts: ContextSource,
+        problem_of: Callable[[int, Any], SearchProblem],
+    ) -> None:
+        self._config, self._process, self._contexts, self._problem_of = config, process, contexts, problem_of
+
+    @property
+    def description(self) -> str:
+        return self._contexts.description
+
+    def gather(self, round_number: int, flow: Flow | None) -> Iterator[Harvest]:
+        config = self._config
+        contexts = self._contexts.draw(config.seed, round_number, config.contexts_per_round)
+        with_flow = 0 if flow is None else round(config.flow_share * config.rollouts)
+        errors: list[SdtError] = []
+        done = 0
+        for part, rollouts in enumerate((config.rollouts - with_flow, with_flow)):
+            if not rollouts:
+                continue
+            found = self._search(round_number, part, contexts, rollouts, flow if part else None)
+            errors += found.errors
+            done += len(found.rewards)
+            version = flow.info.version if part and flow is not None else None
+            yield Harvest(found.trajectories, version, {"method": self._name(part), **found.facts})
+        if flow is not None:
+            flow.forget()
+        if not done:
+            raise errors[0] if errors else ConfigurationError(f"round {round_number}: there was no context to search.")
+
+    def _name(self, part: int) -> str:
+        return self._config.flow_method if part else self._config.method
+
+    def _search(self, round_number: int, part: int, contexts: list[Any], rollouts: int, flow: Flow | None) -> Collected:
+        """One of a round's two kinds of searches; problem numbers never repeat, so neither does the noise."""
+        config = self._config
+        low, high = config.lowest_inverse_temperature, config.highest_inverse_temperature
+        share = np.random.default_rng([config.seed, round_number, part]).random()
+        tilt = float(np.clip(low * (high / low) ** share, low, high))
+        first = (2 * round_number + part) * config.contexts_per_round
+        problems, errors = [], []
+        for index, context in enumerate(contexts, first):
+            try:
+                problems.append(self._problem_of(index, context))
+            except SdtError as error:
+                errors.append(error)
+        options = config.search_options(with_flow=bool(part), rollouts=rollouts, inverse_temperature=tilt)
+        found = collect(
+            self._process, problems, self._name(part), options,
+            seed=config.seed, flow=flow, num_children=config.num_children,
+        )  # fmt: skip
+        found.errors.extend(errors)
+        return found
+
+
+def train_flow(
+    config: TrainFlowConfig,
+    output: Path,
+    *,
+    resume: bool = False,
+    watch: Watch | None = None,
+    load: Callable[..., Any] | None = None,
+) -> Learner:
+    """Train a flow, or go on with one, to the last round; `output` is then a flow that `Flow.load` takes.
+
+    Returns the learner, closed. load: replaces `load_model`. Raises SdtError; what can be refused is refused before any work.
+    """
+    import torch
+
+    from sdt_dist.flow.record import write_record
+    from sdt_dist.models.loading import load_model
+
+    check_directory(output, config.identity(), resume=resume)
+    torch.set_num_threads(config.threads)
+    loaded = (load or load_model)(config.model, device=None if config.device == "cpu" else config.device)
+    process, card = loaded.process(config.horizon), card_of(loaded, config.model)
+    source = _source(config, process)
+    spec = FlowSpec.of_card(card, config.horizon, **config.sizes())
+    info = FlowInfo(card.identity, config.reward, config.training().inverse_temperatures)
+    learner = Learner.open(
+        output, spec, info, config.training(), config.learner(),
+        configuration=config.identity(), resume=resume, device=config.device,
+    )  # fmt: skip
+    try:
+        write_text(output / CONFIG, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        run_rounds(learner, source, config.rounds, config.steps_per_round, watch or Watch())
+        learner.export(output)
+        write_record(learner, config, source.description)
+    finally:
+        learner.close()
+    return learner
+
+
+def run_rounds(learner: Learner, source: Source, rounds: int, steps_per_round: int, watch: Watch) -> None:
+    """Go on from wherever the learner's state is to the last round. Round k ends with version k + 1."""
+    harvested = learner.facts.setdefault("rounds", [])
+    while learner.version < rounds:
+        if len(harvested) == learner.version:
+            watch.searching(learner.version)
+            facts = []
+            for harvest in source.gather(learner.version, learner.flow()):
+                new = learner.add(harvest.trajectories, harvest.version)
+                facts.append({**harvest.facts, "new": new})
+            harvested.append(facts)
+            learner.save()
+        target = steps_per_round * (learner.version + 1)
+        learner.train(target - learner.step, on_step=lambda step, _: watch.step(step))
+        learner.publish()
+
+
+def _source(config: TrainFlowConfig, process: TokenProcess) -> Source:
+    """What the configuration names, tried as far as that goes without searching."""
+    if config.trees is not None:
+        return SavedTrees(config, process)
+    if config.flow_share > 0 and not hasattr(process.model, "load_flow"):
+        raise ConfigurationError(
+            f"model: {config.model!r} cannot hold flow networks in this process; use hf or mlx, or flow_share 0."
+        )
+    factory = parse_reward(config.reward)
+
+    def problem_of(index: int, context: Any) -> SearchProblem:
+        return SearchProblem(index, process.root(context), factory.build(reward_context(context)))
+
+    return LiveSearches(config, process, _contexts(config, process), problem_of)
+
+
+def _contexts(config: TrainFlowConfig, process: TokenProcess) -> ContextSource:
+    if config.prompts is not None:
+        return PromptContexts(Path(config.prompts))
+    length = process.spec.context_length  # type: ignore[attr-defined]  # contexts without prompts are a forecaster's
+    if config.dataset is not None:
+        return DatasetContexts(config.dataset, length, config.end_row)
+    return SyntheticContexts(length)
