@@ -47,7 +47,7 @@ def run_searches(
     Yields (problem index, SearchResult), or (problem index, error) for a problem whose reward or context failed.
     Results do not depend on which problems run together. `resume` goes on with one problem's saved search. ConfigurationError comes before any model call.
     With `sharing`, several searches work on each problem or start from earlier evidence; one result a problem comes out.
-    `flow`: what s_adt, smc and snis propose with; results stay exact whatever it is.
+    `flow`: what s_adt, smc and snis propose with; results stay exact whatever it is, s_adt's leaf_values apart.
     """
     checked = validate_options(method, options)
     get_method(method).check_flow(flow is not None)
@@ -167,7 +167,7 @@ def search(
     that takes a list of finished samples (token lists, generated part only; arrays [B, horizon] for forecasters)
     and returns floats. options: the method's (num_rollouts, inverse_temperature, num_samples, wave_size, ...).
     resume: a tree method's saved search of the same prompt and reward, to go on with up to a larger budget.
-    flow: what s_adt, smc and snis propose with; any other method refuses one.
+    flow: what s_adt, smc and snis use, to propose above all; any other method refuses one.
     Raises ConfigurationError, ContextError or RewardError; nothing is computed before options are checked.
     """
     from sdt_dist.models.interface import interface_process

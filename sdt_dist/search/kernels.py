@@ -66,11 +66,14 @@ def propose(nodes, child, log_proposal):
 
 
 @njit(cache=True)
-def attach(nodes, size, start, tokens, log_prob, log_residual, num_remaining, log_proposal, log_residual_proposal):
+def attach(
+    nodes, size, start, tokens, log_prob, log_residual, num_remaining, log_proposal, log_residual_proposal, log_q
+):
     """Walk a rollout's tokens [n] down from `start`, adding what is missing; returns (size, last node).
 
     Every step counts as one draw at its node and one multiplicity of its child. A node's residuals (of p and of q) are
-    the reply's own sums while nothing else joined since the request, and differences of such sums otherwise.
+    the reply's own sums while nothing else joined since the request, and differences of such sums otherwise. log_q [n] is of
+    the flow's q even where log_proposal, the law that estimates are per unit of, is p.
     """
     node = start
     for step in range(len(tokens)):
@@ -80,6 +83,7 @@ def attach(nodes, size, start, tokens, log_prob, log_residual, num_remaining, lo
             child = size
             size = add_child(nodes, size, node, tokens[step], log_prob[step])
             propose(nodes, child, log_proposal[step])
+            nodes[child].log_advantage = log_q[step] - log_prob[step]
             known = nodes[node].num_remaining
             if known < 0 or (step == 0 and num_remaining[0] == known - 1):
                 nodes[node].num_remaining = num_remaining[step]

@@ -2,7 +2,8 @@
 
 A `TreeRule` holds everything in which tree methods differ. A wave's walks are all selected before any is backed
 up, and each walk's randomness is keyed by its ticket number, so waves and companions never change a draw.
-A walk ends at a finished sample, or where its rollout is cut: that node is worth the reward's partial form.
+A walk ends at a finished sample, or where its rollout is cut: that node is worth the reward's partial form. A rule that cuts
+walks itself values their nodes when it attaches them.
 """
 
 from __future__ import annotations
@@ -60,6 +61,10 @@ class TreeRule(Protocol):
         """Move the walk down until it needs the model (its request) or stands on a terminal node (None)."""
         ...
 
+    def attach(self, tree: Tree, start: int, rollout: Rollout, finished: bool) -> int:
+        """Join a rollout's states below `start`; returns the node reached, terminal when `finished`."""
+        ...
+
     def backup(self, tree: Tree, leaf: int) -> None:
         """Update the estimates between a node that has just got its value, at a walk's end, and the root."""
         ...
@@ -89,7 +94,7 @@ def grow(
         idle = 0 if session.nfe > paid else idle + count
         if idle >= IDLE_WALKS and session.options.rollout_limit is None and session.options.time_budget_s is None:
             break
-    if not session.finished:
+    if limit < TO_THE_END and not session.finished:
         count = min(rule.options.wave_size, session.options.rollout_limit or TO_THE_END)
         yield from _run_wave(session, tree, rule, count, TO_THE_END)
 
@@ -117,7 +122,8 @@ def _run_wave(
     yield from _descend(session, tree, rule, walks)
     finished = [walk for walk in walks if tree.is_terminal(walk.node)]
     yield from _score(session, tree, finished)
-    yield from _estimate(session, tree, {walk.node for walk in walks if not tree.is_terminal(walk.node)})
+    if limit < TO_THE_END:
+        yield from _estimate(session, tree, {walk.node for walk in walks if not tree.is_terminal(walk.node)})
     session.rollouts += count
     rule.record(tree, walks)
     for walk in finished:
@@ -185,7 +191,7 @@ def _descend(
             return
         replies = yield from session.ask([request for _, request in ready])
         for (walk, request), reply in zip(ready, replies, strict=True):
-            _absorb(session, tree, walk, request, reply)
+            _absorb(session, tree, rule, walk, request, reply)
         active = [walk for walk, _ in ready if not tree.is_terminal(walk.node) and walk.rolled < walk.limit]
 
 
@@ -196,7 +202,14 @@ def _is_long(session: Session, tree: Tree, walk: Walk, request: ExpandRequest | 
     return request.num_tokens > 1 or tree.depth(walk.node) + 1 >= session.process.max_new_tokens
 
 
-def _absorb(session: Session, tree: Tree, walk: Walk, request: ExpandRequest | RolloutRequest, reply: Reply) -> None:
+def _absorb(
+    session: Session,
+    tree: Tree,
+    rule: TreeRule,
+    walk: Walk,
+    request: ExpandRequest | RolloutRequest,
+    reply: Reply,
+) -> None:
     """Join a reply to the tree; a rollout moves its walk to the last state that it generated.
 
     A walk that is cut on an evaluated node (an iid draw repeats children) has found nothing, and goes on from there.
@@ -207,6 +220,6 @@ def _absorb(session: Session, tree: Tree, walk: Walk, request: ExpandRequest | R
     assert isinstance(reply, Rollout)
     start = walk.node
     complete = reply.finish_reason == "eos" or tree.depth(start) + len(reply.tokens) == session.process.max_new_tokens
-    walk.node = tree.attach_rollout(start, reply, finished=complete)
+    walk.node = rule.attach(tree, start, reply, complete)
     count_visits(tree.nodes, walk.node, start)
     walk.rolled = walk.rolled + len(reply.tokens) if np.isnan(tree.nodes["value"][walk.node]) else 0

@@ -16,6 +16,15 @@ the last product over a and the rollout's tokens. Which law is drawn is decided 
 epsilon, so x has the law p(x) (epsilon a_p + (1 - epsilon) a_m) and omega = 1/(epsilon a_p + (1 - epsilon) a_m) makes
 E[omega E(x)] = sum over x outside S of p(x) E(x), whatever F, the tree and the other walks of the wave are: a_p > 0 for
 every such x because its prior arms are. Hence E[t] = Z. Both factors are needed whichever law the walk drew from.
+
+Selection mix (SPEC section 6 (b)). Mass arms that mix U with a flow's F in a share a(s) are, up to the factor norm(s)^a that
+all arms of s have in common, norm(s) = sum_b p_b exp(lambda F(s b)),
+
+    child c: p_c U_c^(1-a) (A_c O_c)^a,   A_c = exp(lambda F_c) / norm(s) = q_c / p_c,   residual: (1 - Q_E) R^(1-a),
+
+where R and the residual are of the law that mass walks draw from, p without a proposal. The argument above asks of arms only
+that they depend on the tree as the walk saw it: a_m has the arms that were used, so E[t] = Z for any a(s), constant or not.
+An arm with U_c = 0 stays 0: rounding apart it has O_c = 0, and otherwise prior walks still reach it.
 """
 
 from __future__ import annotations
@@ -29,18 +38,22 @@ _OPEN_ROW = -1  # num_remaining of a node whose row nobody has computed
 
 
 @njit(cache=True)
-def walk_mass(nodes, key, epsilon):
+def walk_mass(nodes, key, epsilon, alpha=0.0, decay=0.0, num_walks=0):
     """One walk from the root to a residual arm. Returns (node, log a_m, log a_p, whether it is a prior walk).
 
-    log a_m lacks the product of q/p over the tokens drawn, which are from p in a prior walk and from q otherwise. Uniform 0 decides between prior and mass arms for the whole walk; uniform 1 + depth chooses an arm.
+    F's share in the mass arms of a node with N walks before this wave is alpha / (1 + decay N); N(root) is `num_walks`, because
+    the root's own count has this wave's walks in it. log a_m lacks the product of q/p over the tokens drawn, which are from p
+    in a prior walk and from q otherwise. Uniform 0 decides between prior and mass arms for the whole walk; uniform 1 + depth
+    chooses an arm.
     """
     prior_arms = uniform(key, 0) < epsilon
     node, log_am, log_ap = 0, 0.0, 0.0
     while nodes[node].num_remaining != _OPEN_ROW:
-        total_m, total_p, top_m = _totals(nodes, node)
+        share = alpha / (1.0 + decay * (nodes[node].visits if node > 0 else num_walks))
+        total_m, total_p, top_m = _totals(nodes, node, share)
         choose_prior = prior_arms or total_m == 0.0
         target = uniform(key, 1 + nodes[node].depth) * (total_p if choose_prior else total_m)
-        child, mass_m, mass_p = _choose(nodes, node, target, choose_prior, top_m)
+        child, mass_m, mass_p = _choose(nodes, node, target, choose_prior, top_m, share)
         log_share = nodes[node].log_residual if child < 0 else nodes[child].log_prior
         log_share_m = nodes[node].log_residual_proposal if child < 0 else nodes[child].log_prior
         log_ap += np.log(mass_p) - np.log(total_p) - log_share
@@ -57,26 +70,43 @@ def walk_mass(nodes, key, epsilon):
 
 
 @njit(cache=True, inline="always")
-def _totals(nodes, node):
+def _log_arm(nodes, child, share):
+    """Log mass arm of a child, F's share in it being `share`."""
+    log_prior, log_unknown = nodes[child].log_prior, nodes[child].log_unknown
+    if share == 0.0 or log_unknown == -np.inf:
+        return log_prior + log_unknown
+    return log_prior + (1.0 - share) * log_unknown + share * (nodes[child].log_advantage + nodes[child].log_open)
+
+
+@njit(cache=True, inline="always")
+def _log_residual_arm(nodes, node, share):
+    """Log mass arm of the tokens outside the children, F's share in it being `share`."""
+    log_rate = nodes[node].log_rate
+    return nodes[node].log_residual_proposal + (log_rate if share == 0.0 else (1.0 - share) * log_rate)
+
+
+@njit(cache=True, inline="always")
+def _totals(nodes, node, share):
     """Sums of the mass arms (scaled by exp(-top)) and of the prior arms, and that top."""
-    top = nodes[node].log_residual_proposal + nodes[node].log_rate
+    log_residual_arm = _log_residual_arm(nodes, node, share)
+    top = log_residual_arm
     child = nodes[node].first_child
     while child >= 0:
-        top = max(top, nodes[child].log_prior + nodes[child].log_unknown)
+        top = max(top, _log_arm(nodes, child, share))
         child = nodes[child].next_sibling
     total_p = np.exp(nodes[node].log_residual)
-    total_m = 0.0 if top == -np.inf else np.exp(nodes[node].log_residual_proposal + nodes[node].log_rate - top)
+    total_m = 0.0 if top == -np.inf else np.exp(log_residual_arm - top)
     child = nodes[node].first_child
     while child >= 0:
         total_p += np.exp(nodes[child].log_prior + nodes[child].log_open)
         if top > -np.inf:
-            total_m += np.exp(nodes[child].log_prior + nodes[child].log_unknown - top)
+            total_m += np.exp(_log_arm(nodes, child, share) - top)
         child = nodes[child].next_sibling
     return total_m, total_p, top
 
 
 @njit(cache=True, inline="always")
-def _choose(nodes, node, target, choose_prior, top):
+def _choose(nodes, node, target, choose_prior, top, share):
     """The arm where the running sum passes `target`: (child or -1 for the residual arm, mass arm, prior arm).
 
     The last arm with positive mass is taken when rounding leaves the target beyond the sum.
@@ -84,14 +114,14 @@ def _choose(nodes, node, target, choose_prior, top):
     best, best_m, best_p, running = -2, 0.0, 0.0, 0.0
     if nodes[node].num_remaining > 0:
         best_p = np.exp(nodes[node].log_residual)
-        best_m = 0.0 if top == -np.inf else np.exp(nodes[node].log_residual_proposal + nodes[node].log_rate - top)
+        best_m = 0.0 if top == -np.inf else np.exp(_log_residual_arm(nodes, node, share) - top)
         running = best_p if choose_prior else best_m
         if running > 0.0:
             best = -1
     child = nodes[node].first_child
     while child >= 0 and (best == -2 or running <= target):
         mass_p = np.exp(nodes[child].log_prior + nodes[child].log_open)
-        mass_m = 0.0 if top == -np.inf else np.exp(nodes[child].log_prior + nodes[child].log_unknown - top)
+        mass_m = 0.0 if top == -np.inf else np.exp(_log_arm(nodes, child, share) - top)
         mass = mass_p if choose_prior else mass_m
         if mass > 0.0:
             best, best_m, best_p = child, mass_m, mass_p

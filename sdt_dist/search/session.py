@@ -79,7 +79,7 @@ class Session:
     clock: Callable[[], float] = time.monotonic
     resumed: Snapshot | None = None
     membership: Membership | None = None  # where several searches work on the problem, or earlier evidence is joined
-    flow: str | None = None  # identity of the flow that its method proposes with; the model holds it
+    flow: str | None = None  # identity of the flow that its method uses; the model holds it
     nfe: int = 0
     calls: set[int] = field(default_factory=set)
     recomputed_tokens: int = 0

@@ -1,12 +1,13 @@
 """The search tree as one growing array of node records: what every tree method stores, and nothing of how it searches.
 
-A node is a token prefix. 120 bytes a node; capacity grows by a third, so that a node costs at most 160 bytes.
+A node is a token prefix. 128 bytes a node; capacity grows by a third, so that a node costs at most 171 bytes.
 Unknown rows are marked by num_remaining = -1. Masses are logs (SPEC section 1.1).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 
@@ -42,6 +43,7 @@ NODE_DTYPE = np.dtype(
         ("log_rate", np.float64),  # log R: estimate per unit of unexpanded mass, of q where there is a proposal
         ("log_proposal", np.float64),  # log q(token | parent); log p without a proposal
         ("log_residual_proposal", np.float64),  # log mass of q outside the children; that of p without a proposal
+        ("log_advantage", np.float64),  # a flow's log of q(token | parent) / p(token | parent); 0 without a flow
     ]
 )
 OPEN, ENUMERATED, TERMINAL = 0, 1, 2
@@ -65,7 +67,10 @@ class Tree:
         tree = cls(len(arrays["token"]))
         tree.size = len(tree.nodes)
         for name in NODE_DTYPE.names or ():
-            tree.nodes[name] = arrays[name if name in arrays else _SAVED_AS[name]]
+            if name in arrays or name in _SAVED_AS:
+                tree.nodes[name] = arrays[name if name in arrays else _SAVED_AS[name]]
+        if "log_advantage" not in arrays:
+            tree.nodes["log_advantage"] = tree.nodes["log_proposal"] - tree.nodes["log_prior"]
         return tree
 
     def reserve(self, extra: int) -> None:
@@ -76,10 +81,14 @@ class Tree:
             grown[: self.size] = self.nodes[: self.size]
             self.nodes = grown
 
-    def attach_rollout(self, start: int, rollout: Rollout, finished: bool) -> int:
-        """Join a rollout's states below `start`; returns the node reached, terminal when `finished`."""
+    def attach_rollout(self, start: int, rollout: Rollout, finished: bool, unit: Literal["p", "q"] = "q") -> int:
+        """Join a rollout's states below `start`; returns the node reached, terminal when `finished`.
+
+        unit: whether estimates of unexpanded mass are per unit of p, or of the proposal q that the rollout reports (if any).
+        """
         self.reserve(len(rollout.tokens))
-        has_proposal = rollout.log_proposal is not None
+        log_q = rollout.log_prob if rollout.log_proposal is None else rollout.log_proposal
+        has_proposal = unit == "q" and rollout.log_proposal is not None
         self.size, leaf = attach(
             self.nodes,
             self.size,
@@ -88,8 +97,9 @@ class Tree:
             rollout.log_prob,
             rollout.log_residual,
             rollout.num_remaining,
-            rollout.log_proposal if has_proposal else rollout.log_prob,
+            log_q if has_proposal else rollout.log_prob,
             rollout.log_residual_proposal if has_proposal else rollout.log_residual,
+            log_q,
         )
         if finished:
             self._close(leaf)
@@ -145,6 +155,10 @@ class Tree:
 
     def is_terminal(self, node: int) -> bool:
         return bool(self.nodes["status"][node] == TERMINAL)
+
+    def set_estimate(self, leaf: int, log_value: float) -> None:
+        """A new open node's estimate U = R = exp(log_value), in place of the one that it inherits."""
+        self.nodes["log_unknown"][leaf] = self.nodes["log_rate"][leaf] = log_value
 
     def set_reward(self, leaf: int, reward: float, inverse_temperature: float) -> None:
         """A terminal node's masses and value: K = exp(lambda r), U = O = 0, v = r."""

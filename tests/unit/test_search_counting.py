@@ -47,21 +47,43 @@ class CountingReward:
         return {"fours": np.array([float(sample.tokens.count(4)) for sample in samples])}
 
 
-def run_lm(method: str, max_new_tokens: int = 5, **options):
-    model, reward = InstrumentedLM(), CountingReward()
+class FoursFlow:
+    """F = half the number of tokens equal to 4."""
+
+    identity = "fours"
+
+    def log_tilts(self, states, inverse_temperature):
+        counts = [[tokens.count(4) + (token == 4) for token in range(6)] for _, tokens in states]
+        return 0.5 * inverse_temperature * np.array(counts, dtype=np.float64)
+
+    def values(self, states, inverse_temperature):
+        return np.array([0.5 * tokens.count(4) for _, tokens in states])
+
+
+def run_lm(case: str, max_new_tokens: int = 5, **options):
+    method, model, reward = case.split(":")[0], InstrumentedLM(), CountingReward()
     process = interface_process(model, max_new_tokens)
     problem = SearchProblem(0, process.root(list(PROMPT)), reward)
-    ((_, result),) = run_searches(process, [problem], method=method, options=options, seed=4)
+    flow = FoursFlow() if method == "s_adt" else None
+    ((_, result),) = run_searches(process, [problem], method=method, options=options, seed=4, flow=flow)
     return model, reward, result
 
 
 OPTIONS = {name: {"num_rollouts": 24, "num_samples": 6} for name in method_names()}
 TREES = ["mcts", "dts", "dts_star", "maxent_ts", "residual_ts"]
 OPTIONS |= {name: OPTIONS[name] | {"wave_size": 4} for name in TREES}
+USES = {
+    "s_adt": {},
+    "s_adt:mix": {"alpha": 0.5, "proposal": False},
+    "s_adt:leaf values": {"leaf_values": True, "draw": "fall"},
+    "s_adt:all": {"leaf_values": True, "draw": "fall", "alpha": 1.0, "alpha_decay": None},
+}
+OPTIONS |= {case: {"num_rollouts": 24, "num_samples": 6, "wave_size": 4} | uses for case, uses in USES.items()}
+CASES = [*method_names(), *USES]
 OPTIONS["beam"] = {"beam_width": 4, "num_samples": 4}
 
 
-@pytest.mark.parametrize("method", method_names())
+@pytest.mark.parametrize("method", CASES)
 def test_an_instrumented_model_counts_what_is_reported(method):
     model, _, result = run_lm(method, **OPTIONS[method])
     assert result.nfe == len(model.asked)
@@ -69,7 +91,7 @@ def test_an_instrumented_model_counts_what_is_reported(method):
     assert len(set(model.asked)) == len(model.asked), "a state was computed twice"
 
 
-@pytest.mark.parametrize("method", method_names())
+@pytest.mark.parametrize("method", CASES)
 def test_the_reward_is_called_once_per_distinct_finished_sample(method):
     _, reward, result = run_lm(method, **OPTIONS[method])
     assert len(reward.seen) == result.cost.reward_calls == len(result.finished)
@@ -77,7 +99,7 @@ def test_the_reward_is_called_once_per_distinct_finished_sample(method):
     assert len(set(finished)) == len(finished)
 
 
-@pytest.mark.parametrize("method", method_names())
+@pytest.mark.parametrize("method", CASES)
 def test_each_reported_reward_and_log_prob_belongs_to_its_sample(method):
     model, _, result = run_lm(method, **OPTIONS[method])
     for sample in [*result.samples, result.best]:
@@ -96,7 +118,7 @@ def _log_prob(model: InstrumentedLM, sample) -> float:
     return total
 
 
-@pytest.mark.parametrize("method", method_names())
+@pytest.mark.parametrize("method", CASES)
 def test_the_prompt_is_never_scored_and_never_counts(method):
     _, reward, result = run_lm(method, max_new_tokens=3, **OPTIONS[method])
     assert all(len(tokens) <= 3 for tokens in reward.seen)

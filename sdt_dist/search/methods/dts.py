@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from sdt_dist.protocols import RolloutRequest
+from sdt_dist.protocols import Rollout, RolloutRequest
 from sdt_dist.search.driver import Search
 from sdt_dist.search.kernels import list_children
 from sdt_dist.search.loop import Walk, grow, rollout_request
@@ -105,6 +105,9 @@ class WideningRule:
         children = tree.nodes[list_children(tree.nodes, node)]
         allowed = self._growth * (children["visits"] + 1) ** self._power
         return bool((children["draws"] + 1 >= allowed).any())
+
+    def attach(self, tree: Tree, start: int, rollout: Rollout, finished: bool) -> int:
+        return tree.attach_rollout(start, rollout, finished)
 
     def record(self, tree: Tree, walks: list[Walk]) -> None:
         """Nothing to note: values carry the whole estimate."""

@@ -13,7 +13,7 @@ from typing import Literal
 from pydantic import Field
 
 from sdt_dist.errors import ConfigurationError
-from sdt_dist.protocols import ExpandRequest, RolloutRequest
+from sdt_dist.protocols import ExpandRequest, Rollout, RolloutRequest
 from sdt_dist.search.driver import Search
 from sdt_dist.search.loop import Walk, grow, rollout_request
 from sdt_dist.search.methods import Method
@@ -59,6 +59,9 @@ class EnumeratingRule:
             tree.nodes["status"][walk.node] = ENUMERATED
             return self.advance(session, tree, walk)
         return ExpandRequest(session.root, tree.tokens(walk.node), self._width - len(children), None, children)
+
+    def attach(self, tree: Tree, start: int, rollout: Rollout, finished: bool) -> int:
+        return tree.attach_rollout(start, rollout, finished)
 
     def record(self, tree: Tree, walks: list[Walk]) -> None:
         """Nothing to note: values carry the whole estimate."""

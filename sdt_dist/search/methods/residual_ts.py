@@ -15,9 +15,9 @@ import numpy as np
 from pydantic import Field
 
 from sdt_dist.errors import ConfigurationError
-from sdt_dist.protocols import RolloutRequest
+from sdt_dist.protocols import Rollout, RolloutRequest
 from sdt_dist.search.driver import Search
-from sdt_dist.search.kernels import path_log_prior, path_log_ratio
+from sdt_dist.search.kernels import count_visits, path_log_prior, path_log_ratio
 from sdt_dist.search.loop import Walk, grow, rollout_request
 from sdt_dist.search.mass import backup_mass, fall_mass, walk_mass
 from sdt_dist.search.methods import Method
@@ -31,11 +31,29 @@ from sdt_dist.values.extract import notes_of
 from sdt_dist.values.records import Membership
 
 
+@dataclass(frozen=True, slots=True)
+class FlowUses:
+    """What a search does with its session's flow (see `s_adt`): F's share in mass arms is alpha / (1 + decay N(s))."""
+
+    proposal: bool = False
+    alpha: float = 0.0
+    decay: float = 0.0
+    leaf_values: bool = False
+
+    @property
+    def any(self) -> bool:
+        return self.proposal or self.alpha > 0 or self.leaf_values
+
+
 class ResidualOptions(TreeOptions):
     """Options of residual_ts; it has no widening constants, block_size or branch_depths."""
 
     epsilon: float = Field(0.25, gt=0, le=1, description="probability that a whole walk uses prior arms")
     draw: Literal["path", "fall"] = Field("path", description="final draw: resample by W, or walk the tree by mass")
+
+    @property
+    def flow_uses(self) -> FlowUses:
+        return FlowUses()
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,23 +69,31 @@ class Ticket:
 class MassRule:
     """Walk by mass or prior arms to a residual arm, draw a new token there, roll out; back up masses.
 
-    Draws are from p; in a session with a flow, a walk by mass arms draws from its proposal q.
+    Draws are from p; where the session's flow is used as a proposal, a walk by mass arms draws from its q. With leaf values
+    a walk draws one token and takes F of the state it reached for its estimate.
     """
 
     def __init__(self, options: ResidualOptions, tickets: list[Ticket]) -> None:
-        self.options, self.tickets = options, tickets
+        self.options, self.tickets, self._uses = options, tickets, options.flow_uses
 
     def advance(self, session: Session, tree: Tree, walk: Walk) -> RolloutRequest:
-        is_prior_walk = self._move(tree, walk)
-        return rollout_request(session, tree, walk, fresh=True, tilt=session.tilt("p" if is_prior_walk else "q"))
+        is_prior_walk = self._move(tree, walk, session.rollouts)
+        if self._uses.leaf_values:
+            walk.limit = 1
+        tilt = session.tilt("q" if self._uses.proposal and not is_prior_walk else "p")
+        return rollout_request(session, tree, walk, fresh=True, tilt=tilt)
 
     def select(self, tree: Tree, walk: Walk) -> None:
         """Move a walk that draws from p to the node of a residual arm and note its path weight."""
-        self._move(tree, walk)
+        self._move(tree, walk, 0)
         self._weigh(walk, 0.0)
 
-    def _move(self, tree: Tree, walk: Walk) -> bool:
-        walk.node, walk.log_am, walk.log_ap, is_prior_walk = walk_mass(tree.nodes, walk.arm_key, self.options.epsilon)
+    def _move(self, tree: Tree, walk: Walk, num_walks: int) -> bool:
+        """Move a walk of a wave that `num_walks` walks came before; whether it is by prior arms."""
+        epsilon, uses = self.options.epsilon, self._uses
+        walk.node, walk.log_am, walk.log_ap, is_prior_walk = walk_mass(
+            tree.nodes, walk.arm_key, epsilon, uses.alpha, uses.decay, num_walks
+        )
         walk.origin = walk.node
         return is_prior_walk
 
@@ -79,7 +105,18 @@ class MassRule:
             log_mixed = np.logaddexp(log_mixed, np.log1p(-epsilon) + walk.log_am + log_ratio)
         walk.log_omega = -float(log_mixed)
 
+    def attach(self, tree: Tree, start: int, rollout: Rollout, finished: bool) -> int:
+        leaf = tree.attach_rollout(start, rollout, finished, "q" if self._uses.proposal else "p")
+        if self._uses.leaf_values and not finished:
+            assert rollout.log_tilt is not None
+            tree.set_estimate(leaf, float(rollout.log_tilt[-1]))
+        return leaf
+
     def record(self, tree: Tree, walks: list[Walk]) -> None:
+        for walk in walks:
+            count_visits(tree.nodes, walk.origin, 0)
+        if self._uses.leaf_values:
+            return
         for walk in walks:
             self._weigh(walk, path_log_ratio(tree.nodes, walk.node, walk.origin))
         log_known, wave_end = float(tree.nodes["log_known"][0]), len(self.tickets) + len(walks)
@@ -125,7 +162,10 @@ def run(session: Session) -> Search:
 
 
 def sample_tree(session: Session, method: str) -> Search:
-    """One search on its own, which `method` reports; mass walks draw from q where the session has a flow."""
+    """One search on its own, which `method` reports; it uses the session's flow as its options say.
+
+    Leaf values give no unbiased estimate: then nothing is claimed of Z unless the tree is exhausted, and exact.
+    """
     options = session.options
     assert isinstance(options, ResidualOptions)
     notes = session.resumed.notes if session.resumed is not None else None
@@ -134,7 +174,9 @@ def sample_tree(session: Session, method: str) -> Search:
     exhausted = rule.is_exhausted(tree)
     log_priors = np.array([sample.log_prob for sample in session.finished])
     log_tilts = options.inverse_temperature * np.array([sample.reward for sample in session.finished])
-    outcome = exact(log_priors, log_tilts) if exhausted else estimate(rule.tickets, log_priors, log_tilts)
+    outcome = exact(log_priors, log_tilts) if exhausted else None
+    if outcome is None and not options.flow_uses.leaf_values:
+        outcome = estimate(rule.tickets, log_priors, log_tilts)
     return (
         yield from _answer(
             session,
@@ -143,7 +185,7 @@ def sample_tree(session: Session, method: str) -> Search:
             outcome,
             options.draw,
             exhausted=exhausted,
-            log_z_unbiased=exhausted or _count_was_fixed(session, len(rule.tickets)),
+            log_z_unbiased=outcome is not None and (exhausted or _count_was_fixed(session, len(rule.tickets))),
             notes={f.name: np.array([getattr(t, f.name) for t in rule.tickets]) for f in fields(Ticket)},
         )
     )
@@ -164,24 +206,24 @@ def _run_member(session: Session, options: ResidualOptions, membership: Membersh
 
 
 def _answer(
-    session: Session, method: str, tree: Tree | None, outcome: Estimate, draw: Literal["path", "fall"], **fields: Any
+    session: Session,
+    method: str,
+    tree: Tree | None,
+    outcome: Estimate | None,
+    draw: Literal["path", "fall"],
+    **fields: Any,
 ) -> Search:
     """The result: samples drawn by W (equal to `outcome`'s weights of `finished`), or by falls through the tree."""
-    probabilities = normalise(outcome.log_weights)
+    probabilities = None if outcome is None else normalise(outcome.log_weights)
     if draw == "fall" and tree is not None:
         chosen = yield from _fall(session, tree)
     else:
+        assert probabilities is not None
         chosen = systematic(probabilities, session.options.num_samples, session.rng("resample")).tolist()
-    return session.result(
-        method,
-        chosen,
-        log_z=outcome.log_z,
-        log_z_error=outcome.log_z_error,
-        ess=effective_sample_size(outcome.log_weights),
-        tree=tree,
-        probabilities=probabilities if draw == "path" else None,
-        **fields,
-    )
+    if outcome is not None:
+        fields |= {"log_z": outcome.log_z, "log_z_error": outcome.log_z_error}
+        fields["ess"] = effective_sample_size(outcome.log_weights)
+    return session.result(method, chosen, tree=tree, probabilities=probabilities if draw == "path" else None, **fields)
 
 
 def _read_tickets(notes: dict[str, np.ndarray]) -> list[Ticket]:
@@ -204,8 +246,10 @@ def _count_was_fixed(session: Session, count: int) -> bool:
 def _fall(session: Session, tree: Tree) -> Generator[list[Request], list[Reply], list[int]]:
     """draw="fall": walk by child p_c M_c and residual (1 - Q_E) R, then go on from q; new sequences are scored.
 
-    Without a flow q is p.
+    Where the flow is neither proposal nor leaf value, q is p.
     """
+    options = session.options
+    assert isinstance(options, ResidualOptions)
     walks = [
         Walk(i, np.uint64(session.key("fall arms", i)), session.key("fall", i))
         for i in range(session.options.num_samples)
@@ -213,7 +257,8 @@ def _fall(session: Session, tree: Tree) -> Generator[list[Request], list[Reply],
     for walk in walks:
         walk.node = int(fall_mass(tree.nodes, walk.arm_key))
     open_walks = [walk for walk in walks if not tree.is_terminal(walk.node)]
-    tilt = session.tilt("q")
+    is_guided = options.flow_uses.proposal or options.flow_uses.leaf_values
+    tilt = session.tilt("q") if is_guided else None
     requests = [rollout_request(session, tree, walk, fresh=True, tilt=tilt) for walk in open_walks]
     replies = yield from session.roll_out(requests)
     ends = {walk.ticket: reply for walk, reply in zip(open_walks, replies, strict=True)}
