@@ -44,6 +44,11 @@ class Agreement:
         max_context = min(card.max_context for _, card in self._first.values())
         return replace(self._first[0][1], max_context=max_context, deterministic=self.deterministic)
 
+    @property
+    def own(self) -> ModelCard | None:
+        """The card of the run's own model, once one of its servers has told it."""
+        return self._first[0][1] if 0 in self._first else None
+
     def add(self, server: str, group: int, card: ModelCard) -> None:
         """Note what a server serves.
 

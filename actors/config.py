@@ -12,9 +12,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from sdt_dist.errors import ConfigurationError
 from sdt_dist.evaluation.config import read_mapping
 from sdt_dist.models.http_api import check_url
-from sdt_dist.models.loading import split_spec
+from sdt_dist.models.loading import check_flow_backend, split_spec
 from sdt_dist.search.options import parse_options
 
 
@@ -91,6 +92,14 @@ class FleetConfig(BaseModel):
     def group_names(self) -> list[str]:
         """Every group of model servers, for people."""
         return ["the run's own model", *(f"more_servers.{i}, {g.model}" for i, g in enumerate(self.more_servers))]
+
+    def check_flows(self) -> None:
+        """ConfigurationError where a group of model servers cannot hold flows."""
+        for number, group in enumerate(self.more_servers):
+            try:
+                check_flow_backend(group.model)
+            except ConfigurationError as error:
+                raise ConfigurationError(f"more_servers.{number}: {error}") from error
 
     def placement_of(self, group: int) -> Placement:
         """What the servers of a group ask of their nodes."""

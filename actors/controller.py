@@ -19,12 +19,14 @@ from actors.agreement import Agreement
 from actors.calls import Routes, ServersDiedError
 from actors.config import FleetConfig
 from actors.endpoint import Endpoint, repeat_while_unreachable
+from actors.flows import FlowLibrary
 from actors.health import HealthPolicy
 from actors.routing import RouteTable
 from actors.searcher import CREWS, Outcome, SearcherSettings
 from actors.slots import Slot
 from actors.work import Work
 from sdt_dist.errors import FleetError, SdtError
+from sdt_dist.flow.files import FlowFiles
 from sdt_dist.models.card import ModelCard
 
 _LOG = logging.getLogger(__name__)
@@ -68,6 +70,7 @@ class Controller:
         *,
         max_new_tokens: int,
         law_options: dict[str, Any] | None = None,
+        flows: Sequence[FlowFiles] = (),
         policy: HealthPolicy | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -77,6 +80,8 @@ class Controller:
         self.total = len(self._queue)
         groups = enumerate(config.group_of_server)
         self._servers = [Slot("model-server", i, clock, policy, group) for i, group in groups]
+        self._flows = FlowLibrary(flows, self._servers, config.start_timeout_s)
+        self._flows.check_work(self._queue)
         self._searchers = [Slot("searcher", i, clock, policy) for i in range(config.searchers)]
         shares = any(work.membership is not None for work in self._queue)
         self._shards = [Slot("store-shard", i, clock, policy) for i in range(config.shards if shares else 0)]
@@ -85,7 +90,7 @@ class Controller:
         self._results: dict[str, Outcome] = {}
         self._settled = self._failed = self._lost = 0
         self._agreement = Agreement(config.group_names)
-        self._fatal: FleetError | None = None
+        self._fatal: SdtError | None = None
         self._routes, self._version, self._news = RouteTable(), 0, asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -108,7 +113,7 @@ class Controller:
             _LOG.error("the controller failed", exc_info=error)
             self._fail(FleetError(f"the controller failed: {type(error).__name__}: {error}"))
 
-    def _fail(self, error: FleetError) -> None:
+    def _fail(self, error: SdtError) -> None:
         """The fleet cannot go on."""
         self._fatal = self._fatal or error
         self._news.set()
@@ -126,7 +131,7 @@ class Controller:
     async def next_report(self, acknowledged: Sequence[str], timeout_s: float) -> Report:
         """Forget acknowledged results; everything else that is finished, waited for at most timeout_s.
 
-        Raises FleetError when the fleet cannot go on.
+        Raises FleetError when the fleet cannot go on, or what was wrong with a flow that it was given.
         """
         for name in acknowledged:
             self._results.pop(name, None)
@@ -181,6 +186,7 @@ class Controller:
         if slot in self._servers:
             card: ModelCard = await slot.ask("card", self.config.start_timeout_s)
             self._check_card(slot, card)
+            await self._give_first_flows(slot)
         slot.health.answered()
         self._publish_routes()
         self._dispatch()
@@ -194,6 +200,27 @@ class Controller:
             if is_new:
                 self._fail(error)
             raise
+
+    async def _give_first_flows(self, slot: Slot) -> None:
+        """Flows of a server that is starting; one that the fleet's model cannot propose with ends the run."""
+        try:
+            self._flows.check_card(self._agreement.own)
+            await self._flows.give(slot)
+        except FleetError:
+            raise
+        except SdtError as error:  # which every other server of its kind would give too
+            self._fail(error)
+            raise
+
+    async def load_flow(self, files: FlowFiles) -> None:
+        """Let every model server, present and future, hold a further flow; then it is the newest (`FlowLibrary.publish`)."""
+        await self._flows.publish(files, self._agreement.own)
+        self._retire_flows()
+
+    def _retire_flows(self) -> None:
+        """Let servers forget the flows that no search will name any more."""
+        if len(self._flows) > 1:
+            self._flows.retire([*self._queue, *(lease.work for lease in self._leases.values())])
 
     def _publish_routes(self) -> None:
         """Settings and routes to ready searchers where they changed; one out of reach learns them when it is back."""
@@ -269,7 +296,7 @@ class Controller:
             slot = min(open_slots, key=lambda searcher: len(searcher.leases), default=None)
             if slot is None:
                 return
-            work = self._queue.popleft()
+            work = self._flows.fix(self._queue.popleft())
             self._on_trial = work.name if on_trial else ""
             lease = self._leases[work.name] = slot.leases[work.name] = _Lease(work, slot, moved_at=self._clock())
             lease.task = self._watched(self._run(lease))
@@ -318,6 +345,7 @@ class Controller:
         self._release(lease)
         self._results[lease.work.name] = outcome
         self._settled += 1
+        self._retire_flows()
         self._failed += isinstance(outcome, Exception)
         self._news.set()
 

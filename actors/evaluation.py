@@ -24,11 +24,16 @@ def on_fleet(config: FleetConfig, loader: Loader | None = None, watch: Watch | N
 
     def execute(evaluation: EvaluationConfig, tasks: Sequence[Task]) -> Iterator[tuple[Task, Outcome]]:
         load, todo = loader or partial(load_spec, evaluation.model), list(tasks)
+        flows = [evaluation.flow_files()] if any(task.method.uses_flow for task in todo) else []
+        flow = flows[0].identity if flows else None
         for start in range(_TEAM_STARTS):
-            teams = {name: team for team in (_Team(evaluation, task, start) for task in todo) for name in team.names}
+            teams = {
+                name: team for team in (_Team(evaluation, task, start, flow) for task in todo) for name in team.names
+            }
             work = [one for team in dict.fromkeys(teams.values()) for one in team.work]
             todo = []
-            for name, outcome in run_fleet(work, config, load, max_new_tokens=evaluation.horizon, watch=watch):
+            runs = run_fleet(work, config, load, max_new_tokens=evaluation.horizon, flows=flows, watch=watch)
+            for name, outcome in runs:
                 team = teams[name]
                 if not team.take(outcome):
                     continue
@@ -46,7 +51,7 @@ def on_fleet(config: FleetConfig, loader: Loader | None = None, watch: Watch | N
 class _Team:
     """The searches of one line, and what came of them."""
 
-    def __init__(self, config: EvaluationConfig, task: Task, start: int) -> None:
+    def __init__(self, config: EvaluationConfig, task: Task, start: int, flow: str | None) -> None:
         self.task, self._outcomes = task, []
         plan = task.sharing if start == 0 or task.sharing is None else task.sharing.again(start)
         index, label = task.problem.index, task.method.label
@@ -59,6 +64,7 @@ class _Team:
             options=config.options_of(task.method),
             seed=config.seed,
             keep_tree=task.keeps_search,
+            flow=flow if task.method.uses_flow else None,
         )
         members = [None] if plan is None else plan.members(index)
         self.work = [

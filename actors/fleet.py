@@ -21,6 +21,7 @@ from actors.remote import ControllerActor, reason
 from actors.searcher import Outcome
 from actors.work import Loader, Work
 from sdt_dist.errors import FleetError, SdtError
+from sdt_dist.flow.files import FlowFiles
 
 _REPORT_S = 1.0
 Watch = Callable[[dict[str, Any]], None]
@@ -33,16 +34,18 @@ def run_fleet(
     *,
     max_new_tokens: int,
     law_options: dict[str, Any] | None = None,
+    flows: Sequence[FlowFiles] = (),
     watch: Watch | None = None,
 ) -> Iterator[tuple[str, Outcome]]:
     """Make searches on a fleet of the Ray instance that is connected; yields (name, outcome) as each ends.
 
     An outcome that was yielded counts as kept when the next one is asked for. `watch` is told the fleet's state about
-    once a second. Raises FleetError when the fleet cannot go on.
+    once a second. `flows`: those that work names, the newest last. Raises FleetError when the fleet cannot go on.
     """
     # Beside its driver, with which it ends; a soft affinity is none for an actor that asks for no CPU (Ray 2.60).
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     namespace = f"sdt-{secrets.token_hex(4)}"  # of this run: names of an earlier one may still be taken
+    arguments = {"max_new_tokens": max_new_tokens, "law_options": law_options, "flows": list(flows)}
     controller = ControllerActor.options(
         name="sdt:controller",
         namespace=namespace,
@@ -50,7 +53,7 @@ def run_fleet(
         max_restarts=0,
         max_task_retries=0,
         scheduling_strategy=here,
-    ).remote(config, loader, list(work), {"max_new_tokens": max_new_tokens, "law_options": law_options}, namespace)
+    ).remote(config, loader, list(work), arguments, namespace)
     try:
         _ask(controller.start, timeout_s=config.start_timeout_s)
         acknowledged: list[str] = []

@@ -29,6 +29,7 @@ from actors.searcher import Outcome, Searcher, SearcherSettings
 from actors.store_shard import StoreShard
 from actors.work import Loader, Work, load_spec
 from sdt_dist.errors import FleetError, ModelGoneError, SdtError
+from sdt_dist.flow.files import FlowFiles
 from sdt_dist.models.card import ModelCard, card_of
 from sdt_dist.models.serving import ModelAnswer, ModelCall, ModelServer
 from sdt_dist.values.records import Shared, ShareRequest
@@ -84,15 +85,21 @@ class ModelServerActor:
     """One copy of a model; see `ModelServer`."""
 
     def __init__(self, name: str, loader: Loader, queue_rows: int, threads: int | None) -> None:
-        loaded = loader()
-        if threads is not None and "torch" in sys.modules:
-            sys.modules["torch"].set_num_threads(threads)
+        loaded, self._threads = loader(), threads
+        self._limit_threads()
         self._card = card_of(loaded)
         self._server = ModelServer(getattr(loaded, "model", loaded), name=name, queue_rows=queue_rows, on_gone=_exit)
         self._exporter = Exporter("model_server", name)
 
     async def answer(self, call: ModelCall) -> ModelAnswer:
         return await self._server.answer(call)
+
+    async def load_flow(self, files: FlowFiles) -> None:
+        await self._server.load_flow(files)
+        self._limit_threads()
+
+    async def drop_flow(self, identity: str) -> None:
+        await self._server.drop_flow(identity)
 
     async def probe(self) -> None:
         """One token for real."""
@@ -107,6 +114,11 @@ class ModelServerActor:
         status = self._server.status()
         self._exporter.export(status)
         return status
+
+    def _limit_threads(self) -> None:
+        """Once torch is loaded, with the model or with the first flow, it takes no more cores than the server has."""
+        if self._threads is not None and "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(self._threads)
 
     def __repr__(self) -> str:
         return self._server.name if hasattr(self, "_server") else "model-server (loading)"
@@ -221,6 +233,9 @@ class ControllerActor:
         report = await self._controller.next_report(acknowledged, timeout_s)
         self._exporter.export(report.status)
         return report
+
+    async def load_flow(self, files: FlowFiles) -> None:
+        await self._controller.load_flow(files)
 
     async def stop(self) -> None:
         await self._controller.stop()

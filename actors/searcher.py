@@ -158,6 +158,7 @@ class Searcher:
             seed=work.seed,
             cache_name=work.call_name,
             membership=work.present_membership,
+            flow=work.flow,
         )
 
     def _finish(self, ended: Ended) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from actors.calls import Routes
 from actors.endpoint import Endpoint, GoneError, repeat_while_unreachable
+from actors.flows import Held
 from actors.health import Health, HealthPolicy
 from sdt_dist.errors import FleetError, SdtError
 
@@ -32,6 +33,7 @@ class Slot:
         self.status: dict[str, Any] = {}
         self.configured = False
         self.routes: Routes | None = None  # as last told to a searcher
+        self.held = Held()  # flows of a model server
         self.leases: dict[str, Any] = {}  # what a searcher works on
         self._gone = asyncio.Event()
         self._gone_reason = ""
@@ -72,7 +74,7 @@ class Slot:
         """One incarnation from its start to its end; why it ended."""
         self._gone.clear()
         self.health.restarting()
-        self.configured, self.routes, self.status = False, None, {}
+        self.configured, self.routes, self.status, self.held = False, None, {}, Held()
         try:
             self.endpoint = self._spawn(backend)
             await self.ask("probe", start_timeout_s)
@@ -83,12 +85,14 @@ class Slot:
         finally:
             self._bury(backend)
 
-    async def ask(self, method: str, timeout_s: float) -> Any:
-        """What the actor answers to a question without arguments, asked again while it cannot be reached."""
+    async def ask(self, method: str, timeout_s: float, *arguments: Any) -> Any:
+        """What the actor answers, asked again while it cannot be reached."""
         endpoint = self.endpoint
         assert endpoint is not None
         return await repeat_while_unreachable(
-            lambda: endpoint.call(method, timeout_s=timeout_s), deadline=self._clock() + timeout_s, clock=self._clock
+            lambda: endpoint.call(method, *arguments, timeout_s=timeout_s),
+            deadline=self._clock() + timeout_s,
+            clock=self._clock,
         )
 
     def _spawn(self, backend: Backend) -> Endpoint:

@@ -13,6 +13,8 @@ from sdt_dist.rewards.spec import RewardContext, parse_reward
 from sdt_dist.search.result import SearchResult
 from sdt_dist.values.records import Membership
 
+LATEST = "latest"
+
 
 class RewardRecipe(Protocol):
     """Makes the reward of one problem, on the machine where the problem is searched."""
@@ -60,7 +62,8 @@ class Work:
     """One search. `name` is unique within a run; `context` is a history [L], token ids or a prompt.
 
     `attempt` counts the times it was started before. `keep_tree` returns the finished search as arrays too. `membership`:
-    its place in a team that shares evidence.
+    its place in a team that shares evidence. `flow`: identity of the flow that it proposes with, or LATEST for the newest
+    that the fleet has when it begins.
     """
 
     name: str
@@ -73,6 +76,7 @@ class Work:
     keep_tree: bool = False
     attempt: int = 0
     membership: Membership | None = None
+    flow: str | None = None
 
     @property
     def call_name(self) -> str:

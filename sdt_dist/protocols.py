@@ -193,7 +193,8 @@ class LogitsModel(Protocol):
     `nfe` and `model_calls` count, since construction, every next-token distribution computed (rows of the
     output head that were used, the prompt's last position included) and every batched forward pass.
     Errors: ContextError for an empty prompt or one that leaves no room within `max_context`; ConfigurationError for a
-    tilt by a flow that the backend does not hold. Those that can hold flows have `load_flow(flow)` besides.
+    tilt by a flow that the backend does not hold. Those that can hold flows have `load_flow(flow)` and
+    `drop_flow(identity)` besides.
     """
 
     vocab_size: int

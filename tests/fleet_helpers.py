@@ -16,11 +16,12 @@ from actors.searcher import Outcome, Searcher
 from actors.store_shard import StoreShard
 from actors.work import GivenReward, Work
 from sdt_dist.errors import FleetError, SdtError
+from sdt_dist.flow.files import FlowFiles
 from sdt_dist.models.card import card_of
 from sdt_dist.models.process import TokenProcess
 from sdt_dist.models.serving import ModelServer
 from sdt_dist.models.toy import Toy
-from sdt_dist.protocols import PriorLaw, RolloutRequest, Root
+from sdt_dist.protocols import Flow, PriorLaw, RolloutRequest, Root
 from sdt_dist.search.api import run_searches
 from sdt_dist.search.result import SearchResult
 from sdt_dist.search.session import SearchProblem
@@ -36,6 +37,7 @@ class ServerTarget:
     def __init__(self, loaded: Any, name: str) -> None:
         self.server, self._card = ModelServer(getattr(loaded, "model", loaded), name=name), card_of(loaded)
         self.answer, self.probe = self.server.answer, self.server.probe
+        self.load_flow, self.drop_flow = self.server.load_flow, self.server.drop_flow
 
     def stop(self) -> None:
         """Its process is dead."""
@@ -161,9 +163,10 @@ async def run_controller(
     max_new_tokens: int,
     meanwhile: Callable[[Controller], Any] | None = None,
     timeout_s: float = 60.0,
+    flows: Sequence[FlowFiles] = (),
 ) -> dict[str, Outcome]:
     """All outcomes by name; `meanwhile(controller)` is awaited beside the run. Fails on a result given twice."""
-    controller = Controller(config, backend, work, max_new_tokens=max_new_tokens, policy=QUICK)
+    controller = Controller(config, backend, work, max_new_tokens=max_new_tokens, flows=flows, policy=QUICK)
     controller.start()
     side = asyncio.create_task(meanwhile(controller)) if meanwhile else None
     outcomes: dict[str, Outcome] = {}
@@ -198,11 +201,12 @@ def toy_work(model: Toy, methods: dict[str, dict[str, Any]], num_problems: int) 
     ]
 
 
-def alone(model: Toy, work: Work) -> SearchResult:
+def alone(model: Toy, work: Work, flow: Flow | None = None) -> SearchResult:
     """The same search in this process, by itself."""
     process = TokenProcess(model, model.law, model.length)
     problem = SearchProblem(work.problem, process.root(work.context), model)
-    ((_, outcome),) = run_searches(process, [problem], method=work.method, options=work.options, seed=work.seed)
+    runs = run_searches(process, [problem], method=work.method, options=work.options, seed=work.seed, flow=flow)
+    ((_, outcome),) = runs
     assert not isinstance(outcome, SdtError)
     return outcome
 
@@ -214,6 +218,7 @@ def same(have: Outcome, want: SearchResult) -> bool:
         have.samples == want.samples
         and have.weights == want.weights
         and have.log_z == want.log_z
+        and have.flow == want.flow
         and have.finished == want.finished
         and have.cost.reward_calls == want.cost.reward_calls
         and have.cost.rollouts == want.cost.rollouts

@@ -1,16 +1,23 @@
-"""Shared by the flow tests: trajectories of toys with complete rows, exact F tables, and a family of toys by prompt."""
+"""Shared by the flow tests: trajectories of toys with complete rows, exact F tables, a family of toys by prompt, small checkpoints."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from sdt_dist.flow.batch import Batch, Scores
+from sdt_dist.flow.checkpoint import save_flow
+from sdt_dist.flow.files import FlowFiles
+from sdt_dist.flow.info import FlowInfo
+from sdt_dist.flow.network import FlowNetwork
+from sdt_dist.flow.spec import FlowSpec
 from sdt_dist.flow.trajectories import Candidates, Trajectory
+from sdt_dist.models.card import ModelCard
 from sdt_dist.models.process import prompt_digest
 from sdt_dist.models.toy import Toy
 
@@ -31,6 +38,25 @@ def toy_trajectory(model: Toy, tokens: tuple[int, ...], prompt: Sequence[int] = 
         soft_values=np.array([exact_value(model)(tokens[:t]) for t in range(len(tokens) + 1)]),
         soft_values_at=model.inverse_temperature,
     )
+
+
+def save_small_flow(
+    directory: Path,
+    card: ModelCard,
+    max_new_tokens: int,
+    *,
+    reward: str = "spectral:gamma=1",
+    inverse_temperatures: tuple[float, float] = (0.5, 20.0),
+    seed: int = 0,
+) -> FlowFiles:
+    """A checkpoint of a small flow with random weights, and its files."""
+    spec = FlowSpec.of_card(card, max_new_tokens, hidden_size=16, key_size=16, context_length=16)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = FlowNetwork(spec)
+    network.set_scale(0.5, 0.5)
+    save_flow(directory, network, FlowInfo(card.identity, reward, inverse_temperatures, version=seed))
+    return FlowFiles.read(directory)
 
 
 def shortened(trajectory: Trajectory, count: int) -> Trajectory:

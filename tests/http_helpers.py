@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ssl
 import threading
+from collections.abc import Sequence
 from types import TracebackType
 
 from sdt_dist.models.card import ModelCard
@@ -33,8 +34,9 @@ class RunningServer:
         limits: ServerLimits | None = None,
         tls: ssl.SSLContext | None = None,
         port: int = 0,
+        flows: Sequence[str] = (),
     ) -> None:
-        self.service = ModelService(model, card, TOKEN, limits)
+        self.service = ModelService(model, card, TOKEN, limits, flows)
         self._started, self._clients = threading.Event(), list[HttpModel]()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._main(port, tls)), daemon=True)
         self._thread.start()

@@ -29,6 +29,7 @@ def evaluate(
     model: Annotated[Text, typer.Option(help="bundled, a directory or a hub id")] = None,
     reward: Annotated[Text, typer.Option(help="e.g. spectral:gamma=1+nonneg, or path.py:function")] = None,
     inverse_temperature: Annotated[Number, typer.Option(help="lambda of p(x) exp(lambda r(x))")] = None,
+    flow: Annotated[Text, typer.Option(help="flow checkpoint for s_adt, snis+flow and smc+flow")] = None,
     searchers_per_problem: Annotated[Whole, typer.Option(help="searchers that share one problem (residual_ts)")] = None,
     warm_start: Annotated[Text, typer.Option(help="directory with evidence of an earlier run (residual_ts)")] = None,
     address: Annotated[Text, typer.Option(help="Ray cluster: auto or host:port; default: this machine alone")] = None,
@@ -50,6 +51,8 @@ def evaluate(
 
       sdt evaluate examples/etth1_alignment.yaml --output results/etth1 --resume
 
+      sdt evaluate --methods snis,residual_ts,s_adt --flow runs/flow
+
       sdt evaluate --address auto --servers 4 --searchers 8 --output results/cluster
     """
     from actors.config import load_fleet
@@ -70,11 +73,14 @@ def evaluate(
         "seed": seed,
         "searchers_per_problem": searchers_per_problem,
         "warm_start": warm_start,
+        "flow": flow,
     }
     sizes = {"address": address, "servers": servers, "searchers": searchers}
     settings = load_config(config, {name: value for name, value in given.items() if value is not None})
     is_forecaster = forecaster_directory(settings.model) is not None
     size = load_fleet(fleet, {k: v for k, v in sizes.items() if v is not None}, small_model=is_forecaster)
+    if settings.flow is not None:
+        size.check_flows()
     plan = make_plan(settings)
     check_directory(output, settings, plan.problems, resume=resume)
     _announce(plan, output)
@@ -117,8 +123,13 @@ def _announce(plan: Any, output: Path) -> None:
     print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, default_flow_style=None), end="")
     print(
         f"plan: {len(plan.problems)} problems x {len(config.methods)} methods, at most {plan.nfe():,} next-token "
-        f"distributions, into {output}\n"
+        f"distributions, into {output}"
     )
+    if config.flow is not None:
+        users = ", ".join(method.label for method in config.method_configs() if method.uses_flow)
+        info = config.flow_files().head.info
+        print(f"flow: version {info.version} of {config.flow}, used by {users}")
+    print()
 
 
 def _finish(output: Path) -> None:

@@ -30,6 +30,7 @@ def forecast(
     model: Annotated[str, typer.Option(help="bundled, or a directory that train-forecaster wrote")] = "bundled",
     reward: Annotated[str, typer.Option(help="e.g. spectral:gamma=1+nonneg")] = "spectral:gamma=1",
     inverse_temperature: Annotated[float, typer.Option(help="lambda of p(x) exp(lambda r(x))")] = 3.0,
+    flow: Annotated[Path | None, typer.Option(help="flow checkpoint that s_adt, snis or smc propose with")] = None,
     rollouts: Annotated[int, typer.Option(min=1, help="rollouts of the search")] = 200,
     num_samples: Annotated[int, typer.Option(min=2, help="samples that make the quantiles")] = 100,
     quantiles: Annotated[str, typer.Option(help="comma-separated")] = "0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9",
@@ -44,8 +45,11 @@ def forecast(
 
       sdt forecast load.csv --column OT --horizon 96 --plot fan.png --output forecast.csv
 
+      sdt forecast load.csv --column OT --horizon 24 --method s_adt --flow runs/flow
+
       sdt forecast sales.csv --horizon 12 --reward "spectral:gamma=1+nonneg" --quantiles 0.05,0.5,0.95
     """
+    from cluster.commands.flow_option import flow_of, read_flow
     from sdt_dist.data.series import read_csv
     from sdt_dist.models.forecaster.tokenizer import fit_scale
     from sdt_dist.models.loading import check_spec, load_model
@@ -58,6 +62,7 @@ def forecast(
         options["num_rollouts"] = rollouts
     validate_options(method, options)
     factory = parse_reward(reward)
+    files = read_flow(flow, method, model, reward, inverse_temperature, horizon)
     check_spec(model)
     table = read_csv(csv, column=column, time_column=time_column)
     history = table.iloc[:, -1].to_numpy(float)
@@ -68,7 +73,9 @@ def forecast(
 
     from sdt_dist.search.api import search
 
-    result = search(load_model(model), history, built, method=method, max_new_tokens=horizon, seed=seed, **options)
+    loaded = load_model(model)
+    held = flow_of(files, loaded)
+    result = search(loaded, history, built, method=method, max_new_tokens=horizon, seed=seed, flow=held, **options)
     frame = _frame(result, times, levels)
     writers: list[Callable[[], None]] = [lambda: _write(frame, output)]
     if samples is not None:

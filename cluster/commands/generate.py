@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -17,6 +18,7 @@ def generate(
     method: Annotated[str, typer.Option(help="search method")] = "residual_ts",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="tokens to generate; the prompt does not count")] = 32,
     inverse_temperature: Annotated[float, typer.Option(help="lambda of p(x) exp(lambda r(x))")] = 1.0,
+    flow: Annotated[Path | None, typer.Option(help="flow checkpoint that s_adt, snis or smc propose with")] = None,
     sampling_temperature: Annotated[float, typer.Option(help="temperature of the prior p")] = 1.0,
     rollouts: Annotated[int, typer.Option(min=1, help="rollouts of the search")] = 50,
     num_samples: Annotated[int, typer.Option(min=1, help="samples to print")] = 4,
@@ -29,8 +31,11 @@ def generate(
 
       sdt generate "The capital of France is" --model ./my-model --reward "regex:Paris" --inverse-temperature 5
 
+      sdt generate "The capital" --model ./my-model --reward "regex:Paris" --method s_adt --flow runs/flow
+
       sdt generate "Once" --model owner/name --reward score.py:my_reward --method dts --rollouts 100
     """
+    from cluster.commands.flow_option import flow_of, read_flow
     from sdt_dist.errors import ConfigurationError, ContextError
     from sdt_dist.models.loading import check_spec, load_model
     from sdt_dist.rewards.spec import RewardContext, parse_reward
@@ -41,6 +46,7 @@ def generate(
         options["num_rollouts"] = rollouts
     validate_options(method, options)
     factory = parse_reward(reward)
+    files = read_flow(flow, method, model, reward, inverse_temperature, max_new_tokens)
     if not factory.scores_text:
         raise ConfigurationError(
             f"reward: {reward!r} scores forecasts; use regex:, answer:, length: or path.py:function."
@@ -62,6 +68,7 @@ def generate(
         max_new_tokens=max_new_tokens,
         sampling_temperature=sampling_temperature,
         seed=seed,
+        flow=flow_of(files, loaded),
         **options,
     )
     _show(result, as_json)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
     import ssl
 
-    from sdt_dist.models.http_server import ServerLimits
+    from sdt_dist.models.http_server import ModelService
 
 _TOKENS = Path("~/.config/sdt")
 
@@ -27,6 +27,9 @@ def serve(
     max_body_mb: Annotated[float, typer.Option(min=0.001, help="largest request, in MiB")] = 32.0,
     max_rows: Annotated[int, typer.Option(min=1, help="most requests in a message, and in one model call")] = 4096,
     device: Annotated[str | None, typer.Option(help="torch device, e.g. mps or cuda")] = None,
+    flow: Annotated[
+        list[Path] | None, typer.Option(help="directory of a flow checkpoint for s_adt; repeat for several")
+    ] = None,
 ) -> None:
     """Serve a model to searches on other machines; Ctrl-C ends it.
 
@@ -41,27 +44,36 @@ def serve(
 
       SDT_HTTP_TOKEN=... sdt evaluate --model http://127.0.0.1:8011 --output results/mac
 
+      sdt serve --model bundled --flow runs/flow
+
       sdt serve --model ./my-model --host 0.0.0.0 --tls-cert cert.pem --tls-key key.pem --token-file token
     """
-    from sdt_dist.models.http_server import ServerLimits, check_bind, tls_context
+    from sdt_dist.flow.files import FlowFiles, hold_flow
+    from sdt_dist.models.card import card_of
+    from sdt_dist.models.http_server import ModelService, ServerLimits, check_bind, tls_context
     from sdt_dist.models.http_token import server_token
-    from sdt_dist.models.loading import check_spec, load_model
+    from sdt_dist.models.loading import check_flow_backend, check_spec, load_model
 
     tls = tls_context(tls_cert, tls_key)
     check_bind(host, tls is not None)
+    flows = [FlowFiles.read(path) for path in flow or ()]
+    if flows:
+        check_flow_backend(model)
     check_spec(model)
     token, place = server_token(token_file, _TOKENS / f"serve-{port}.token")
     limits = ServerLimits(max_body_bytes=int(max_body_mb * 2**20), max_rows=max_rows)
     loaded = load_model(model, device=device)
-    _run(loaded, model, token, place, limits, host, port, tls)
+    card = card_of(loaded, model)
+    for files in flows:
+        files.check_model(card)
+        hold_flow(loaded.model, files)
+    service = ModelService(loaded.model, card, token, limits, [files.identity for files in flows])
+    _run(service, place, host, port, tls)
 
 
 def _run(
-    loaded: Any,
-    name: str,
-    token: str,
+    service: ModelService,
     place: str,
-    limits: ServerLimits,
     host: str,
     port: int,
     tls: ssl.SSLContext | None,
@@ -70,15 +82,14 @@ def _run(
     import asyncio
     import signal
 
-    from sdt_dist.models.card import card_of
-    from sdt_dist.models.http_server import ModelService
     from sdt_dist.models.http_server import serve as serve_http
 
-    service = ModelService(loaded.model, card_of(loaded, name), token, limits)
+    card, flows = service.card, service.flows
 
     def announce(bound_port: int) -> None:
         address = f"{'http' if tls is None else 'https'}://{f'[{host}]' if ':' in host else host}:{bound_port}"
-        print(f"serving {name} ({service.card.kind}) at {address}; token in {place}; Ctrl-C ends it", flush=True)
+        held = f" with {', '.join(f'flow {flow}' for flow in flows)}" if flows else ""
+        print(f"serving {card.name} ({card.kind}){held} at {address}; token in {place}; Ctrl-C ends it", flush=True)
 
     async def run() -> None:
         stop = asyncio.Event()

@@ -3,27 +3,59 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from sdt_dist.errors import ConfigurationError
+from sdt_dist.errors import CheckpointError, ConfigurationError
 from sdt_dist.search.methods import get_method, method_names, validate_options
 from sdt_dist.search.options import TreeOptions, parse_options
 
-EXECUTION_FIELDS = ("problems_in_flight",)
+if TYPE_CHECKING:
+    from sdt_dist.flow.files import FlowFiles
+
+EXECUTION_FIELDS = ("problems_in_flight", "flow")  # flow_identity says which flow, wherever it lies
+_WITH_FLOW = "+flow"
 _BUDGET_SHARE = 0.95  # tree rollouts start below the root, so this keeps their number within num_rollouts
 
 
 class MethodConfig(BaseModel):
-    """One column of the comparison: a method, its label, and options that differ from the shared ones."""
+    """One column of the comparison: a method, its label, and options that differ from the shared ones.
+
+    flow: whether it proposes with the evaluation's flow; default: where the method needs one. As a string, `snis+flow` is
+    snis with it, under that label.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     name: str
     label: str = ""
     options: dict[str, Any] = Field(default_factory=dict)
+    flow: bool | None = None
+
+    @classmethod
+    def named(cls, text: str) -> MethodConfig:
+        """The method of a string: its name, with or without `+flow`."""
+        name = text.removesuffix(_WITH_FLOW)
+        return cls(name=name, label=text, flow=True if name != text else None)
+
+    @property
+    def uses_flow(self) -> bool:
+        """Whether its searches propose with a flow."""
+        return get_method(self.name).flow == "required" if self.flow is None else self.flow
+
+    def check_flow(self, is_given: bool) -> None:
+        """ConfigurationError for a flow that the method cannot use, or for the lack of one that it is to use."""
+        chosen = get_method(self.name)
+        if self.uses_flow and chosen.flow == "none":
+            chosen.check_flow(is_given=True)
+        if not self.uses_flow and chosen.flow == "required":
+            raise ConfigurationError(
+                f"methods: {self.label} has flow: false, but {self.name} needs one; leave flow out, or use residual_ts."
+            )
+        if self.uses_flow and not is_given:
+            raise ConfigurationError(f"methods: {self.label} needs a flow; give --flow PATH or leave it out.")
 
 
 class EvaluationConfig(BaseModel):
@@ -46,6 +78,8 @@ class EvaluationConfig(BaseModel):
     num_samples: int = Field(50, ge=2, description="samples a method returns")
     wave_size: int = Field(10, ge=1, description="leaves a tree evaluates per model call")
     seed: int = Field(0, ge=0, description="seed of every random draw")
+    flow: str | None = Field(None, description="flow checkpoint for s_adt and for methods with flow: true")
+    flow_identity: str | None = Field(None, description="which flow that is; filled in, and no other is taken")
     searchers_per_problem: int = Field(1, ge=1, description="searches that share one problem's budget and evidence")
     warm_start: str | None = Field(None, description="output directory of an earlier run that kept its evidence")
     keep_evidence: bool = Field(False, description="keep every walk, for warm starts and re-weighting")
@@ -58,7 +92,7 @@ class EvaluationConfig(BaseModel):
 
     def method_configs(self) -> list[MethodConfig]:
         """The methods with their labels filled in."""
-        full = [m if isinstance(m, MethodConfig) else MethodConfig(name=m) for m in self.methods]
+        full = [m if isinstance(m, MethodConfig) else MethodConfig.named(m) for m in self.methods]
         return [m if m.label else m.model_copy(update={"label": m.name}) for m in full]
 
     def options_of(self, method: MethodConfig) -> dict[str, Any]:
@@ -81,13 +115,14 @@ class EvaluationConfig(BaseModel):
 
         for method in self.method_configs():
             options = validate_options(method.name, self.options_of(method))
-            get_method(method.name).check_flow(is_given=False)
+            method.check_flow(self.flow is not None)
             check_sharing(method.name, options, self.searchers_per_problem, self.warm_start is not None)
         self._check_evidence()
         labels = [method.label for method in self.method_configs()]
         if len(set(labels)) < len(labels):
             raise ConfigurationError(f"methods: labels {labels} must differ; give each its own label.")
         check_dataset(self.dataset)
+        self._check_flow()
         check_spec(self.model)
         reward = parse_reward(self.reward)
         if not reward.scores_forecasts:
@@ -98,6 +133,38 @@ class EvaluationConfig(BaseModel):
                 f"context_length: {self.context_length}, must be >= the horizon of {self.horizon}, because spectra compare "
                 "a forecast with as long a piece of its history."
             )
+
+    def _check_flow(self) -> None:
+        """Everything of a flow but whether it was trained for the model, which is not loaded here."""
+        from sdt_dist.models.loading import check_flow_backend
+
+        if self.flow is None:
+            if self.flow_identity is not None:
+                raise ConfigurationError("flow_identity: given, but no flow; give --flow PATH, or leave it out.")
+            return
+        users = [method for method in self.method_configs() if method.uses_flow]
+        if not users:
+            raise ConfigurationError(
+                f"flow: {self.flow!r}, but none of the methods {', '.join(m.label for m in self.method_configs())} uses it; "
+                "add s_adt, snis+flow or smc+flow to methods, or leave it out."
+            )
+        check_flow_backend(self.model)
+        head = self.flow_files().head
+        for method in users:
+            head.check_use(self.reward, self.options_of(method)["inverse_temperature"], self.horizon)
+
+    def flow_files(self) -> FlowFiles:
+        """The checkpoint of the flow; CheckpointError where it is damaged, or another flow than `flow_identity`."""
+        from sdt_dist.flow.files import FlowFiles
+
+        assert self.flow is not None
+        files = FlowFiles.read(self.flow)
+        if self.flow_identity not in (None, files.identity):
+            raise CheckpointError(
+                f"flow: {self.flow} holds flow {files.identity}, flow_identity is {self.flow_identity}; give that flow, or "
+                "leave flow_identity out."
+            )
+        return files
 
     def _check_evidence(self) -> None:
         from sdt_dist.evaluation.evidence import evidence_files
@@ -129,7 +196,7 @@ def load_config(path: str | None, overrides: dict[str, Any]) -> EvaluationConfig
         values = read_mapping(Path(path), "config")
     config = parse_options(EvaluationConfig, values | overrides, "an evaluation")
     config.check()
-    return config
+    return config if config.flow is None else config.model_copy(update={"flow_identity": config.flow_files().identity})
 
 
 def read_mapping(path: Path, kind: str) -> dict[str, Any]:

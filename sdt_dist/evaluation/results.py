@@ -180,6 +180,7 @@ def result_line(problem: ForecastProblem, method: str, label: str, seed: int, ou
         "ess": outcome.ess,
         "exhausted": outcome.exhausted,
         "deterministic": outcome.deterministic,
+        "flow": outcome.flow,
         "tree_stats": outcome.tree_stats,
         "nfe": cost.nfe,
         "model_calls": cost.model_calls,

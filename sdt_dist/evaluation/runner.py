@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from sdt_dist.evaluation.config import EvaluationConfig, MethodConfig
 from sdt_dist.evaluation.evidence import Evidence
 from sdt_dist.evaluation.results import Line, open_directory, result_line, save_tree
 from sdt_dist.evaluation.summary import Summary, recompute
-from sdt_dist.protocols import Decoded, Process
+from sdt_dist.protocols import Decoded, Flow, Process
 from sdt_dist.rewards.base import Reward
 from sdt_dist.rewards.spec import RewardContext, RewardFactory, parse_reward
 from sdt_dist.search.api import run_searches
@@ -168,14 +169,29 @@ def in_process(load: Callable[[str], object] | None = None) -> Execute:
     def execute(config: EvaluationConfig, tasks: Sequence[Task]) -> Iterator[tuple[Task, Outcome]]:
         from sdt_dist.models.loading import load_model
 
-        process = (load or load_model)(config.model).process(config.horizon)  # type: ignore[union-attr]
+        loaded: Any = (load or load_model)(config.model)
+        process, flow = loaded.process(config.horizon), _flow(config, tasks, loaded)
         for label in dict.fromkeys(task.method.label for task in tasks):
-            yield from _run_method(config, [task for task in tasks if task.method.label == label], process)
+            own = [task for task in tasks if task.method.label == label]
+            yield from _run_method(config, own, process, flow if own[0].method.uses_flow else None)
 
     return execute
 
 
-def _run_method(config: EvaluationConfig, tasks: Sequence[Task], process: Process) -> Iterator[tuple[Task, Outcome]]:
+def _flow(config: EvaluationConfig, tasks: Sequence[Task], loaded: Any) -> Flow | None:
+    """The flow that tasks propose with, if any does; CheckpointError where it was trained for another model."""
+    if not any(task.method.uses_flow for task in tasks):
+        return None
+    from sdt_dist.models.card import card_of
+
+    files = config.flow_files()
+    files.check_model(card_of(loaded, config.model))
+    return files.flow()
+
+
+def _run_method(
+    config: EvaluationConfig, tasks: Sequence[Task], process: Process, flow: Flow | None
+) -> Iterator[tuple[Task, Outcome]]:
     """The searches of one method, together."""
     by_index = {task.problem.index: task for task in tasks}
     factory, method = parse_reward(config.reward), tasks[0].method
@@ -194,6 +210,7 @@ def _run_method(config: EvaluationConfig, tasks: Sequence[Task], process: Proces
         seed=config.seed,
         in_flight=config.problems_in_flight,
         sharing=tasks[0].sharing,
+        flow=flow,
     )
     for index, outcome in runs:
         yield by_index[index], outcome

@@ -5,8 +5,6 @@ States of the network are cached per (prompt, inverse temperature, prefix), so t
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,13 +13,16 @@ import numpy as np
 import torch
 
 from sdt_dist.errors import ConfigurationError
-from sdt_dist.flow.checkpoint import FlowInfo, check_model, check_reward, load_flow, weights_digest
+from sdt_dist.flow.checkpoint import network_of, weights_digest
+from sdt_dist.flow.files import FlowFiles
+from sdt_dist.flow.info import FlowHead, FlowInfo, check_inverse_temperature, check_model, check_reward
 from sdt_dist.flow.network import FlowNetwork
 from sdt_dist.models.card import ModelCard
 from sdt_dist.protocols import Root, State
 
 _Name = tuple[bytes, float, tuple[int, ...]]
 _ROWS = 8  # rows are padded to multiples, because smaller products take other code paths in the BLAS
+_NARROWEST = 16  # columns of a product; in narrower ones a row's bits depend on its place among the rows
 _MOST_ROWS = 1024
 _ROOT: tuple[int, ...] = ()
 
@@ -29,18 +30,17 @@ _ROOT: tuple[int, ...] = ()
 class Flow:
     """F of one checkpoint, whose weights must not change any more. Not thread-safe: give each thread its own.
 
-    With one torch thread on the CPU a state's bits do not depend on the states asked for with it, on their order, or on
-    what is cached: every state is computed from its parent by one step, in rows padded to multiples of 8. Between machines
-    and between thread counts only closeness is promised. `cache_bytes` bounds what is kept; the least recently used go.
+    With one torch thread on the CPU, and a hidden_size and key_size of at least 16, a state's bits do not depend on the
+    states asked for with it, on their order, or on what is cached: every state is computed from its parent by one step, in
+    rows padded to multiples of 8. Between machines and between thread counts only closeness is promised. `cache_bytes`
+    bounds what is kept; the least recently used go.
     """
 
     def __init__(self, network: FlowNetwork, info: FlowInfo, cache_bytes: int = 64 << 20) -> None:
         self.network, self.info, self.spec = network.eval(), info, network.spec
-        facts = [self.spec.to_dict(), info.model, info.reward, list(info.inverse_temperatures)]
-        named = json.dumps([*facts, weights_digest(network.state_dict())], sort_keys=True)
-        self.identity = hashlib.blake2b(named.encode(), digest_size=16).hexdigest()
+        self.identity = FlowHead(self.spec, info, weights_digest(network.state_dict())).identity
         with torch.inference_mode():
-            self._keys = network.keys()
+            self._keys = _padded(network.keys(), _NARROWEST)
         self._most_states = max(1, cache_bytes // (4 * self.spec.hidden_size * (self.spec.num_layers + 1)))
         self._states: OrderedDict[_Name, torch.Tensor] = OrderedDict()  # [num_layers + 1, H]: trunk states, context
 
@@ -48,21 +48,23 @@ class Flow:
     def load(cls, path: str | Path, *, card: ModelCard | None = None, reward: str | None = None) -> Flow:
         """The flow in a checkpoint directory, refused with CheckpointError unless it is whole and, where they are given,
         was trained for the model of `card` and the REWARD SPEC `reward`."""
-        network, info, _ = load_flow(Path(path))
+        files = FlowFiles.read(path)
+        head = files.head
         if card is not None:
-            check_model(network.spec, info, card)
+            check_model(head.spec, head.info, card)
         if reward is not None:
-            check_reward(info, reward)
+            check_reward(head.info, reward)
+        return cls.of(files)
+
+    @classmethod
+    def of(cls, files: FlowFiles) -> Flow:
+        """The flow in a checkpoint's files; CheckpointError unless they are whole."""
+        network, info, _ = network_of(files)
         return cls(network, info)
 
     def check(self, inverse_temperature: float) -> None:
         """ConfigurationError unless the flow was trained at this inverse temperature."""
-        low, high = self.info.inverse_temperatures
-        if not low <= inverse_temperature <= high:
-            raise ConfigurationError(
-                f"inverse_temperature: {inverse_temperature}, the flow was trained for {low} to {high}; choose one there "
-                "or train a flow for it."
-            )
+        check_inverse_temperature(self.info, inverse_temperature)
 
     def log_tilts(self, states: Sequence[State], inverse_temperature: float) -> np.ndarray:
         """lambda F(s.a) [B, V] float64 of states (root, generated tokens) for every token a; 0 outside the allowed range.
@@ -76,7 +78,7 @@ class Flow:
         for begin in range(0, len(states), _MOST_ROWS):
             rows = tops[begin : begin + _MOST_ROWS]
             with torch.inference_mode():
-                values = self.network.token_values(_padded(rows), self._keys)[: len(rows)]
+                values = self.network.token_values(_padded(rows), self._keys)[: len(rows), : high - low]
             tilts[begin : begin + len(rows), low:high] = inverse_temperature * values.double().numpy()
         return tilts
 
@@ -193,6 +195,6 @@ def _round_up(count: int) -> int:
     return -(-count // _ROWS) * _ROWS
 
 
-def _padded(rows: torch.Tensor) -> torch.Tensor:
-    """Rows [B, H] with zeros up to a multiple of 8."""
-    return torch.nn.functional.pad(rows, (0, 0, 0, _round_up(len(rows)) - len(rows)))
+def _padded(rows: torch.Tensor, least: int = _ROWS) -> torch.Tensor:
+    """Rows [B, H] with zeros up to a multiple of 8, `least` of them at least."""
+    return torch.nn.functional.pad(rows, (0, 0, 0, max(least, _round_up(len(rows))) - len(rows)))

@@ -46,6 +46,10 @@ class CachedModel:
         """Hold a flow, so that requests can have tilts by its identity."""
         self._flows.load(flow)
 
+    def drop_flow(self, identity: str) -> None:
+        """Forget a flow that no request will name any more."""
+        self._flows.drop(identity)
+
     def expand(self, requests: Sequence[ExpandRequest], law: PriorLaw) -> list[Expansion]:
         runs = [_Run(request.root, request.tokens, 1) for request in requests]
         found: dict[int, tuple[np.ndarray, Step]] = {}

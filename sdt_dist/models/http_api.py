@@ -3,7 +3,7 @@
 It must not know sockets, models or searches.
 
     GET  /healthz      {"status": "ok"}; the only path without a token
-    GET  /v1/model     {"version", "card", "limits": {"max_rows", "max_body_bytes"}}
+    GET  /v1/model     {"version", "card", "limits": {"max_rows", "max_body_bytes"}, "flows": [identity, ...]}
     POST /v1/answer    packed requests (`wire`) as safetensors -> packed replies as safetensors
     POST /v1/release   {"digests": [hex, ...]} -> {"released": n}
 Errors are {"error": message, "kind": name of an SdtError}.

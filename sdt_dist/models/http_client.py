@@ -44,7 +44,7 @@ from sdt_dist.models.wire import (
     pack_requests,
     unpack_replies,
 )
-from sdt_dist.protocols import ExpandRequest, Expansion, PriorLaw, Rollout, RolloutRequest, Root
+from sdt_dist.protocols import ExpandRequest, Expansion, Flow, PriorLaw, Rollout, RolloutRequest, Root
 
 _CONNECT_S, _LONGEST_PAUSE_S, _RELEASE_S = 10.0, 5.0, 10.0
 
@@ -92,6 +92,19 @@ class HttpModel:
         body = json.dumps({"digests": [root.digest.hex()]}).encode()
         with contextlib.suppress(FleetError):
             self._send("POST", RELEASE, body, {}, min(self._timeout_s, _RELEASE_S))
+
+    def load_flow(self, flow: Flow) -> None:
+        """Make sure that the server holds a flow; errors as in `check_flow`."""
+        self.check_flow(flow.identity)
+
+    def check_flow(self, identity: str) -> None:
+        """ConfigurationError unless the server holds this flow; a client cannot give it one."""
+        held = self._describe().get("flows", [])
+        if identity not in held:
+            raise ConfigurationError(
+                f"flow: {identity} is not held by the server at {self.url}, which has {', '.join(held) or 'none'}; start it "
+                "with `sdt serve --flow PATH`."
+            )
 
     def close(self) -> None:
         """Close idle connections; the object can still be used."""

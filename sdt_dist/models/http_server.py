@@ -14,7 +14,7 @@ import json
 import logging
 import math
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,10 +73,17 @@ class _Refused(Exception):
 
 
 class ModelService:
-    """The handlers of one served model; `application` is what aiohttp runs."""
+    """The handlers of one served model; `application` is what aiohttp runs. `flows`: identities of those that it holds."""
 
-    def __init__(self, model: LogitsModel, card: ModelCard, token: str, limits: ServerLimits | None = None) -> None:
-        self.card, self.limits = card, limits or ServerLimits()
+    def __init__(
+        self,
+        model: LogitsModel,
+        card: ModelCard,
+        token: str,
+        limits: ServerLimits | None = None,
+        flows: Sequence[str] = (),
+    ) -> None:
+        self.card, self.limits, self.flows = card, limits or ServerLimits(), tuple(flows)
         self.failure: ModelGoneError | None = None  # once the model's own process has ended
         self.ended = asyncio.Event()
         self.server = ModelServer(
@@ -91,6 +98,7 @@ class ModelService:
             "version": WIRE_VERSION,
             "card": json.loads(card.to_json()),
             "limits": {"max_rows": self.limits.max_rows, "max_body_bytes": self.limits.max_body_bytes},
+            "flows": self.flows,
         })  # fmt: skip
 
     def application(self) -> web.Application:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 BACKENDS = ("hf", "mlx", "vllm", "http", "https")
 _HTTP = ("http", "https")
+_FLOWLESS = ("vllm",)
 _EXTRAS = {"mlx": "mlx_lm", "vllm": "vllm"}  # by the package that each needs
 _OWN_DEVICES = {
     "mlx": "MLX chooses its own: the GPU of a Mac, else the CPU.",
@@ -53,6 +54,17 @@ def check_spec(spec: str) -> None:
         if name.count("/") == 0:
             raise unknown_name("model", name, ["bundled"])
         raise ConfigurationError(f"model: {name!r} does not exist; give 'bundled', a directory, or a hub id.")
+
+
+def check_flow_backend(spec: str) -> None:
+    """ConfigurationError for a MODEL SPEC whose backend cannot hold flows."""
+    backend, _ = split_spec(spec)
+    if backend in _FLOWLESS:
+        raise ConfigurationError(
+            f"flow: given, but model {spec!r} cannot hold flow networks, as its rows are reduced inside its engine; allowed "
+            f"backends: {', '.join(name for name in BACKENDS if name not in _FLOWLESS)}. Leave the flow out, or choose one "
+            "of these."
+        )
 
 
 def torch_device(name: str) -> torch.device:

@@ -41,6 +41,16 @@ def check_law(law: PriorLaw, vocab_size: int) -> None:
         raise ConfigurationError(f"top_p: {law.top_p}, must be in (0, 1] or None.")
 
 
+def check_holds_flows(model: Any) -> Any:
+    """The model; ConfigurationError where it cannot hold flows."""
+    if not hasattr(model, "load_flow"):
+        raise ConfigurationError(
+            f"flow: {type(model).__name__} cannot hold flow networks; allowed: hf and mlx models, toys, objects with "
+            "LLMInterface, and `sdt serve --flow` of one of these. Leave the flow out, or load the model with one of these."
+        )
+    return model
+
+
 class TokenProcess:
     """An autoregressive model as search sees it: states are the tokens generated after a prompt.
 
@@ -92,13 +102,7 @@ class TokenProcess:
 
     def load_flow(self, flow: Flow) -> None:
         """Let requests have tilts by this flow; ConfigurationError where the model cannot hold flows."""
-        load = getattr(self.model, "load_flow", None)
-        if load is None:
-            raise ConfigurationError(
-                f"flow: {type(self.model).__name__} cannot hold flow networks; allowed: hf and mlx models, toys and "
-                "objects with LLMInterface, in this process. Leave the flow out, or load the model with one of these."
-            )
-        load(flow)
+        check_holds_flows(self.model).load_flow(flow)
 
     def expand(self, requests: Sequence[ExpandRequest]) -> list[Expansion]:
         return self.model.expand(requests, self.law)

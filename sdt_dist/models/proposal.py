@@ -41,6 +41,10 @@ class Flows:
     def load(self, flow: Flow) -> None:
         self._flows[flow.identity] = flow
 
+    def drop(self, identity: str) -> None:
+        """Forget a flow; harmless where it is not held."""
+        self._flows.pop(identity, None)
+
     def draw(self, scores: np.ndarray, asks: Sequence[RowAsk]) -> tuple[list[int], list[Step]]:
         """One token a row, as `reduction.draw`, and what is reported of it. scores [B, V] as from `law_scores`.
 

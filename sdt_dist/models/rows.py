@@ -43,6 +43,10 @@ class RowModel(ABC):
         """Hold a flow, so that requests can have tilts by its identity."""
         self._flows.load(flow)
 
+    def drop_flow(self, identity: str) -> None:
+        """Forget a flow that no request will name any more."""
+        self._flows.drop(identity)
+
     @abstractmethod
     def compute_rows(self, sequences: list[tuple[int, ...]]) -> tuple[np.ndarray, list[int]]:
         """Logits [B, V] of whole sequences (prompt included), and how many rows each forward pass held."""

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from sdt_dist.errors import ConfigurationError, FleetError, ModelGoneError, SdtError
+from sdt_dist.flow.files import FlowFiles, hold_flow
 from sdt_dist.models.columns import Arrays
 from sdt_dist.models.wire import (
     ModelReply,
@@ -153,6 +154,21 @@ class ModelServer:
         """Forget problems, after what the model works on now."""
         if not self._closed:
             await asyncio.get_running_loop().run_in_executor(self._threads, self._release, digests)
+
+    async def load_flow(self, files: FlowFiles) -> None:
+        """Let requests have tilts by a flow, from the model's next call on; again is harmless.
+
+        ConfigurationError where the model cannot hold flows, CheckpointError for damaged files.
+        """
+        if self._closed:
+            raise self._stopping()
+        await asyncio.get_running_loop().run_in_executor(self._threads, hold_flow, self.model, files)
+
+    async def drop_flow(self, identity: str) -> None:
+        """Forget a flow that no request will name any more; again is harmless."""
+        drop = getattr(self.model, "drop_flow", None)
+        if drop is not None and not self._closed:
+            await asyncio.get_running_loop().run_in_executor(self._threads, drop, identity)
 
     async def probe(self) -> None:
         """Generate one token; a server that cannot is not ready."""

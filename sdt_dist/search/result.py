@@ -38,7 +38,8 @@ class SearchResult:
     `finished` holds every distinct finished sample the search paid for, with its own reward; `probabilities` [S] is
     the law over (the first S of) them that `samples` were drawn from, where there is one. `snapshot` (tree methods)
     is the search as arrays: `result.snapshot.save(path)`, then `sdt.search(..., resume=path)` with more budget. `team`
-    says what a member of several searches of one problem has seen of the others.
+    says what a member of several searches of one problem has seen of the others. `flow` is the identity of the flow that
+    it proposed with.
     """
 
     method: str
@@ -59,6 +60,7 @@ class SearchResult:
     snapshot: Snapshot | None = None
     probabilities: np.ndarray | None = None
     team: TeamReport | None = None
+    flow: str | None = None
 
     def distribution(self) -> Distribution:
         """The exact distribution that `samples` are drawn from given the finished search.

@@ -270,6 +270,7 @@ class Session:
             tree=tree,
             snapshot=None if tree is None else self.snapshot(method, tree, notes or {}),
             probabilities=probabilities,
+            flow=self.flow,
             **fields,
         )
 

@@ -14,12 +14,15 @@ from actors.config import fleet_config
 from actors.evaluation import on_fleet
 from actors.fleet import run_fleet
 from actors.work import SpecReward
-from sdt_dist.errors import FleetError
+from sdt_dist.errors import CheckpointError, FleetError
 from sdt_dist.evaluation.config import load_config
 from sdt_dist.evaluation.runner import in_process, make_plan, run_evaluation
+from sdt_dist.models.card import card_of
+from sdt_dist.models.loading import load_model
 from sdt_dist.models.toy import Toy
 from sdt_dist.search.methods import method_names
 from tests.fleet_helpers import TOY, alone, same, toy_work
+from tests.flow_helpers import save_small_flow
 from tests.ray_helpers import actor_processes, run_all, wait_for_deaths, wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
@@ -70,6 +73,31 @@ def test_an_evaluation_of_the_bundled_forecaster_writes_the_same_lines_and_searc
         "searcher-0": False,
         "searcher-1": False,
     }
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_an_evaluation_with_a_flow_writes_the_same_lines_and_searchers_need_no_torch_for_it(tmp_path):
+    save_small_flow(tmp_path / "flow", card_of(load_model("bundled")), 8)
+    settings = SETTINGS | {"methods": ["s_adt", "snis+flow", "snis"], "flow": str(tmp_path / "flow")}
+    maps: dict[str, str] = {}
+
+    def look(status):
+        if status["done"]:
+            for name, pid in actor_processes().items():
+                maps[name] = Path(f"/proc/{pid}/maps").read_text()
+
+    have = _lines(tmp_path / "fleet", settings, on_fleet(fleet_config({}), watch=look))
+    want = _lines(tmp_path / "here", settings, in_process())
+    assert have == want and len(want) == 9 and {line["status"] for line in want.values()} == {"ok"}
+    assert len({line["flow"] for pair, line in want.items() if pair[1] != "snis"}) == 1
+    assert "libtorch" not in maps["searcher-0"] and "libtorch" in maps["model-server-0"]
+
+
+def test_a_flow_of_another_model_is_refused_by_its_own_error(tmp_path):
+    other = save_small_flow(tmp_path / "flow", card_of(Toy(5, 4, 2.0)), 4, reward="toy")
+    work = [replace(one, method="s_adt", flow=other.identity) for one in toy_work(_load(), FEW, 1)]
+    with pytest.raises(CheckpointError, match="flow: trained for model"):
+        list(run_fleet(work, fleet_config({}), _load, max_new_tokens=4, flows=[other]))
 
 
 def test_a_reward_in_a_file_of_the_driver_reaches_the_workers(tmp_path):

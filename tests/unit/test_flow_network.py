@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -123,6 +124,15 @@ def test_identity_names_weights_spec_and_use(network: FlowNetwork) -> None:
     assert first != Flow(network, replace(INFO, reward="other")).identity
     network.reward_mean.add_(1e-3)
     assert first != Flow(network, INFO).identity
+
+
+def test_bits_do_not_depend_on_companions_where_tokens_are_few() -> None:
+    """Fewer tokens than the BLAS has columns in a block."""
+    torch.manual_seed(0)
+    network, root = FlowNetwork(FlowSpec(5, (0, 5), 4, hidden_size=16, key_size=16)), Root((0,), b"x")
+    states = [(root, tokens) for length in range(4) for tokens in product(range(5), repeat=length)]
+    together, alone = Flow(network, INFO).log_tilts(states, 5.0), Flow(network, INFO)
+    assert all((alone.log_tilts([state], 5.0)[0] == row).all() for state, row in zip(states, together, strict=True))
 
 
 def test_states_that_a_flow_cannot_value_are_refused(network: FlowNetwork) -> None:

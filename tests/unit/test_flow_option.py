@@ -36,7 +36,7 @@ def test_methods_that_use_no_flow_refuse_one(method):
 def test_s_adt_without_a_flow_says_what_to_do():
     with pytest.raises(ConfigurationError, match=r"'s_adt': it needs a flow network; .* use residual_ts"):
         searches("s_adt")
-    with pytest.raises(ConfigurationError, match="'s_adt': it needs a flow network"):
+    with pytest.raises(ConfigurationError, match="methods: s_adt needs a flow; give --flow PATH or leave it out"):
         load_config(None, {"methods": ["s_adt"]})
     assert "s_adt" not in method_names() and "s_adt" not in load_config(None, {}).methods
 

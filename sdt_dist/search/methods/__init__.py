@@ -32,8 +32,8 @@ class Method:
             )
         if not is_given and self.flow == "required":
             raise ConfigurationError(
-                f"method {self.name!r}: it needs a flow network; give one, as flow= in Python, or use residual_ts, which "
-                "is the same sampler without a flow."
+                f"method {self.name!r}: it needs a flow network; give one (--flow PATH; flow= in Python), or use "
+                "residual_ts, which is the same sampler without a flow."
             )
 
 
