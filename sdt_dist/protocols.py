@@ -81,8 +81,8 @@ class Flow(Protocol):
     @property
     def identity(self) -> str: ...
 
-    def log_tilts(self, states: Sequence[State], inverse_temperature: float) -> np.ndarray:
-        """lambda F(s a) [B, V] float64 of the children of B states, finite wherever p(a|s) > 0."""
+    def log_tilts(self, states: Sequence[State], inverse_temperature: float, log_prob: np.ndarray) -> np.ndarray:
+        """lambda F(s a) [B, V] float64 of the children of B states, finite wherever p(a|s) > 0; log_prob [B, V]: log p(a|s)."""
         ...
 
     def values(self, states: Sequence[State], inverse_temperature: float) -> np.ndarray:

@@ -22,7 +22,7 @@ class TableFlow:
     def __init__(self, identity: str, model: Toy, tables: Sequence[np.ndarray]) -> None:
         self.identity, self._model, self._tables = identity, model, tables
 
-    def log_tilts(self, states: Sequence[State], inverse_temperature: float) -> np.ndarray:
+    def log_tilts(self, states: Sequence[State], inverse_temperature: float, log_prob: np.ndarray) -> np.ndarray:
         size = self._model.vocab_size
         rows = [
             self._tables[len(tokens) + 1][self._model.index(tokens) * size : (self._model.index(tokens) + 1) * size]

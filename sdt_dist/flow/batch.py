@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from sdt_dist.errors import DataError
+from sdt_dist.flow.features import moments
 from sdt_dist.flow.network import FlowNetwork
 from sdt_dist.flow.spec import FlowSpec
 from sdt_dist.flow.trajectories import Trajectory
@@ -54,10 +55,14 @@ class Batch:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scores:
-    """F on a batch, in units of the reward: state [B, T+1] of F(s_t), candidates [B, T, K] of F(s_t.b)."""
+    """F on a batch, in units of the reward: state [B, T+1] of F(s_t), candidates [B, T, K] of F(s_t.b).
+
+    path [B, T]: minus the log-likelihood of what spectra became, for networks that predict it.
+    """
 
     state: torch.Tensor
     candidates: torch.Tensor
+    path: torch.Tensor | None = None
 
     @classmethod
     def of(cls, network: FlowNetwork, batch: Batch) -> Scores:
@@ -65,8 +70,14 @@ class Scores:
         tilt = batch.inverse_temperature.to(network.reward_mean.dtype)
         context = network.context(batch.prompts, batch.prompt_lengths, tilt)
         hidden = network.hidden(context[batch.group], batch.tokens)
-        candidates = network.candidate_values(hidden[:, :-1], batch.candidates)
-        return cls(network.state_values(hidden).double(), candidates.double())
+        of_p, path = None, None
+        if network.spectral is not None:
+            log_weight = batch.candidate_log_weight.to(hidden.dtype)
+            log_weight = torch.where(batch.is_step[..., None], log_weight, torch.zeros_like(log_weight))
+            of_p = moments(log_weight, network.values_of(batch.candidates))
+            path = network.path_loss(hidden, batch.tokens, of_p)
+        candidates = network.candidate_values(hidden[:, :-1], batch.candidates, of_p)
+        return cls(network.state_values(hidden).double(), candidates.double(), path)
 
 
 def make_batch(

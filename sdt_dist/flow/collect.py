@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from sdt_dist.errors import SdtError
-from sdt_dist.flow.extract import Row, row_key, trajectories_of, with_rows, with_token
+from sdt_dist.flow.extract import Row, joined, row_key, trajectories_of, with_rows, with_token
 from sdt_dist.flow.trajectories import Candidates, Trajectory, horvitz_thompson_log_weights
 from sdt_dist.models.process import TokenProcess
 from sdt_dist.noise import gumbel
@@ -55,10 +55,12 @@ def collect(
     seed: int,
     flow: Flow | None = None,
     num_children: int | None = None,
+    ordered: bool = False,
 ) -> Collected:
     """Search problems with a method and its options; every finished sample becomes a trajectory with rows of p.
 
-    flow: what the method proposes with, if anything. num_children: candidates a step, None for complete rows. Rewards in
+    flow: what the method proposes with, if anything. num_children: candidates a step, None for complete rows;
+    ordered: whether tokens are values (see `with_rows`). Rewards in
     `rewards` are the means of the method's samples. A problem whose search fails is left out, its error returned.
     """
     by_index = {problem.index: problem for problem in problems}
@@ -70,7 +72,7 @@ def collect(
         if isinstance(outcome, SdtError):
             found.errors.append(outcome)
             continue
-        found.trajectories.extend(_trajectories(process, index, root, outcome, num_children, seed))
+        found.trajectories.extend(_trajectories(process, index, root, outcome, num_children, seed, ordered))
         process.release(root)
         found.rewards.append(float(np.dot(outcome.weights, [sample.reward for sample in outcome.samples])))
         if outcome.ess is not None:
@@ -79,12 +81,18 @@ def collect(
 
 
 def _trajectories(
-    process: TokenProcess, index: int, root: Root, result: SearchResult, num_children: int | None, seed: int
+    process: TokenProcess,
+    index: int,
+    root: Root,
+    result: SearchResult,
+    num_children: int | None,
+    seed: int,
+    ordered: bool,
 ) -> list[Trajectory]:
     if result.snapshot is not None and not result.snapshot.blocks:
-        return with_rows(process, root, trajectories_of(result.snapshot, root), num_children, seed)
+        return with_rows(process, root, trajectories_of(result.snapshot, root), num_children, seed, ordered=ordered)
     source = {"method": result.method, "seed": result.seed, "problem": index}
-    return trajectories_of_samples(process, root, result.finished, num_children, seed, source)
+    return trajectories_of_samples(process, root, result.finished, num_children, seed, source, ordered=ordered)
 
 
 def trajectories_of_samples(
@@ -94,13 +102,15 @@ def trajectories_of_samples(
     num_children: int | None = None,
     seed: int = 0,
     source: dict[str, Any] | None = None,
+    *,
+    ordered: bool = False,
 ) -> list[Trajectory]:
     """Finished samples of one context, without a tree, as trajectories; candidates as in `with_rows`.
 
     Costs one next-token distribution per distinct state. A sample that ended by one of several end tokens is taken to have
     ended by that which explains its log-probability best, because samples do not name it.
     """
-    rows = _rows(process, root, samples, num_children, seed)
+    rows = _rows(process, root, samples, num_children, seed, ordered)
     sequences = [_with_end(process, sample, rows) for sample in samples]
     rewards = {sequence: sample.reward for sequence, sample in zip(sequences, samples, strict=True)}
     return [_trajectory(root, sequence, rows, rewards, source or {}) for sequence in rewards]
@@ -115,7 +125,7 @@ class _State:
 
 
 def _rows(
-    process: TokenProcess, root: Root, samples: Sequence[Sample], num_children: int | None, seed: int
+    process: TokenProcess, root: Root, samples: Sequence[Sample], num_children: int | None, seed: int, ordered: bool
 ) -> dict[Tokens, _State]:
     """Every state of the samples. Rows are asked for whole, because draws need not have the samples' own tokens."""
     (low, high), ends = process.law.allowed, process.law.end_tokens
@@ -132,8 +142,12 @@ def _rows(
         for state, whole in zip(part, process.expand([ExpandRequest(root, s, high - low) for s in part]), strict=True):
             place = {token: np.flatnonzero(whole.children == token) for token in next_tokens[state]}
             log_prob = {t: float(whole.log_prob[at[0]]) if len(at) else -np.inf for t, at in place.items()}
-            key = None if num_children is None else row_key(seed, root, state)
-            rows[state] = _State(_thinned(whole, key, num_children, high), log_prob)
+            if ordered and num_children is not None:
+                row = joined((whole.children, whole.log_prob, whole.log_prob), num_children)
+            else:
+                key = None if num_children is None else row_key(seed, root, state)
+                row = _thinned(whole, key, num_children, high)
+            rows[state] = _State(row, log_prob)
     return rows
 
 

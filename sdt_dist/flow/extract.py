@@ -17,6 +17,7 @@ from sdt_dist.search.snapshot import Snapshot
 from sdt_dist.search.tree import Tree
 
 _ROWS_A_CALL = 256
+_REACH = 5.0  # standard deviations
 Row = tuple[np.ndarray, np.ndarray, np.ndarray]  # tokens [K], log p, log w
 
 
@@ -67,17 +68,21 @@ def with_rows(
     trajectories: Sequence[Trajectory],
     num_children: int | None = None,
     seed: int = 0,
+    *,
+    ordered: bool = False,
 ) -> list[Trajectory]:
-    """The trajectories of one context with candidates straight from p: complete rows, or draws without replacement.
+    """The trajectories of one context with candidates straight from p: complete rows, or fewer that stand for them.
 
     num_children: None for every token with p > 0 (w = p, exact); else that many tokens of each row by Gumbel noise of
-    `seed`, with Horvitz-Thompson weights, the trajectory's own token added with the p that no weight covers: w = 0
-    unless it was drawn. Costs one next-token distribution per distinct state, in calls of up to 256.
+    `seed`, with Horvitz-Thompson weights or, for tokens that are `ordered` values, neighbours joined (see `joined`). The
+    trajectory's own token is added with the p that no weight covers: w = 0 unless it was among them. Costs one next-token
+    distribution per distinct state, in calls of up to 256.
     """
     low, high = process.law.allowed
-    size = high - low if num_children is None else num_children + 1
+    drawn = num_children is not None and not ordered
+    size = num_children + 1 if num_children is not None and drawn else high - low
     states = list(dict.fromkeys(tuple(t.tokens[:i].tolist()) for t in trajectories for i in range(len(t.tokens))))
-    keys = [None if num_children is None else row_key(seed, root, state) for state in states]
+    keys = [row_key(seed, root, state) if drawn else None for state in states]
     requests = [ExpandRequest(root, s, size, k) for s, k in zip(states, keys, strict=True)]
     expansions = [
         expansion
@@ -86,6 +91,8 @@ def with_rows(
     ]
     rewards = {t.key[1]: t.reward for t in trajectories}
     facts = [_candidates(e, k, high) for e, k in zip(expansions, keys, strict=True)]
+    if ordered and num_children is not None:
+        facts = [joined(row, num_children) for row in facts]
     rows = dict(zip(states, facts, strict=True))
     return [_replaced(trajectory, rows, rewards) for trajectory in trajectories]
 
@@ -109,6 +116,27 @@ def with_token(row: Row, token: int, log_prob: float) -> Row:
     if token in row[0]:
         return row
     return np.append(row[0], token), np.append(row[1], log_prob), np.append(row[2], -np.inf)
+
+
+def joined(row: Row, num_groups: int) -> Row:
+    """At most `num_groups` tokens that stand for a complete row of ordered tokens: neighbours with their whole mass.
+
+    Groups are equally wide over 5 standard deviations to either side of the row's mean, the outermost open; the token
+    nearest to a group's mean has its mass as weight. For F smooth in the value, sum_b w_b exp(lambda F) has an error of
+    second order in a group's width.
+    """
+    tokens, log_prob, _ = row
+    prob = np.exp(log_prob)
+    prob = prob / prob.sum()
+    mean = prob @ tokens
+    spread = max(float(np.sqrt(prob @ (tokens - mean) ** 2)), 1e-9)
+    group = np.clip(((tokens - mean) / spread + _REACH) * num_groups / (2 * _REACH), 0, num_groups - 1).astype(np.int64)
+    mass, moment = np.bincount(group, prob), np.bincount(group, prob * tokens)
+    held = mass > 0
+    nearest = np.rint(moment[held] / mass[held]).astype(np.int64)
+    kept, place = np.unique(nearest, return_inverse=True)
+    own = dict(zip(tokens.tolist(), log_prob.tolist(), strict=True))
+    return kept, np.array([own.get(k, -np.inf) for k in kept.tolist()]), np.log(np.bincount(place, mass[held]))
 
 
 def _candidates(expansion: Expansion, key: int | None, num_tokens: int) -> Row:

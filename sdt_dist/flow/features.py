@@ -1,31 +1,20 @@
-"""What the flow network is told of tokens with numeric values: smooth functions of a value, and power spectra.
+"""What the flow network is told of tokens with numeric values: the Welch spectrum as it comes about, and the context's.
 
-Spectral rewards depend on the spectrum of the generated values and on that of the context, so both are given
-(Welch 1967; Hann window, constant detrending, segments overlapping by half, as in `metrics.spectrum`).
+Spectral rewards compare the power spectrum of the generated values with that of the context (Welch 1967; Hann window,
+constant detrending, segments overlapping by half, as in `metrics.spectrum`). Its coefficients are linear in the values,
+so each generated value adds its own contribution: coefficient X[j, k] of segment j at frequency k is the sum over t of
+value_t * basis[t, j, k], and the spectrum at k is the sum over j of |X[j, k]|^2.
 """
 
 from __future__ import annotations
 
-import math
+from functools import lru_cache
 
+import numpy as np
 import torch
 
-_NUM_BUMPS = 12
-VALUE_FEATURES = 3 + _NUM_BUMPS
-_TYPICAL_LIMIT = 3.0  # standardised values are mostly within 3 standard deviations
-_FLOOR = 1e-3
-
-
-def value_features(values: torch.Tensor, limits: tuple[float, float]) -> torch.Tensor:
-    """Smooth features [..., VALUE_FEATURES] of values [...] that lie within `limits`: u, u^2, a constant and bumps.
-
-    u is the value over its typical half range (at most 3); Gaussian bumps are evenly spaced over u in [-1, 1].
-    """
-    middle = (limits[0] + limits[1]) / 2
-    u = (values - middle) / min(_TYPICAL_LIMIT, (limits[1] - limits[0]) / 2)
-    centres = torch.linspace(-1, 1, _NUM_BUMPS, dtype=values.dtype, device=values.device)
-    bumps = torch.exp(-0.5 * ((u[..., None] - centres) * (_NUM_BUMPS - 1) / 2) ** 2)
-    return torch.cat([torch.stack([torch.ones_like(u), u, u * u], dim=-1), bumps], dim=-1)
+FLOOR_SHARE = 1e-3  # spectra are floored at this share of their mean, as in `metrics.spectrum`
+_LEAST_POWER = 1e-6
 
 
 def num_frequencies(segment: int) -> int:
@@ -33,35 +22,57 @@ def num_frequencies(segment: int) -> int:
     return segment // 2 + 1
 
 
-def log_power(values: torch.Tensor, is_real: torch.Tensor, size: int) -> torch.Tensor:
-    """Log power spectrum [B, F] of series [B, L] whose real values are the last ones (`is_real` [B, L]), L >= size.
+def num_segments(length: int, segment: int) -> int:
+    """Segments, overlapping by half, in a series of `length` values."""
+    return (length - segment) // _hop(segment) + 1
 
-    The mean over segments that hold real values only, counted from the end; where there is none, the last segment with
-    zeros for what is missing.
+
+@lru_cache(maxsize=16)
+def welch_basis(length: int, segment: int) -> np.ndarray:
+    """basis [T, S, F] complex of a series of T = `length` values: the contributions of a value of 1 at each time.
+
+    The sum over segments of |X|^2 is the power spectral density of `metrics.spectrum.power_spectrum`, 1 <= segment <= T.
     """
-    hop = max(1, size // 2)
-    segments = values.flip(-1).unfold(-1, size, hop)  # [B, S, size]; reversed time has the same power
-    whole = is_real.flip(-1).unfold(-1, size, hop).all(-1).to(values.dtype)
-    whole = torch.where(whole.sum(-1, keepdim=True) > 0, whole, torch.eye(whole.shape[-1])[:1].to(whole))
-    window = torch.hann_window(size, dtype=values.dtype, device=values.device)
-    centred = (segments - segments.mean(-1, keepdim=True)) * window
-    power = torch.fft.rfft(centred).abs() ** 2 / (window**2).sum().clamp(min=_FLOOR)
-    return torch.log((power * whole[..., None]).sum(-2) / whole.sum(-1)[:, None] + _FLOOR)
+    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(segment) / segment) if segment > 1 else np.ones(1)
+    frequency = np.arange(num_frequencies(segment))
+    rows = window[:, None] * np.exp(-2j * np.pi * np.arange(segment)[:, None] * frequency / segment)
+    rows = rows - rows.sum(axis=0) / segment  # constant detrending is linear too
+    sided = np.where((frequency == 0) | (2 * frequency == segment), 1.0, 2.0)
+    count = num_segments(length, segment)
+    rows = rows * np.sqrt(sided / (2 * max((window**2).sum(), 1e-12) * count))
+    basis = np.zeros((length, count, len(frequency)), dtype=np.complex128)
+    for j in range(count):
+        basis[j * _hop(segment) : j * _hop(segment) + segment, j] = rows
+    return basis
 
 
-def running_windows(values: torch.Tensor, size: int) -> torch.Tensor:
-    """The last `size` values up to each position: [B, T, size] of [B, T], zeros where there are none yet."""
-    return torch.nn.functional.pad(values, (size, 0)).unfold(-1, size, 1)[:, 1:]
+def reference_power(values: torch.Tensor, lengths: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
+    """Mean spectrum [B, F], floored, of pieces as long as a sample of series [B, L] whose first `lengths` [B] are real.
 
-
-def running_spectrum(windows: torch.Tensor) -> torch.Tensor:
-    """Features [..., 3 F] of windows [..., N]: the real and imaginary parts of their DFT over sqrt(N), and log(1 + power).
-
-    The next value changes the power at frequency k by 2 v Re(X_k e^{...}) + v^2, which is why the parts are given.
+    As `metrics.spectrum.reference_spectrum`: pieces of T values, evenly spaced from the first to the last value. A series
+    shorter than one piece is taken as if zeros came before it. basis [T, S, F, 2]: real and imaginary parts.
     """
-    size = windows.shape[-1]
-    count = torch.arange(size, device=windows.device)
-    turns = (count[:, None] * count[: size // 2 + 1] % size).to(windows.dtype) / size
-    angle = 2 * math.pi * turns
-    real, imag = windows @ angle.cos() / math.sqrt(size), windows @ angle.sin() / math.sqrt(size)
-    return torch.cat([real, imag, torch.log1p(real**2 + imag**2)], dim=-1)
+    size = basis.shape[0]
+    padded = torch.nn.functional.pad(values, (size, 0))  # so that every series has one piece
+    found = []
+    for row, length in zip(padded, lengths.tolist(), strict=True):
+        count = -(-max(length, size) // size)
+        first = size + length - max(length, size)
+        starts = np.linspace(first, size + length - size, count).round().astype(int)
+        pieces = torch.stack([row[start : start + size] for start in starts.tolist()])
+        coefficients = torch.einsum("pt,tsfc->psfc", pieces, basis)
+        found.append((coefficients**2).sum((1, 3)).mean(0))
+    power = torch.stack(found)
+    return power.clamp(min=_LEAST_POWER) + FLOOR_SHARE * power.mean(-1, keepdim=True)
+
+
+def moments(log_weight: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Mean and standard deviation [..., 2] of values [..., K] under weights exp(log_weight) [..., K], -inf where none."""
+    weight = torch.softmax(log_weight, dim=-1)
+    mean = (weight * values).sum(-1, keepdim=True)
+    spread = (weight * (values - mean) ** 2).sum(-1, keepdim=True).sqrt()
+    return torch.cat([mean, spread], dim=-1)
+
+
+def _hop(segment: int) -> int:
+    return segment - segment // 2

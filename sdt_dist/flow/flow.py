@@ -14,6 +14,7 @@ import torch
 
 from sdt_dist.errors import ConfigurationError
 from sdt_dist.flow.checkpoint import network_of, weights_digest
+from sdt_dist.flow.features import moments
 from sdt_dist.flow.files import FlowFiles
 from sdt_dist.flow.info import FlowHead, FlowInfo, check_inverse_temperature, check_model, check_reward
 from sdt_dist.flow.network import FlowNetwork
@@ -41,8 +42,9 @@ class Flow:
         self.identity = FlowHead(self.spec, info, weights_digest(network.state_dict())).identity
         with torch.inference_mode():
             self._keys = _padded(network.keys(), _NARROWEST)
-        self._most_states = max(1, cache_bytes // (4 * self.spec.hidden_size * (self.spec.num_layers + 1)))
-        self._states: OrderedDict[_Name, torch.Tensor] = OrderedDict()  # [num_layers + 1, H]: trunk states, context
+        self._sizes = [self.spec.num_layers * self.spec.hidden_size, network.context_size]
+        self._most_states = max(1, cache_bytes // (4 * (sum(self._sizes) + network.hidden_size)))
+        self._states: OrderedDict[_Name, torch.Tensor] = OrderedDict()  # trunk states, context, what the heads read
 
     @classmethod
     def load(cls, path: str | Path, *, card: ModelCard | None = None, reward: str | None = None) -> Flow:
@@ -66,21 +68,33 @@ class Flow:
         """ConfigurationError unless the flow was trained at this inverse temperature."""
         check_inverse_temperature(self.info, inverse_temperature)
 
-    def log_tilts(self, states: Sequence[State], inverse_temperature: float) -> np.ndarray:
+    def log_tilts(self, states: Sequence[State], inverse_temperature: float, log_prob: np.ndarray) -> np.ndarray:
         """lambda F(s.a) [B, V] float64 of states (root, generated tokens) for every token a; 0 outside the allowed range.
 
-        ConfigurationError for an inverse temperature outside the trained range, for states that are finished by length,
-        and for tokens that the vocabulary does not have.
+        log_prob [B, V]: the states' rows of p, on which F(s.a) may depend. ConfigurationError for an inverse temperature
+        outside the trained range, for states that are finished by length, and for tokens that the vocabulary does not have.
         """
         tops = self._tops(states, inverse_temperature, self.spec.max_new_tokens - 1)
         tilts = np.zeros((len(states), self.spec.vocab_size))
         low, high = self.spec.allowed
         for begin in range(0, len(states), _MOST_ROWS):
             rows = tops[begin : begin + _MOST_ROWS]
+            of_p = log_prob[begin : begin + _MOST_ROWS, low:high]
             with torch.inference_mode():
-                values = self.network.token_values(_padded(rows), self._keys)[: len(rows), : high - low]
+                values = self.network.token_values(_padded(rows), self._moments(of_p), self._keys)[
+                    : len(rows), : high - low
+                ]
             tilts[begin : begin + len(rows), low:high] = inverse_temperature * values.double().numpy()
         return tilts
+
+    def _moments(self, log_prob: np.ndarray) -> torch.Tensor | None:
+        """Moments [B', 2] of the next value under rows [B, V'] of p, padded to B' rows; None where tokens have no values."""
+        if self.spec.values is None:
+            return None
+        found = moments(
+            torch.from_numpy(np.ascontiguousarray(log_prob)), self._keys[: self.spec.num_tokens, 0].double()
+        ).float()
+        return _padded(found)
 
     def values(self, states: Sequence[State], inverse_temperature: float) -> np.ndarray:
         """F(s) [B] float64 of states, the root's included; of a finished state it is the network's guess of r.
@@ -105,7 +119,7 @@ class Flow:
         self._states.clear()
 
     def _tops(self, states: Sequence[State], inverse_temperature: float, most_tokens: int) -> torch.Tensor:
-        """What the heads read [B, 2H]: the last layer's states beside the contexts."""
+        """What the heads read [B, D]."""
         self.check(inverse_temperature)
         for _, tokens in states:
             if len(tokens) > most_tokens:
@@ -116,9 +130,9 @@ class Flow:
             self._check_ids(tokens)
         names = [(root.digest, inverse_temperature, tuple(tokens)) for root, tokens in states]
         found = self._find(names, {root.digest: root for root, _ in states}, inverse_temperature)
-        tops = [found[name][-2:].flatten() for name in names]
+        tops = [found[name][sum(self._sizes) :] for name in names]
         self._remember(found)
-        return torch.stack(tops) if tops else torch.zeros(0, 2 * self.spec.hidden_size)
+        return torch.stack(tops) if tops else torch.zeros(0, self.network.hidden_size)
 
     def _find(
         self, names: Sequence[_Name], roots: dict[bytes, Root], inverse_temperature: float
@@ -157,24 +171,23 @@ class Flow:
             prompts[i, : len(recent)], lengths[i] = recent, len(recent)
         tilt = torch.full((len(prompts),), names[0][1])
         context = self.network.context(torch.from_numpy(prompts), torch.tensor(lengths), tilt)
-        _, states = self.network.trunk(self.network.root_inputs(context), self.network.initial(context))
-        return list(torch.cat([states, context[None]])[:, : len(names)].unbind(1))
+        return self._advance(names, self.network.initial(context), context)
 
     def _step(self, names: Sequence[_Name], found: dict[_Name, torch.Tensor]) -> list[torch.Tensor]:
         """States of prefixes whose parents are found."""
-        size, rows = self.spec.running_segment, _round_up(len(names))
-        recent = np.full((rows, size), -1, dtype=np.int64)
-        position = np.ones(rows, dtype=np.int64)
-        for i, (_, _, tokens) in enumerate(names):
-            last = tokens[-size:]
-            recent[i, size - len(last) :], position[i] = last, len(tokens)
-        recent[len(names) :, -1] = self.spec.allowed[0]
-        parents = torch.stack([found[(*name[:2], name[2][:-1])] for name in names], dim=1)
-        parents = torch.nn.functional.pad(parents, (0, 0, 0, rows - len(names)))
-        states, context = parents[:-1].contiguous(), parents[-1]
-        inputs = self.network.step_inputs(torch.from_numpy(recent), torch.from_numpy(position), context)
-        _, states = self.network.trunk(inputs, states)
-        return list(torch.cat([states, context[None]])[:, : len(names)].unbind(1))
+        parents = _padded(torch.stack([found[(*name[:2], name[2][:-1])] for name in names]))
+        states, context, _ = parents.split([*self._sizes, self.network.hidden_size], dim=1)
+        states = states.unflatten(1, (self.spec.num_layers, -1)).transpose(0, 1).contiguous()
+        return self._advance(names, states, context.contiguous())
+
+    def _advance(self, names: Sequence[_Name], states: torch.Tensor, context: torch.Tensor) -> list[torch.Tensor]:
+        """What is kept of each state, from the trunk states of their parents and their contexts, padded to whole rows."""
+        tokens = np.full((len(context), self.spec.max_new_tokens), self.spec.allowed[0])
+        lengths = np.zeros(len(context), dtype=np.int64)
+        for i, (_, _, prefix) in enumerate(names):
+            tokens[i, : len(prefix)], lengths[i] = prefix, len(prefix)
+        read, states = self.network.step(torch.from_numpy(tokens), torch.from_numpy(lengths), context, states)
+        return list(torch.cat([states.transpose(0, 1).flatten(1), context, read], dim=1)[: len(names)])
 
     def _remember(self, found: dict[_Name, torch.Tensor]) -> None:
         for name, state in found.items():

@@ -32,6 +32,8 @@ class LossOptions(StrictOptions):
     bellman: float = Field(1.0, ge=0, description="weight of the soft Bellman equation")
     terminal: float = Field(1.0, ge=0, description="weight of F(finished) = r")
     tie: float = Field(1.0, ge=0, description="weight of F_token(s.a) = F_state(s.a)")
+    contrastive: float = Field(0.0, ge=0, description="weight of likelihood on draws from p, weighted by exp(lambda r)")
+    path: float = Field(1.0, ge=0, description="weight of predicting what spectra become, for tokens with values")
     log_every: int = Field(20, ge=1, description="steps between TensorBoard points")
     seed: int = Field(0, ge=0, description="of batches and inverse temperatures")
 
@@ -39,16 +41,16 @@ class LossOptions(StrictOptions):
     def _consistent(self) -> Self:
         if self.lowest_inverse_temperature > self.highest_inverse_temperature:
             raise ValueError("lowest_inverse_temperature must not exceed highest_inverse_temperature")
-        if self.log_partition_variance > 0 and self.per_context < 2:
-            raise ValueError("log_partition_variance needs per_context >= 2")
-        if not any(self.loss_weights.values()):
+        if self.per_context < 2 and (self.log_partition_variance > 0 or self.contrastive > 0):
+            raise ValueError("log_partition_variance and contrastive need per_context >= 2")
+        if not any(weight for name, weight in self.loss_weights.items() if name != "path"):
             raise ValueError("all loss weights are 0, so there is nothing to learn")
         return self
 
     @property
     def loss_weights(self) -> dict[str, float]:
         """The weight of each loss by name."""
-        names = ("rtb", "subtb", "log_partition_variance", "bellman", "terminal", "tie")
+        names = ("rtb", "subtb", "log_partition_variance", "bellman", "terminal", "tie", "contrastive", "path")
         return {name: getattr(self, name) for name in names}
 
     @property

@@ -44,7 +44,7 @@ def check_saved(directories: Sequence[Path], model: str, reward: str) -> int:
 
 
 def saved_trajectories(
-    directories: Sequence[Path], process: TokenProcess, num_children: int | None, seed: int
+    directories: Sequence[Path], process: TokenProcess, num_children: int | None, seed: int, *, ordered: bool = False
 ) -> Iterator[list[Trajectory]]:
     """Trajectories of every kept search, a context at a time, with rows of p.
 
@@ -59,7 +59,7 @@ def saved_trajectories(
             *_from_evidence(directory, problems, process),
         ]:
             root = process.root(problem.history)
-            found = with_rows(process, root, plain, num_children, seed)
+            found = with_rows(process, root, plain, num_children, seed, ordered=ordered)
             process.release(root)
             _check_rows(plain, found, directory)
             count += len(found)

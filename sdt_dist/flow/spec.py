@@ -11,7 +11,8 @@ from sdt_dist.models.card import ModelCard
 from sdt_dist.models.forecaster.spec import ForecasterSpec
 from sdt_dist.models.forecaster.tokenizer import FIRST_BIN
 
-MAX_SEGMENT, MIN_SEGMENT = 48, 4
+MIN_SEGMENT = 4
+_PATCH = 8  # values of a forecaster's history that the context encoder reads at once
 _MOST = {"segment": 1024, "num_layers": 16, "hidden_size": 4096, "key_size": 4096, "patch": 1024}
 _MOST_SIZE = 2**20  # far beyond any flow; larger sizes are damage, and would fill the memory
 
@@ -23,8 +24,8 @@ class FlowSpec:
     vocab_size V: token ids a prompt may hold; allowed: half-open range [low, high) of generated tokens, V' = high - low;
     values: the numbers that the first and the last allowed token stand for (bin centres, evenly spaced between), or None
     where tokens have none; context_length: how many of a prompt's last tokens are read, `patch` of them per step of the
-    context encoder; max_new_tokens: the most generated tokens; segment: values in one segment of the spectra of prompt and
-    generated values (at most as many as there are); hidden_size and num_layers of the GRUs; key_size: width in
+    context encoder; max_new_tokens: the most generated tokens; segment: values in one Welch segment of a sample
+    (at most as many as it has); hidden_size and num_layers of the GRUs; key_size: width in
     which states and tokens are multiplied.
     """
 
@@ -34,7 +35,7 @@ class FlowSpec:
     values: tuple[float, float] | None = None
     context_length: int = 64
     patch: int = 1
-    segment: int = MAX_SEGMENT
+    segment: int = 24
     hidden_size: int = 64
     num_layers: int = 1
     key_size: int = 32
@@ -48,13 +49,8 @@ class FlowSpec:
         return self.allowed[1] - self.allowed[0]
 
     @property
-    def context_segment(self) -> int:
-        """Values in one segment of a prompt's spectrum."""
-        return min(self.segment, self.context_length)
-
-    @property
     def running_segment(self) -> int:
-        """Values in the running spectrum's window."""
+        """Values in one segment of a sample's spectrum."""
         return min(self.segment, self.max_new_tokens)
 
     @property
@@ -66,12 +62,15 @@ class FlowSpec:
     def of_card(cls, card: ModelCard, max_new_tokens: int, **sizes: Any) -> FlowSpec:
         """The spec for a model: its vocabulary, and a forecaster's bin centres, in standard deviations, and segment.
 
-        The segment is that of a spectral reward for samples of max_new_tokens values: half of them, at most 48.
+        The segment is that of a spectral reward for samples of max_new_tokens values: half of them.
         """
         if card.kind == "forecaster":
-            limit = float(ForecasterSpec.of(card.spec, f"model card of {card.name!r}:").limit)
-            sizes.setdefault("values", (-limit, limit))
-            sizes.setdefault("segment", min(MAX_SEGMENT, max(MIN_SEGMENT, max_new_tokens // 2)))
+            spec = ForecasterSpec.of(card.spec, f"model card of {card.name!r}:")
+            sizes.setdefault("values", (-float(spec.limit), float(spec.limit)))
+            sizes.setdefault("segment", max(MIN_SEGMENT, max_new_tokens // 2))
+            sizes.setdefault("context_length", spec.context_length)
+            sizes.setdefault("patch", _PATCH)
+            sizes.setdefault("hidden_size", 96)
         return cls(card.vocab_size, allowed_of(card), max_new_tokens, **sizes)
 
     @classmethod

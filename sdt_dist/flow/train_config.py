@@ -47,13 +47,15 @@ class TrainFlowConfig(LossOptions, LearnerOptions):
     flow_method: str = Field("s_adt", description="method of the searches with the newest flow: s_adt, snis or smc")
     flow_method_options: dict[str, Any] = Field(default_factory=dict, description="its options")
     wave_size: int = Field(8, ge=1, description="leaves a tree evaluates per model call")
-    num_children: int | None = Field(32, ge=1, description="candidates a step; null for complete rows")
+    num_children: int | None = Field(
+        32, ge=2, description="candidates a step (values: groups of neighbours); null: complete rows"
+    )
     lowest_inverse_temperature: float = Field(1.0, gt=0, description="lambdas are drawn log-uniformly from here")
     highest_inverse_temperature: float = Field(8.0, gt=0, description="to here, one per context and batch")
-    hidden_size: int = Field(64, ge=1, le=4096, description="width of the network")
+    hidden_size: int = Field(96, ge=1, le=4096, description="width of the network")
     num_layers: int = Field(1, ge=1, le=16, description="layers of its trunk")
     key_size: int = Field(32, ge=1, le=4096, description="width in which states and tokens are multiplied")
-    context_length: int = Field(256, ge=1, description="last tokens of a prompt that it reads")
+    context_length: int = Field(512, ge=1, description="last tokens of a prompt that it reads")
     patch: int = Field(8, ge=1, le=1024, description="tokens per step of its context encoder")
     device: str = Field("cpu", description="cpu or cuda")
     threads: int = Field(1, ge=1, description="torch threads; only with one is a training repeatable to the bit")

@@ -21,7 +21,9 @@ from sdt_dist.errors import CheckpointError, ConfigurationError
 from sdt_dist.flow.batch import Batch, Scores, make_batch
 from sdt_dist.flow.losses import (
     bellman,
+    contrastive,
     log_partition_variance,
+    path,
     relative_trajectory_balance,
     subtrajectory_balance,
     terminal,
@@ -97,7 +99,7 @@ class FlowTrainer:
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.options.clip_norm)
         self.optimiser.step()
-        self.replay.update(trajectories, each.detach().tolist())
+        self.replay.update(trajectories, _priorities(losses, weights, each).tolist())
         self.trained_on = trajectories
         self.step += 1
         metrics = {f"loss/{name}": float(value.detach().mean()) for name, value in losses.items()}
@@ -201,6 +203,12 @@ class FlowTrainer:
             )
 
 
+def _priorities(losses: dict[str, torch.Tensor], weights: dict[str, float], each: torch.Tensor) -> torch.Tensor:
+    """How wrong F was [B]: the losses that are 0 at V; likelihoods have no such zero and leave the draw uniform."""
+    errors = [weights[name] * value.detach() for name, value in losses.items() if name not in ("contrastive", "path")]
+    return torch.stack(errors).sum(0) if errors else torch.ones_like(each)
+
+
 def batch_losses(scores: Scores, batch: Batch, options: FlowTrainOptions) -> dict[str, torch.Tensor]:
     """The losses [B] whose weight is above 0, by name."""
     losses = {
@@ -210,6 +218,8 @@ def batch_losses(scores: Scores, batch: Batch, options: FlowTrainOptions) -> dic
         "bellman": bellman,
         "terminal": terminal,
         "tie": tie,
+        "contrastive": contrastive,
+        "path": path,
     }
     return {name: losses[name](scores, batch) for name, weight in options.loss_weights.items() if weight > 0}
 

@@ -26,6 +26,7 @@ from sdt_dist.flow.spec import FlowSpec
 from sdt_dist.flow.train_config import TrainFlowConfig
 from sdt_dist.flow.trajectories import Trajectory
 from sdt_dist.models.card import card_of
+from sdt_dist.models.forecaster.process import ForecastProcess
 from sdt_dist.models.process import TokenProcess
 from sdt_dist.rewards.spec import parse_reward
 from sdt_dist.search.session import SearchProblem
@@ -78,7 +79,9 @@ class SavedTrees:
         if round_number:
             return
         config = self._config
-        for found in saved_trajectories(self._directories, self._process, config.num_children, config.seed):
+        for found in saved_trajectories(
+            self._directories, self._process, config.num_children, config.seed, ordered=is_ordered(self._process)
+        ):
             yield Harvest(found, None, {"trajectories": len(found)})
 
 
@@ -139,7 +142,7 @@ class LiveSearches:
         options = config.search_options(with_flow=bool(part), rollouts=rollouts, inverse_temperature=tilt)
         found = collect(
             self._process, problems, self._name(part), options,
-            seed=config.seed, flow=flow, num_children=config.num_children,
+            seed=config.seed, flow=flow, num_children=config.num_children, ordered=is_ordered(self._process),
         )  # fmt: skip
         found.errors.extend(errors)
         return found
@@ -198,6 +201,11 @@ def run_rounds(learner: Learner, source: Source, rounds: int, steps_per_round: i
         target = steps_per_round * (learner.version + 1)
         learner.train(target - learner.step, on_step=lambda step, _: watch.step(step))
         learner.publish()
+
+
+def is_ordered(process: TokenProcess) -> bool:
+    """Whether tokens are values, neighbours next to each other."""
+    return isinstance(process, ForecastProcess)
 
 
 def _source(config: TrainFlowConfig, process: TokenProcess) -> Source:

@@ -88,15 +88,17 @@ class Flows:
                 replies[i] = tokens, step
         return replies
 
-    def log_tilts(self, asks: Sequence[RowAsk], possible: np.ndarray) -> np.ndarray:
-        """lambda F [B, V] of the children of rows that all have a tilt; 0 where not `possible` [B, V]."""
+    def log_tilts(self, asks: Sequence[RowAsk], log_prob: np.ndarray) -> np.ndarray:
+        """lambda F [B, V] of the children of rows that all have a tilt; 0 where p is 0; log_prob [B, V]."""
+        possible = log_prob > -np.inf
         tilts = np.zeros(possible.shape)
         groups: dict[tuple[str, float], list[int]] = {}
         for i, ask in enumerate(asks):
             assert ask.tilt is not None
             groups.setdefault((ask.tilt.flow, ask.tilt.inverse_temperature), []).append(i)
         for (name, inverse_temperature), rows in groups.items():
-            found = self._named(name).log_tilts([asks[i].state for i in rows], inverse_temperature)
+            states = [asks[i].state for i in rows]
+            found = self._named(name).log_tilts(states, inverse_temperature, log_prob[rows])
             if found.shape != (len(rows), possible.shape[1]) or not np.isfinite(found[possible[rows]]).all():
                 raise ConfigurationError(
                     f"flow {name!r}: log_tilts returned shape {found.shape} for {len(rows)} states of {possible.shape[1]} "
@@ -120,9 +122,8 @@ class _Laws:
     def __init__(self, flows: Flows, scores: np.ndarray, asks: Sequence[RowAsk]) -> None:
         self.p = scores.astype(np.float64)
         self.excluded = [ask.excluded for ask in asks]
-        possible = self.p > -np.inf
-        self.log_tilt = flows.log_tilts(asks, possible)
-        highest = np.where(possible, self.log_tilt, -np.inf).max(axis=1, keepdims=True)
+        self.log_tilt = flows.log_tilts(asks, self.p)
+        highest = np.where(self.p > -np.inf, self.log_tilt, -np.inf).max(axis=1, keepdims=True)
         self.q = self.p + np.maximum(self.log_tilt, highest - _WIDEST)
         from_q = np.array([ask.tilt is not None and ask.tilt.draws == "q" for ask in asks])
         self.chosen = np.where(from_q[:, None], self.q, self.p)

@@ -25,7 +25,7 @@ class LastTokenFlow:
         self.identity = f"last token {seed}"
         self._table = np.random.default_rng(seed).standard_normal((vocab_size, vocab_size))
 
-    def log_tilts(self, states: Sequence[State], inverse_temperature: float) -> np.ndarray:
+    def log_tilts(self, states: Sequence[State], inverse_temperature: float, log_prob: np.ndarray) -> np.ndarray:
         return inverse_temperature * np.stack([self._table[(*root.prompt, *tokens)[-1]] for root, tokens in states])
 
     def values(self, states: Sequence[State], inverse_temperature: float) -> np.ndarray:
@@ -54,7 +54,7 @@ def rows(model, backend, tokens: tuple[int, ...]) -> tuple[np.ndarray, np.ndarra
     """log p, log q and lambda F [V] of a state."""
     root = backend.root()
     log_p = full_row(model, backend, root, tokens)
-    (tilts,) = LastTokenFlow(model.vocab_size).log_tilts([(root, tokens)], STRENGTH)
+    (tilts,) = LastTokenFlow(model.vocab_size).log_tilts([(root, tokens)], STRENGTH, np.zeros((1, model.vocab_size)))
     log_q = log_p + tilts
     return log_p, log_q - np.logaddexp.reduce(log_q), tilts
 
@@ -136,8 +136,8 @@ def test_a_batch_may_mix_laws_and_flows(backend, model):
 
 
 class _Broken(LastTokenFlow):
-    def log_tilts(self, states: Sequence[State], inverse_temperature: float) -> np.ndarray:
-        return super().log_tilts(states, inverse_temperature) + np.nan
+    def log_tilts(self, states: Sequence[State], inverse_temperature: float, log_prob: np.ndarray) -> np.ndarray:
+        return super().log_tilts(states, inverse_temperature, log_prob) + np.nan
 
 
 @holds_flows

@@ -116,7 +116,7 @@ def test_absolute_values_of_both_heads(names: tuple[str, ...]) -> None:
     assert absolute_error(tables.state[:-1], TOY.soft_values[:-1]) < 1e-4
 
 
-FAMILY_SPEC = FlowSpec(5, (0, 5), 4, values=(-1.0, 1.0), context_length=5, patch=5)
+FAMILY_SPEC = FlowSpec(5, (0, 5), 4, context_length=5, patch=5)
 
 
 def random_members(count: int, seed: int) -> list[tuple[int, ...]]:
@@ -148,7 +148,9 @@ def held_out(flow: Flow, prompts: list[tuple[int, ...]], inverse_temperature: fl
         model = FamilyMember(prompt, inverse_temperature)
         root = TokenProcess(model, model.law, model.length).root(prompt)
         groups = sibling_groups(model)
-        tilts = flow.log_tilts([(root, prefix) for prefix, _ in groups], inverse_temperature)
+        states = [(root, prefix) for prefix, _ in groups]
+        rows = np.stack([model.log_prob_tables[len(prefix)][model.index(prefix)] for prefix, _ in groups])
+        tilts = flow.log_tilts(states, inverse_temperature, rows)
         for tilt, (_, exact) in zip(tilts, groups, strict=True):
             errors.append((tilt - inverse_temperature * exact).std())
             spreads.append((inverse_temperature * exact).std())

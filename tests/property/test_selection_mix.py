@@ -80,7 +80,7 @@ def log_omega(tree: Tree, name: str, kind: str, sequence, num_walks: int, option
     log_am = log_ap = log_drawn = 0.0
     for depth, token in enumerate(sequence):
         row = model.log_prob_tables[depth][model.index(sequence[:depth])]
-        tilt = flow.log_tilts([(None, sequence[:depth])], strength)[0]
+        tilt = flow.log_tilts([(None, sequence[:depth])], strength, None)[0]
         log_norm = logsumexp(row + tilt)
         drawn = row + tilt - log_norm if options.proposal else row
         children = {} if node < 0 else {int(tree.nodes["token"][c]): tree.nodes[c] for c in tree.children(node)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import product
 
@@ -12,10 +12,11 @@ import torch
 
 from sdt_dist.errors import CheckpointError, ConfigurationError
 from sdt_dist.flow.checkpoint import FlowInfo
-from sdt_dist.flow.features import log_power, running_spectrum, running_windows
+from sdt_dist.flow.features import FLOOR_SHARE, moments, reference_power, welch_basis
 from sdt_dist.flow.flow import Flow
 from sdt_dist.flow.network import FlowNetwork
 from sdt_dist.flow.spec import FlowSpec
+from sdt_dist.metrics.spectrum import power_spectrum, reference_spectrum
 from sdt_dist.models.card import card_of
 from sdt_dist.models.process import prompt_digest
 from sdt_dist.models.toy import Toy
@@ -52,14 +53,31 @@ def teacher_forced(
 ) -> tuple[np.ndarray, np.ndarray]:
     prompt = torch.tensor([[*root.prompt, 0, 0]])  # padding must not matter
     ids = torch.tensor([tokens], dtype=torch.long)
-    state, token = network(prompt, torch.tensor([len(root.prompt)]), ids, torch.tensor([tilt]))
-    return state[0].double().numpy(), token[0].double().numpy()
+    hidden = network.hidden(network.context(prompt, torch.tensor([len(root.prompt)]), torch.tensor([tilt])), ids)
+    low, high = network.spec.allowed
+    log_prob = torch.from_numpy(rows(network.spec, [(root, tokens[:t]) for t in range(len(tokens) + 1)])[:, low:high])
+    of_p = moments(log_prob, network.keys()[:, 0].double()).float()[None] if network.spectral else None
+    return network.state_values(hidden)[0].double().numpy(), network.token_values(hidden, of_p)[0].double().numpy()
+
+
+def rows(spec: FlowSpec, states: Sequence[tuple[Root, tuple[int, ...]]]) -> np.ndarray:
+    """Some law p for each state, the same whenever it is asked for: log p [B, V]."""
+    found = np.full((len(states), spec.vocab_size), -np.inf)
+    for row, (root, tokens) in zip(found, states, strict=True):
+        rng = np.random.default_rng([*root.prompt, len(tokens), *tokens])
+        logits = 2 * rng.standard_normal(spec.num_tokens)
+        row[slice(*spec.allowed)] = logits - np.logaddexp.reduce(logits)
+    return found
+
+
+def tilts_of(flow: Flow, states: Sequence[tuple[Root, tuple[int, ...]]], tilt: float) -> np.ndarray:
+    return flow.log_tilts(states, tilt, rows(flow.spec, states))
 
 
 def test_inference_equals_teacher_forcing(network: FlowNetwork) -> None:
     flow, (low, high) = Flow(network, INFO), network.spec.allowed
     states = random_states(network.spec, 12)
-    tilts, values = flow.log_tilts(states, 4.0), flow.values(states, 4.0)
+    tilts, values = tilts_of(flow, states, 4.0), flow.values(states, 4.0)
     assert tilts.shape == (12, network.spec.vocab_size) and tilts.dtype == values.dtype == np.float64
     for (root, tokens), row, value in zip(states, tilts, values, strict=True):
         state, token = teacher_forced(network, root, tokens, 4.0)
@@ -70,16 +88,16 @@ def test_inference_equals_teacher_forcing(network: FlowNetwork) -> None:
 
 def test_bits_do_not_depend_on_companions_or_the_cache(network: FlowNetwork) -> None:
     states = random_states(network.spec, 40)
-    together = Flow(network, INFO).log_tilts(states, 2.0)
+    together = tilts_of(Flow(network, INFO), states, 2.0)
     small = Flow(network, INFO, cache_bytes=1)
     for i, state in enumerate(states[:15]):
-        assert (small.log_tilts([state], 2.0)[0] == together[i]).all()
-        assert (Flow(network, INFO).log_tilts([states[-1], state], 2.0)[1] == together[i]).all()
+        assert (tilts_of(small, [state], 2.0)[0] == together[i]).all()
+        assert (tilts_of(Flow(network, INFO), [states[-1], state], 2.0)[1] == together[i]).all()
     warm = Flow(network, INFO)
     warm.values(states[::-1], 2.0)
-    assert (warm.log_tilts(states[::-1], 2.0)[::-1] == together).all()
+    assert (tilts_of(warm, states[::-1], 2.0)[::-1] == together).all()
     warm.release(states[0][0])
-    assert (warm.log_tilts(states, 2.0) == together).all()
+    assert (tilts_of(warm, states, 2.0) == together).all()
 
 
 def test_the_network_is_causal(network: FlowNetwork) -> None:
@@ -102,20 +120,23 @@ def test_the_network_sees_prompt_tokens_and_inverse_temperature(network: FlowNet
 
 
 def test_candidates_are_the_tokens_own_values(network: FlowNetwork) -> None:
-    """By gathering from all tokens, or by multiplying with the candidates' keys only."""
-    hidden = torch.randn(3, 2, 2 * network.spec.hidden_size)
+    """By gathering from all tokens, or from the candidates alone."""
+    (root, tokens), *_ = random_states(network.spec, 1)
+    context = network.context(torch.tensor([root.prompt]), torch.tensor([len(root.prompt)]), torch.tensor([3.0]))
+    hidden = network.hidden(context, torch.tensor([tokens], dtype=torch.long))
+    of_p = torch.tensor([0.3, 0.8]).expand(*hidden.shape[:2], 2)
     low = network.spec.allowed[0]
-    everything = network.token_values(hidden)
+    everything = network.token_values(hidden, of_p)
     for width in (2, network.spec.num_tokens):
-        ids = torch.randint(*network.spec.allowed, (3, 2, width))
+        ids = torch.randint(*network.spec.allowed, (*hidden.shape[:2], width))
         wanted = everything.gather(-1, ids - low)
-        torch.testing.assert_close(network.candidate_values(hidden, ids), wanted, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(network.candidate_values(hidden, ids, of_p), wanted, atol=1e-5, rtol=1e-5)
 
 
 def test_a_vocabulary_of_128k_costs_one_product() -> None:
     spec = FlowSpec(128_000, (0, 128_000), 4, context_length=4, hidden_size=8, key_size=4)
     flow = Flow(FlowNetwork(spec), INFO)
-    assert flow.log_tilts([(Root((5,), b"a"), (127_999,))], 1.0).shape == (1, 128_000)
+    assert tilts_of(flow, [(Root((5,), b"a"), (127_999,))], 1.0).shape == (1, 128_000)
 
 
 def test_identity_names_weights_spec_and_use(network: FlowNetwork) -> None:
@@ -131,8 +152,8 @@ def test_bits_do_not_depend_on_companions_where_tokens_are_few() -> None:
     torch.manual_seed(0)
     network, root = FlowNetwork(FlowSpec(5, (0, 5), 4, hidden_size=16, key_size=16)), Root((0,), b"x")
     states = [(root, tokens) for length in range(4) for tokens in product(range(5), repeat=length)]
-    together, alone = Flow(network, INFO).log_tilts(states, 5.0), Flow(network, INFO)
-    assert all((alone.log_tilts([state], 5.0)[0] == row).all() for state, row in zip(states, together, strict=True))
+    together, alone = tilts_of(Flow(network, INFO), states, 5.0), Flow(network, INFO)
+    assert all((tilts_of(alone, [state], 5.0)[0] == row).all() for state, row in zip(states, together, strict=True))
 
 
 def test_states_that_a_flow_cannot_value_are_refused(network: FlowNetwork) -> None:
@@ -140,32 +161,31 @@ def test_states_that_a_flow_cannot_value_are_refused(network: FlowNetwork) -> No
     root, full = Root((1, 2), b"r"), (spec.allowed[0],) * spec.max_new_tokens
     assert np.isfinite(flow.values([(root, full)], 1.0)).all()
     with pytest.raises(ConfigurationError, match="max_new_tokens"):
-        flow.log_tilts([(root, full)], 1.0)
+        tilts_of(flow, [(root, full)], 1.0)
     with pytest.raises(ConfigurationError, match=r"0\.5 to 20\.0"):
         flow.values([(root, ())], 21.0)
     with pytest.raises(ConfigurationError, match="token ids"):
         flow.values([(root, (spec.vocab_size,))], 1.0)
     with pytest.raises(ConfigurationError, match="empty prompt"):
         flow.values([(Root((), b"e"), ())], 1.0)
-    assert flow.values([], 1.0).shape == (0,) and flow.log_tilts([], 1.0).shape == (0, spec.vocab_size)
+    assert flow.values([], 1.0).shape == (0,) and tilts_of(flow, [], 1.0).shape == (0, spec.vocab_size)
 
 
-def test_running_spectrum_is_the_dft_of_the_last_values() -> None:
-    values = torch.randn(2, 7, dtype=torch.float64)
-    features = running_spectrum(running_windows(values, 4))
-    window = torch.cat([torch.zeros(2, 1), values[:, :3]], dim=1).numpy()
-    wanted = np.fft.rfft(window) / 2
-    np.testing.assert_allclose(features[:, 2, :3], wanted.real, atol=1e-12)
-    np.testing.assert_allclose(features[:, 2, 6:], np.log1p(np.abs(wanted) ** 2), atol=1e-12)
+@pytest.mark.parametrize(("length", "segment"), [(48, 24), (30, 7), (9, 4), (4, 4)])
+def test_the_sum_of_contributions_is_the_spectrum_of_the_metrics(length: int, segment: int) -> None:
+    values = np.random.default_rng(0).standard_normal((3, length))
+    coefficients = np.einsum("bt,tsf->bsf", values, welch_basis(length, segment))
+    wanted = power_spectrum(values, segment)[1]
+    np.testing.assert_allclose((np.abs(coefficients) ** 2).sum(1), wanted, atol=1e-12)
 
 
-def test_log_power_finds_a_sine_and_ignores_what_is_not_real() -> None:
-    time = torch.arange(96)
-    series = torch.sin(2 * torch.pi * time / 8)[None].double()
-    real = (time >= 40)[None]
-    power = log_power(series * real, real, 48)
-    assert power.shape == (1, 25) and int(power.argmax()) == 6
-    torch.testing.assert_close(power, log_power(torch.where(real, series, 9.0), real, 48))
+def test_the_reference_is_that_of_the_reward() -> None:
+    history = np.random.default_rng(1).standard_normal((2, 130))
+    basis = torch.view_as_real(torch.from_numpy(welch_basis(48, 24)))
+    found = reference_power(torch.from_numpy(history), torch.tensor([130, 100]), basis).numpy()
+    for row, series in zip(found, (history[0], history[1, :100]), strict=True):
+        wanted = reference_spectrum(series, 48, 24)
+        np.testing.assert_allclose(row, np.maximum(wanted, 1e-6) + FLOOR_SHARE * wanted.mean(), rtol=1e-10)
 
 
 @pytest.mark.parametrize(

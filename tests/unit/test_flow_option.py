@@ -99,7 +99,7 @@ class TwoFlow:
 
     identity = "two"
 
-    def log_tilts(self, states, inverse_temperature):
+    def log_tilts(self, states, inverse_temperature, log_prob):
         return np.tile([0.0, 0.0, 9.0 * inverse_temperature], (len(states), 1))
 
     def values(self, states, inverse_temperature):

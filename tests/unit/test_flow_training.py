@@ -26,6 +26,7 @@ from tests.search_helpers import toy
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SPEC = FlowSpec(5, (0, 5), 4, values=(-1.0, 1.0), context_length=3, hidden_size=16, key_size=8)
+LOG_ROWS = np.log(np.full((2, 5), 0.2))
 ALL = {"rtb": 1, "subtb": 0.5, "log_partition_variance": 1, "bellman": 1, "terminal": 1, "tie": 1}
 OPTIONS = FlowTrainOptions.parse(
     {"steps": 12, "lowest_inverse_temperature": 2, "highest_inverse_temperature": 5, "log_every": 4, **ALL}
@@ -72,7 +73,7 @@ def test_damaged_and_foreign_training_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="format None"):
         FlowTrainer.resume(path, OPTIONS)
     with torch.no_grad():
-        trainer.network.key.weight[0, 0] = torch.nan
+        trainer.network.start.weight[0, 0] = torch.nan
     trainer.save(path)
     with pytest.raises(CheckpointError, match="damaged weights"):
         FlowTrainer.resume(path, OPTIONS)
@@ -84,7 +85,7 @@ def test_a_diverged_loss_stops_the_training() -> None:
     trainer = new_trainer()
     trainer.train(1)
     with torch.no_grad():
-        trainer.network.key.weight[0, 0] = torch.inf
+        trainer.network.state_head[-1].bias[0] = torch.inf
     with pytest.raises(CheckpointError, match="at step 1"):
         trainer.train(1)
 
@@ -142,7 +143,7 @@ def test_a_flow_comes_back_as_it_was(saved: Path) -> None:
     again = Flow(network, flow.info)
     assert flow.info.version == 3 and flow.info.metrics == {"loss": 0.25}
     assert flow.identity == again.identity
-    assert np.array_equal(flow.log_tilts(states, 2.0), again.log_tilts(states, 2.0))
+    assert np.array_equal(flow.log_tilts(states, 2.0, LOG_ROWS), again.log_tilts(states, 2.0, LOG_ROWS))
     assert [path.name for path in sorted(saved.iterdir())] == [INFO_FILE, WEIGHTS_FILE]
 
 
@@ -198,7 +199,7 @@ def test_damaged_weights_are_refused(saved: Path) -> None:
     path.write_bytes(whole[:-10])
     with pytest.raises(CheckpointError, match="cannot be read"):
         Flow.load(saved)
-    save_file({**weights, "key.weight": weights["key.weight"] * torch.nan}, path)
+    save_file({**weights, "start.weight": weights["start.weight"] * torch.nan}, path)
     with pytest.raises(CheckpointError, match="holds NaN or infinity"):
         Flow.load(saved)
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
@@ -215,7 +216,7 @@ def test_damaged_weights_are_refused(saved: Path) -> None:
 def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
     network = FlowNetwork(SPEC)
     with torch.no_grad():
-        network.key.weight[0, 0] = torch.nan
+        network.start.weight[0, 0] = torch.nan
     with pytest.raises(CheckpointError, match="NaN"):
         save_flow(tmp_path, network, FlowInfo("m", "r", (1.0, 1.0)))
     assert not list(tmp_path.iterdir())

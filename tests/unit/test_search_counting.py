@@ -52,7 +52,7 @@ class FoursFlow:
 
     identity = "fours"
 
-    def log_tilts(self, states, inverse_temperature):
+    def log_tilts(self, states, inverse_temperature, log_prob):
         counts = [[tokens.count(4) + (token == 4) for token in range(6)] for _, tokens in states]
         return 0.5 * inverse_temperature * np.array(counts, dtype=np.float64)
 

@@ -289,7 +289,7 @@ def test_rounds_on_toys_learn_soft_values(tmp_path):
     source = LiveSearches(
         config, process, Members(), lambda i, prompt: SearchProblem(i, process.root(prompt), FamilyMember(prompt))
     )
-    spec = FlowSpec(5, (0, 5), 4, values=(-1.0, 1.0), context_length=5, patch=5, hidden_size=32)
+    spec = FlowSpec(5, (0, 5), 4, context_length=5, patch=5, hidden_size=32)
     info = FlowInfo("family", "toy", (1.0, 1.0))
     learner = Learner.open(tmp_path / "run", spec, info, config.training(), config.learner())
     run_rounds(learner, source, config.rounds, config.steps_per_round, Watch())
@@ -299,7 +299,8 @@ def test_rounds_on_toys_learn_soft_values(tmp_path):
     for prompt in Members().draw(0, 0, 4):
         member, root = FamilyMember(prompt), process.root(prompt)
         groups = sibling_groups(member)
-        tilts = flow.log_tilts([(root, prefix) for prefix, _ in groups], member.inverse_temperature)
+        rows = np.stack([member.log_prob_tables[len(prefix)][member.index(prefix)] for prefix, _ in groups])
+        tilts = flow.log_tilts([(root, prefix) for prefix, _ in groups], member.inverse_temperature, rows)
         rhos += [spearmanr(t, v).statistic for t, (_, v) in zip(tilts, groups, strict=True) if np.ptp(v) > 1e-9]
     print(f"rank correlation with V among siblings: {np.mean(rhos):.3f}")
     assert np.mean(rhos) > 0.9
