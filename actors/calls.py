@@ -56,14 +56,16 @@ class RemoteModel:
 
 @dataclass(frozen=True, slots=True)
 class Routes:
-    """Who can be called: the model servers with the place in that list where each crew belongs, and the store's shards.
+    """Who can be called: the model servers with the place in that list where each crew belongs, the store's shards, the buffer.
 
-    A shard that is down is None; its place among the shards stays. Of two routes the one of the larger version holds.
+    A shard that is down is None; its place among the shards stays. `buffer`: where records of searches go, if anywhere and
+    while it is up. Of two routes the one of the larger version holds.
     """
 
     servers: tuple[Endpoint, ...] = ()
     of_crew: tuple[int, ...] = ()
     shards: tuple[Endpoint | None, ...] = ()
+    buffer: Endpoint | None = None
     version: int = field(default=0, compare=False)
 
     def server(self, crew: int, suspects: set[tuple[str, int]]) -> Endpoint | None:
@@ -106,8 +108,14 @@ class Directory:
         """A shard of the store, waited for while it is down; FleetError at the deadline."""
         return await self._find(lambda: self._shard(number), deadline, f"store shard {number}")
 
+    async def buffer(self, deadline: float) -> Endpoint:
+        """The trajectory buffer, waited for while it is down; FleetError at the deadline."""
+        return await self._find(lambda: self._alive(self._routes.buffer), deadline, "the trajectory buffer")
+
     def _shard(self, number: int) -> Endpoint | None:
-        found = self._routes.shards[number]
+        return self._alive(self._routes.shards[number])
+
+    def _alive(self, found: Endpoint | None) -> Endpoint | None:
         return None if found is None or (found.name, found.incarnation) in self._suspects else found
 
     async def _find(self, look: Callable[[], Any], deadline: float, what: str) -> Any:

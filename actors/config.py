@@ -72,6 +72,8 @@ class FleetConfig(BaseModel):
     )
     searcher: Placement = Field(default_factory=Placement, description="placement of searchers")
     shard: Placement = Field(default_factory=Placement, description="placement of store shards")
+    buffer_records: int = Field(64, ge=1, description="finished searches that wait for a learner; the oldest go first")
+    learner_gpus: float = Field(0.0, ge=0, description="GPUs reserved for a learner, which runs beside its driver")
     server_threads: int | None = Field(
         None, ge=1, description="torch threads of a CPU server; default its CPUs, rounded up"
     )

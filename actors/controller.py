@@ -21,6 +21,7 @@ from actors.config import FleetConfig
 from actors.endpoint import Endpoint, repeat_while_unreachable
 from actors.flows import FlowLibrary
 from actors.health import HealthPolicy
+from actors.learning import Learning
 from actors.routing import RouteTable
 from actors.searcher import CREWS, Outcome, SearcherSettings
 from actors.slots import Slot
@@ -60,7 +61,10 @@ class _Lease:
 
 
 class Controller:
-    """Runs `work` on a fleet, whose model servers tell it what they serve; `law_options` change the law p of that."""
+    """Runs `work` on a fleet, whose model servers tell it what they serve; `law_options` change the law p of that.
+
+    learns: whether a learner and a trajectory buffer belong to the fleet.
+    """
 
     def __init__(
         self,
@@ -71,6 +75,7 @@ class Controller:
         max_new_tokens: int,
         law_options: dict[str, Any] | None = None,
         flows: Sequence[FlowFiles] = (),
+        learns: bool = False,
         policy: HealthPolicy | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -85,6 +90,7 @@ class Controller:
         self._searchers = [Slot("searcher", i, clock, policy) for i in range(config.searchers)]
         shares = any(work.membership is not None for work in self._queue)
         self._shards = [Slot("store-shard", i, clock, policy) for i in range(config.shards if shares else 0)]
+        self._learning = Learning(clock, policy, config.start_timeout_s, self.load_flow, self._fail) if learns else None
         self._leases: dict[str, _Lease] = {}
         self._suspects, self._on_trial = set[str](), ""
         self._results: dict[str, Outcome] = {}
@@ -96,7 +102,8 @@ class Controller:
 
     @property
     def slots(self) -> list[Slot]:
-        return [*self._servers, *self._searchers, *self._shards]
+        own = [] if self._learning is None else self._learning.slots
+        return [*self._servers, *self._searchers, *self._shards, *own]
 
     def start(self) -> None:
         """Begin, within a running event loop; again is harmless."""
@@ -144,6 +151,15 @@ class Controller:
             raise self._fatal
         return Report(list(self._results.items()), self._is_finished(), self.status())
 
+    async def add_work(self, work: Sequence[Work]) -> None:
+        """Queue further searches; those that are known and not acknowledged are left out, so again is harmless."""
+        known = {one.name for one in self._queue} | self._leases.keys() | self._results.keys()
+        fresh = [one for one in work if one.name not in known]
+        self._flows.check_work(fresh)
+        self._queue.extend(fresh)
+        self.total += len(fresh)
+        self._dispatch()
+
     def _has_news(self) -> bool:
         return bool(self._results) or self._is_finished() or self._fatal is not None
 
@@ -163,6 +179,7 @@ class Controller:
             "ready_model_servers": sum(slot.is_ready for slot in self._servers),
             "ready_searchers": sum(slot.is_ready for slot in self._searchers),
             "ready_store_shards": sum(slot.is_ready for slot in self._shards),
+            "flow_version": self._flows.latest_version,
             "slots": {slot.name: slot.describe() for slot in self.slots},
         }
 
@@ -223,21 +240,25 @@ class Controller:
             self._flows.retire([*self._queue, *(lease.work for lease in self._leases.values())])
 
     def _publish_routes(self) -> None:
-        """Settings and routes to ready searchers where they changed; one out of reach learns them when it is back."""
+        """Settings and routes to ready searchers and the learner where they changed; one out of reach learns them when it is back."""
         ready = [server.endpoint for server in self._servers if server.is_ready and server.endpoint is not None]
-        searchers = [searcher for searcher in self._searchers if searcher.is_ready]
+        learning = self._learning
+        callers = [searcher for searcher in self._searchers if searcher.is_ready]
+        callers += [learning.learner] if learning is not None and learning.learner.is_ready else []
         card = self._agreement.card
-        if card is None or not searchers:
+        if card is None or not callers:
             return
-        crews = [(searcher.name, number) for searcher in searchers for number in range(CREWS)]
+        num_crews = {slot.name: CREWS if slot.kind == "searcher" else 1 for slot in callers}
+        crews = [(name, number) for name, count in num_crews.items() for number in range(count)]
         chosen = self._routes.assign(crews, [server.name for server in ready])
         places = {server.name: place for place, server in enumerate(ready)}
         settings = SearcherSettings(card, self._max_new_tokens, self._law_options, self.config.call_timeout_s)
         shards = tuple(shard.endpoint if shard.is_ready else None for shard in self._shards)
+        buffer = learning.buffer.endpoint if learning is not None and learning.buffer.is_ready else None
         self._version += 1
-        for slot in searchers:
-            of_crew = tuple(places[chosen[slot.name, n]] for n in range(CREWS)) if chosen else ()
-            routes = Routes(tuple(ready), of_crew, shards, self._version)
+        for slot in callers:
+            of_crew = tuple(places[chosen[slot.name, n]] for n in range(num_crews[slot.name])) if chosen else ()
+            routes = Routes(tuple(ready), of_crew, shards, buffer, self._version)
             if routes != slot.routes:
                 slot.routes = routes
                 slot.background(self._configure(slot, settings, routes))
@@ -269,7 +290,9 @@ class Controller:
         self._dispatch()
 
     def _watch(self, slot: Slot, status: dict[str, Any]) -> None:
-        """Look at a searcher's progress; one whose search makes none for problem_timeout_s is started again."""
+        """Look at what the learner has, and at a searcher's progress; one whose search makes none for problem_timeout_s is started again."""
+        if self._learning is not None and slot is self._learning.learner:
+            self._learning.watch(status)
         if slot.kind != "searcher":
             return
         now, under_way = self._clock(), status["under_way"]

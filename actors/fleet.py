@@ -17,14 +17,16 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.config import FleetConfig
 from actors.controller import Report
+from actors.learner import LearningPlan
 from actors.remote import ControllerActor, reason
 from actors.searcher import Outcome
 from actors.work import Loader, Work
 from sdt_dist.errors import FleetError, SdtError
 from sdt_dist.flow.files import FlowFiles
 
-_REPORT_S = 1.0
+_REPORT_S, _IDLE_S = 1.0, 0.2
 Watch = Callable[[dict[str, Any]], None]
+Feed = Callable[[dict[str, Any]], Sequence[Work] | None]
 
 
 def run_fleet(
@@ -36,11 +38,14 @@ def run_fleet(
     law_options: dict[str, Any] | None = None,
     flows: Sequence[FlowFiles] = (),
     watch: Watch | None = None,
+    feed: Feed | None = None,
+    plan: LearningPlan | None = None,
 ) -> Iterator[tuple[str, Outcome]]:
     """Make searches on a fleet of the Ray instance that is connected; yields (name, outcome) as each ends.
 
     An outcome that was yielded counts as kept when the next one is asked for. `watch` is told the fleet's state about
-    once a second. `flows`: those that work names, the newest last. Raises FleetError when the fleet cannot go on.
+    once a second. `flows`: those that work names, the newest last. `feed` is asked as often for further work; None ends
+    the run, whatever is under way. `plan`: what is learnt meanwhile. Raises FleetError when the fleet cannot go on.
     """
     # Beside its driver, with which it ends; a soft affinity is none for an actor that asks for no CPU (Ray 2.60).
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -53,7 +58,7 @@ def run_fleet(
         max_restarts=0,
         max_task_retries=0,
         scheduling_strategy=here,
-    ).remote(config, loader, list(work), arguments, namespace)
+    ).remote(config, loader, list(work), arguments, namespace, plan)
     try:
         _ask(controller.start, timeout_s=config.start_timeout_s)
         acknowledged: list[str] = []
@@ -61,12 +66,21 @@ def run_fleet(
             report: Report = _ask(controller.next_report, acknowledged, _REPORT_S, timeout_s=config.start_timeout_s)
             if watch is not None:
                 watch(report.status)
-            if report.finished:
+            if report.finished and feed is None:
                 return
             acknowledged = []
             for name, outcome in report.results:
                 yield name, outcome
                 acknowledged.append(name)
+            if feed is None:
+                continue
+            more = feed(report.status)
+            if more is None:
+                return
+            if more:
+                _ask(controller.add_work, list(more), timeout_s=config.start_timeout_s)
+            elif report.finished:
+                time.sleep(_IDLE_S)  # a report of a fleet that has nothing to do comes at once
     finally:
         _end(controller)
 

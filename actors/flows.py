@@ -39,12 +39,18 @@ class FlowLibrary:
         self._servers, self._timeout_s = servers, timeout_s
         self._files: dict[str, FlowFiles] = {}
         self._heads: dict[str, FlowHead] = {}
+        self._arriving: list[str] = []  # being told to servers, so that nobody names them yet
         self.latest: str | None = None
         for files in flows:
             self.latest = self._add(files)
 
     def __len__(self) -> int:
         return len(self._files)
+
+    @property
+    def latest_version(self) -> int:
+        """The number of the newest flow; 0 where there is none."""
+        return 0 if self.latest is None else self._heads[self.latest].info.version
 
     def check_work(self, work: Iterable[Work]) -> None:
         """ConfigurationError for a search that names a flow which is not there."""
@@ -67,7 +73,8 @@ class FlowLibrary:
 
     def fix(self, work: Work) -> Work:
         """The search with its version, which it keeps from now on."""
-        return replace(work, flow=self.version_of(work))
+        name = self.version_of(work)
+        return work if name is None else replace(work, flow=name, flow_version=self._heads[name].info.version)
 
     async def publish(self, files: FlowFiles, own: ModelCard | None) -> None:
         """Let all ready servers hold a further flow; then it is the newest. Again is harmless.
@@ -80,12 +87,15 @@ class FlowLibrary:
             check_model(head.spec, head.info, own)
         is_new = head.identity not in self._files
         name = self._add(files)
+        self._arriving.append(name)
         try:
             await asyncio.gather(*(self._tell(slot) for slot in self._servers if slot.is_ready))
         except SdtError:
             if is_new:
                 self._remove([name])
             raise
+        finally:
+            self._arriving.remove(name)
         self.latest = name
 
     async def give(self, slot: Slot) -> None:
@@ -101,7 +111,7 @@ class FlowLibrary:
 
     def retire(self, unfinished: Iterable[Work]) -> None:
         """Let servers forget what is not the newest and no unfinished search names."""
-        kept = {self.latest, *(work.flow for work in unfinished)}
+        kept = {self.latest, *self._arriving, *(work.flow for work in unfinished)}
         self._remove([name for name in self._files if name not in kept])
 
     async def _tell(self, slot: Slot) -> None:

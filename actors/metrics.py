@@ -45,11 +45,32 @@ METRICS: dict[str, list[Metric]] = {
         Metric("advance_s", "counter", "seconds of its own work in searches"),
         Metric("wait_s", "counter", "seconds its crews waited for models"),
         Metric("searches_under_way", "gauge", "searches it drives now; 0 is an idle searcher"),
+        Metric("lost_records", "counter", "finished searches that no trajectory buffer took"),
     ],
     "store_shard": [
         Metric("walks", "gauge", "walks kept as evidence"),
         Metric("bytes", "gauge", "bytes of evidence"),
         Metric("exchanges", "counter", "exchanges answered"),
+    ],
+    "trajectory_buffer": [
+        Metric("held", "gauge", "finished searches held, until the learner has them in a saved state"),
+        Metric("waiting", "gauge", "those of them that it has not taken yet"),
+        Metric("received", "counter", "finished searches that came"),
+        Metric("repeated", "counter", "messages that came again"),
+        Metric("dropped", "counter", "finished searches that went before the learner took them"),
+    ],
+    "learner": [
+        Metric("step", "gauge", "gradient steps taken"),
+        Metric("version", "gauge", "last published version of the flow"),
+        Metric("loss", "gauge", "total loss of the last step, squared nats"),
+        Metric("log_z", "gauge", "mean log Z of the last batch, nats"),
+        Metric("staleness", "gauge", "mean age of the last batch, versions"),
+        Metric("steps_per_s", "gauge", "gradient steps a second since it was started"),
+        Metric("replay", "gauge", "trajectories in its replay buffer"),
+        Metric("received", "gauge", "finished samples that came"),
+        Metric("stale", "gauge", "those that went because they were too old"),
+        Metric("unusable", "counter", "finished searches that could not be learnt from"),
+        Metric("wait_s", "counter", "seconds in which it waited for searches and rows of p"),
     ],
     "controller": [
         Metric("done", "gauge", "searches done"),
@@ -61,6 +82,7 @@ METRICS: dict[str, list[Metric]] = {
         Metric("ready_model_servers", "gauge", "model servers that answer"),
         Metric("ready_searchers", "gauge", "searchers that answer"),
         Metric("ready_store_shards", "gauge", "store shards that answer"),
+        Metric("flow_version", "gauge", "version of the newest flow that all model servers hold"),
     ],
 }
 

@@ -89,7 +89,7 @@ class PlacementPlan:
 
 
 def fleet_requests(config: FleetConfig, *, shards: bool = False) -> list[ActorRequest]:
-    """What a fleet asks for; store shards only when evidence is shared. The controller asks for nothing."""
+    """What a fleet asks for; store shards only when evidence is shared. What runs beside the driver is not planned."""
     requests = [
         ActorRequest("server", config.servers, config.server),
         *(ActorRequest(group.kind, group.count, group.placement) for group in config.more_servers),

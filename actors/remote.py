@@ -19,14 +19,17 @@ from typing import Any
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.calls import Routes
 from actors.config import FleetConfig, Placement
 from actors.controller import Controller, Report
 from actors.endpoint import Endpoint, GoneError, UnreachableError, within
+from actors.learner import LearningPlan, LiveLearner
 from actors.metrics import Exporter
 from actors.searcher import Outcome, Searcher, SearcherSettings
 from actors.store_shard import StoreShard
+from actors.trajectory_buffer import SearchRecord, Taken, TrajectoryBuffer
 from actors.work import Loader, Work, load_spec
 from sdt_dist.errors import FleetError, ModelGoneError, SdtError
 from sdt_dist.flow.files import FlowFiles
@@ -177,11 +180,67 @@ class StoreShardActor:
         return self._shard.name
 
 
-class RayBackend:
-    """Starts actors of one fleet where its configuration says, and kills them; `loader` makes the run's own model."""
+@ray.remote
+class TrajectoryBufferActor:
+    """Finished searches on their way to the learner; see `TrajectoryBuffer`."""
 
-    def __init__(self, config: FleetConfig, loader: Loader, namespace: str) -> None:
-        self._config, self._namespace = config, namespace
+    def __init__(self, name: str, capacity: int) -> None:
+        self._buffer = TrajectoryBuffer(name, capacity)
+        self._exporter = Exporter("trajectory_buffer", name)
+
+    async def put(self, record: SearchRecord) -> None:
+        await self._buffer.put(record)
+
+    async def take(self, token: str, held: list[int], kept: list[int], limit: int, wait_s: float) -> Taken:
+        return await self._buffer.take(token, held, kept, limit, wait_s)
+
+    async def probe(self) -> None:
+        """Always ready."""
+
+    async def status(self) -> dict[str, Any]:
+        status = self._buffer.status()
+        self._exporter.export(status)
+        return status
+
+    def __repr__(self) -> str:
+        return self._buffer.name
+
+
+@ray.remote
+class LearnerActor:
+    """Trains the flow; see `LiveLearner`. Its methods are quick, as the work has a thread of its own."""
+
+    def __init__(self, name: str, plan: LearningPlan) -> None:
+        self._learner = LiveLearner(name, plan)
+        self._exporter = Exporter("learner", name)
+
+    async def configure(self, settings: SearcherSettings, routes: Routes) -> None:
+        await self._learner.configure(settings, routes)
+
+    async def flow_files(self) -> FlowFiles | None:
+        return await self._learner.flow_files()
+
+    async def probe(self) -> None:
+        """Always ready."""
+
+    async def status(self) -> dict[str, Any]:
+        status = self._learner.status()
+        self._exporter.export(status)
+        return status
+
+    def __repr__(self) -> str:
+        return self._learner.name
+
+
+class RayBackend:
+    """Starts actors of one fleet where its configuration says, and kills them; `loader` makes the run's own model.
+
+    plan: what its learner learns, if it has one. Learner and buffer run beside whoever makes this, so the learner's
+    directory is on the driver's machine.
+    """
+
+    def __init__(self, config: FleetConfig, loader: Loader, namespace: str, plan: LearningPlan | None = None) -> None:
+        self._config, self._namespace, self._plan = config, namespace, plan
         self._loaders = [loader, *(partial(load_spec, group.model) for group in config.more_servers)]  # by group
         self._folder = str(Path(tempfile.gettempdir()) / "sdt-evidence" / namespace)
 
@@ -199,6 +258,10 @@ class RayBackend:
             )
         elif kind == "store-shard":
             handle = _make(StoreShardActor, self._config.shard, options, name, self._folder)
+        elif kind == "trajectory-buffer":
+            handle = _beside_us(TrajectoryBufferActor, 0.0, options, name, self._config.buffer_records)
+        elif kind == "learner":
+            handle = _beside_us(LearnerActor, self._config.learner_gpus, options, name, self._plan)
         else:
             handle = _make(SearcherActor, self._config.searcher, options, name)
         return RayEndpoint(name, handle, incarnation)
@@ -207,6 +270,13 @@ class RayBackend:
         """Kill an actor, dead or alive."""
         assert isinstance(endpoint, RayEndpoint)
         ray.kill(endpoint.handle)
+
+
+def _beside_us(actor: Any, gpus: float, options: dict[str, Any], *arguments: Any) -> ActorHandle:
+    """An actor on this node that asks for no CPU, as the controller itself."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    chosen = _OPTIONS | options | {"num_cpus": 0, "num_gpus": gpus, "scheduling_strategy": here}
+    return actor.options(**chosen).remote(*arguments)
 
 
 def _make(actor: Any, place: Placement, options: dict[str, Any], *arguments: Any) -> ActorHandle:
@@ -221,9 +291,16 @@ class ControllerActor:
     """The fleet's supervisor; see `Controller`. Actors that it starts end with it."""
 
     def __init__(
-        self, config: FleetConfig, loader: Loader, work: Sequence[Work], arguments: dict[str, Any], namespace: str
+        self,
+        config: FleetConfig,
+        loader: Loader,
+        work: Sequence[Work],
+        arguments: dict[str, Any],
+        namespace: str,
+        plan: LearningPlan | None = None,
     ) -> None:
-        self._controller = Controller(config, RayBackend(config, loader, namespace), work, **arguments)
+        backend = RayBackend(config, loader, namespace, plan)
+        self._controller = Controller(config, backend, work, learns=plan is not None, **arguments)
         self._exporter = Exporter("controller", "controller")
 
     async def start(self) -> None:
@@ -236,6 +313,9 @@ class ControllerActor:
 
     async def load_flow(self, files: FlowFiles) -> None:
         await self._controller.load_flow(files)
+
+    async def add_work(self, work: Sequence[Work]) -> None:
+        await self._controller.add_work(work)
 
     async def stop(self) -> None:
         await self._controller.stop()

@@ -14,11 +14,14 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from actors.calls import Directory, RemoteModel, Routes, ServerCalls, ServersDiedError, StoreCalls
+from actors.outbox import Outbox
+from actors.trajectory_buffer import SearchRecord
 from actors.work import Work, lean
 from sdt_dist.errors import FleetError, SdtError
+from sdt_dist.flow.collect import FinishedSearch
 from sdt_dist.models.card import ModelCard, process_of
-from sdt_dist.models.process import TokenProcess
-from sdt_dist.protocols import ExpandRequest, RolloutRequest
+from sdt_dist.models.process import TokenProcess, prompt_digest
+from sdt_dist.protocols import ExpandRequest, RolloutRequest, Root
 from sdt_dist.rewards.spec import RewardContext
 from sdt_dist.search.api import open_search
 from sdt_dist.search.driver import Crew, Ended, Round
@@ -94,6 +97,7 @@ class Searcher:
         self.caller = f"{name}/{secrets.token_hex(8)}"  # no incarnation may repeat the name of another one's model call
         self.directory, self.counters = Directory(clock), SearcherCounters()
         self._lanes: list[_Lane] = []
+        self.outbox: Outbox | None = None
         self._outcomes: dict[str, asyncio.Future[Outcome]] = {}
         self._work_of: dict[int, Work] = {}
         self._rounds: dict[str, int] = {}
@@ -105,6 +109,7 @@ class Searcher:
         """
         if not self._lanes:
             self._lanes = [_Lane(self, settings, number) for number in range(CREWS)]
+            self.outbox = Outbox(self.directory, settings.call_timeout_s, self.clock)
         for lane in self._lanes:
             lane.model.deterministic &= settings.card.deterministic
         await self.directory.update(routes)
@@ -127,7 +132,9 @@ class Searcher:
             for member in list(lane.crew.running)
             if (work := self._work_of.get(id(member.session))) is not None
         }
-        return asdict(self.counters) | {"searches_under_way": len(under_way), "under_way": under_way}
+        lost = 0 if self.outbox is None else self.outbox.lost
+        now = {"searches_under_way": len(under_way), "under_way": under_way, "lost_records": lost}
+        return asdict(self.counters) | now
 
     def _start(self, work: Work) -> None:
         lane = min(self._lanes, key=lambda lane: len(lane.crew.running))
@@ -169,6 +176,10 @@ class Searcher:
         if isinstance(outcome, SearchResult):
             self.counters.rollouts += outcome.rollouts
             self.counters.nfe += outcome.nfe
+            if work.for_learning and self.outbox is not None:
+                prompt = ended.session.root.prompt  # its digest is this attempt's own
+                found = FinishedSearch.of(outcome, Root(prompt, prompt_digest(prompt)), work.problem)
+                self.outbox.add(SearchRecord(work.name, found, work.flow_version))
             outcome = lean(outcome, work)
         self._outcomes[work.call_name].set_result(outcome)
 

@@ -63,7 +63,8 @@ class Work:
 
     `attempt` counts the times it was started before. `keep_tree` returns the finished search as arrays too. `membership`:
     its place in a team that shares evidence. `flow`: identity of the flow that it proposes with, or LATEST for the newest
-    that the fleet has when it begins.
+    that the fleet has when it begins; `flow_version` is that flow's number, once it has begun. `for_learning`: what it finds
+    goes to the trajectory buffer too.
     """
 
     name: str
@@ -77,6 +78,8 @@ class Work:
     attempt: int = 0
     membership: Membership | None = None
     flow: str | None = None
+    flow_version: int | None = None
+    for_learning: bool = False
 
     @property
     def call_name(self) -> str:

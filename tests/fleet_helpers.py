@@ -12,8 +12,10 @@ from actors.config import FleetConfig
 from actors.controller import Controller
 from actors.endpoint import Endpoint, GoneError, UnreachableError, within
 from actors.health import HealthPolicy
+from actors.learner import LearningPlan, LiveLearner
 from actors.searcher import Outcome, Searcher
 from actors.store_shard import StoreShard
+from actors.trajectory_buffer import TrajectoryBuffer
 from actors.work import GivenReward, Work
 from sdt_dist.errors import FleetError, SdtError
 from sdt_dist.flow.files import FlowFiles
@@ -62,6 +64,8 @@ class SearcherTarget:
         for lane in self.searcher._lanes:
             if lane.task is not None:
                 lane.task.cancel()
+        if self.searcher.outbox is not None:
+            self.searcher.outbox.close()
 
     async def probe(self) -> None:
         """Always ready."""
@@ -85,6 +89,39 @@ class ShardTarget:
 
     async def status(self) -> dict[str, Any]:
         return self.shard.status()
+
+
+class BufferTarget:
+    """What a trajectory buffer's actor offers, without the actor."""
+
+    def __init__(self, name: str, capacity: int) -> None:
+        self.buffer = TrajectoryBuffer(name, capacity)
+        self.put, self.take = self.buffer.put, self.buffer.take
+
+    def stop(self) -> None:
+        """Its process is dead."""
+
+    async def probe(self) -> None:
+        """Always ready."""
+
+    async def status(self) -> dict[str, Any]:
+        return self.buffer.status()
+
+
+class LearnerTarget:
+    """What a learner's actor offers, without the actor."""
+
+    def __init__(self, name: str, plan: LearningPlan) -> None:
+        self.learner = LiveLearner(name, plan)
+        self.configure, self.flow_files, self.stop = (
+            self.learner.configure, self.learner.flow_files, self.learner.stop,
+        )  # fmt: skip
+
+    async def probe(self) -> None:
+        """Always ready."""
+
+    async def status(self) -> dict[str, Any]:
+        return self.learner.status()
 
 
 class MortalEndpoint(Endpoint):
@@ -129,8 +166,17 @@ class MortalEndpoint(Endpoint):
 class PlainBackend:
     """Spawns targets in this process; `alive` are the incarnations that nobody killed."""
 
-    def __init__(self, load: Callable[[], Any], loss: float = 0.0, seed: int = 0, folder: Path | None = None) -> None:
+    def __init__(
+        self,
+        load: Callable[[], Any],
+        loss: float = 0.0,
+        seed: int = 0,
+        folder: Path | None = None,
+        plan: LearningPlan | None = None,
+        buffer_records: int = 64,
+    ) -> None:
         self._load, self._random, self.loss, self._folder = load, random.Random(seed), loss, folder
+        self._plan, self._buffer_records = plan, buffer_records
         self.alive: dict[str, MortalEndpoint] = {}
         self.spawned: list[str] = []
 
@@ -144,6 +190,11 @@ class PlainBackend:
         if kind == "store-shard":
             assert self._folder is not None, "a fleet with shards needs a folder"
             return ShardTarget(name, self._folder)
+        if kind == "trajectory-buffer":
+            return BufferTarget(name, self._buffer_records)
+        if kind == "learner":
+            assert self._plan is not None, "a fleet with a learner needs a plan"
+            return LearnerTarget(name, self._plan)
         return ServerTarget(self._load(), name) if kind == "model-server" else SearcherTarget(name)
 
     def _loses(self, method: str) -> bool:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -98,19 +96,9 @@ def _on_ray(size: FleetConfig, view: LiveView) -> Execute:
 
     def execute(config: EvaluationConfig, tasks: Sequence[Task]) -> Iterator[tuple[Task, Outcome]]:
         from actors.evaluation import on_fleet
-        from actors.placement import check_placement, cluster_nodes, fleet_requests
-        from cluster.connect import connect
-        from cluster.dashboard import place_dashboard
+        from cluster.attach import attached
 
-        requests = fleet_requests(size, shards=config.shares_evidence)
-        needed = sum(request.count * request.placement.cpus for request in requests) + 1
-        with connect(
-            size.address, timeout_s=size.connect_timeout_s, num_cpus=max(os.cpu_count() or 1, math.ceil(needed))
-        ) as connection:
-            check_placement(requests, cluster_nodes())
-            if connection.dashboard_url:
-                view.say(f"Ray dashboard: {connection.dashboard_url}")
-            place_dashboard()
+        with attached(size, view.say, shards=config.shares_evidence):
             yield from on_fleet(size, watch=view.watch)(config, tasks)
 
     return execute

@@ -40,12 +40,19 @@ def train_flow(
     num_layers: Annotated[Whole, typer.Option(help="layers of its trunk")] = None,
     key_size: Annotated[Whole, typer.Option(help="width in which states and tokens are multiplied")] = None,
     setting: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="any other setting")] = None,
+    live: Annotated[
+        bool, typer.Option("--live", help="learn while a fleet searches; the same seed gives another flow")
+    ] = False,
+    address: Annotated[Text, typer.Option(help="live: Ray cluster, auto or host:port; default: this machine")] = None,
+    servers: Annotated[Whole, typer.Option(help="live: model servers of --model")] = None,
+    searchers: Annotated[Whole, typer.Option(help="live: searchers, each driving many contexts")] = None,
+    fleet: Annotated[Text, typer.Option(help="live: YAML file with the fleet's sizes, labels and deadlines")] = None,
     seed: Annotated[Whole, typer.Option(help="seed of every random draw")] = None,
     device: Annotated[Text, typer.Option(help="cpu or cuda")] = None,
     threads: Annotated[Whole, typer.Option(help="torch threads; with 1 a training repeats to the bit")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with the training in the directory")] = False,
 ) -> None:
-    """Train F(s), the learned soft value that s_adt, snis and smc propose with, on live searches or on saved ones.
+    """Train F(s), the learned soft value that s_adt, snis and smc propose with, on fresh searches or on saved ones.
 
     Examples:
 
@@ -54,20 +61,41 @@ def train_flow(
       sdt train-flow --trees results/a results/b --model bundled --reward spectral:gamma=1 --output runs/flow
 
       sdt train-flow --config flow.yaml --set bellman=0.5 --set replay_capacity=8000 --output runs/flow --resume
+
+      sdt train-flow --live --searchers 2 --rounds 20 --output runs/flow
+
+    With --live, model servers and searchers work on while a learner takes rounds x steps-per-round steps and publishes a
+    version after each steps-per-round, which later searches use. Searches end with the last step, so their number is up to
+    timing, and so is the flow: a live training is not repeatable from its seed. Without --live, a training is.
     """
     given = dict(locals())
-    for name in ("output", "config", "resume", "more_trees", "setting"):
+    for name in ("output", "config", "resume", "more_trees", "setting", *_FLEET):
         del given[name]
+    sizes = {"address": address, "servers": servers, "searchers": searchers}
     from sdt_dist.flow.train_config import load_train_config
 
     if more_trees and not trees:
         raise ConfigurationError(f"arguments: {more_trees[0]!r} is not expected; directories go after --trees.")
     given["trees"] = [*(trees or []), *(more_trees or [])] or None
+    given["live"] = live or None
     values = {name: value for name, value in given.items() if value is not None}
     if num_children == 0:
         values["num_children"] = None
     settings = load_train_config(config, values | _settings(setting or []))
-    _train(settings, output, resume)
+    sizes = {name: value for name, value in sizes.items() if value is not None}
+    if not settings.live and (sizes or fleet):
+        raise ConfigurationError(f"--{next(iter(sizes), 'fleet')}: given without --live; leave it out, or learn live.")
+    if settings.live:
+        _train_live(settings, output, _load_fleet(fleet, sizes, settings.model), resume)
+    else:
+        _train(settings, output, resume)
+
+
+def _load_fleet(path: str | None, sizes: dict[str, Any], model: str) -> Any:
+    from actors.config import load_fleet
+    from sdt_dist.models.forecaster.spec import forecaster_directory
+
+    return load_fleet(path, sizes, small_model=forecaster_directory(model) is not None)
 
 
 def _settings(pairs: list[str]) -> dict[str, Any]:
@@ -110,10 +138,44 @@ def _train(settings: Any, output: Path, resume: bool) -> None:
         learner = train_flow(settings, output, resume=resume, watch=Bar())
     finally:
         bar.stop()
-    shown = {name: f"{value:.4g}" for name, value in learner.metrics.items() if name in _SHOWN}
+    _finish(learner, output)
+
+
+def _train_live(settings: Any, output: Path, size: Any, resume: bool) -> None:
+    """Train on a fleet; a mistake is told before Ray starts."""
+    from rich.progress import Progress
+
+    from actors.training import check_live, train_live
+    from cluster.attach import attached
+    from cluster.live import fleet_line
+
+    check_live(settings, output, size, resume=resume)
+    bar = Progress()
+    task = bar.add_task("starting", total=settings.steps)
+
+    def watch(status: dict[str, Any]) -> None:
+        learner = status["slots"]["learner-0"]
+        words = (
+            f"version {learner.get('version', 0)}, {learner.get('received', 0)} samples from {status['done']} searches"
+        )
+        bar.update(task, completed=learner.get("step", 0), description=words)
+        line = fleet_line(status, {})
+        if status["deaths"] and line != seen.get("line"):
+            seen["line"] = line
+            bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    seen: dict[str, str] = {}
+    with bar, attached(size, bar.console.print):
+        trained = train_live(settings, output, size, resume=resume, watch=watch)
+    _finish(trained, output)
+
+
+def _finish(trained: Any, output: Path) -> None:
+    shown = {name: f"{value:.4g}" for name, value in trained.metrics.items() if name in _SHOWN}
     print(
-        f"flow: {output} (version {learner.version}, {learner.step} steps; {shown}); curves.png and card.json beside it"
+        f"flow: {output} (version {trained.version}, {trained.step} steps; {shown}); curves.png and card.json beside it"
     )
 
 
+_FLEET = ("live", "address", "servers", "searchers", "fleet")
 _SHOWN = ("loss/total", "log_z", "calibration/tree_rms_error", "calibration/tree_correlation")

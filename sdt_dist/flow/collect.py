@@ -6,15 +6,15 @@ Either way the candidates are rows of p itself: complete, or a Gumbel-top-k draw
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from sdt_dist.errors import SdtError
-from sdt_dist.flow.extract import Row, joined, row_key, trajectories_of, with_rows, with_token
+from sdt_dist.flow.extract import Row, expand_by_depth, joined, row_key, trajectories_of, with_rows, with_token
 from sdt_dist.flow.trajectories import Candidates, Trajectory, horvitz_thompson_log_weights
-from sdt_dist.models.process import TokenProcess
+from sdt_dist.models.process import TokenProcess, prompt_digest
 from sdt_dist.noise import gumbel
 from sdt_dist.protocols import ExpandRequest, Expansion, Flow, Root, Sample
 from sdt_dist.search.api import run_searches
@@ -46,6 +46,54 @@ class Collected:
         }
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class FinishedSearch:
+    """What training needs of one finished search but rows of p: small enough to send, and made without a model.
+
+    walks: finished sequences of a tree, with no candidates but their own tokens; samples: those of a search without a
+    tree, where walks is None. reward and ess: the mean over the method's samples, and theirs.
+    """
+
+    prompt: tuple[int, ...]
+    source: dict[str, Any]
+    walks: list[Trajectory] | None
+    samples: list[Sample]
+    reward: float
+    ess: float | None
+
+    @classmethod
+    def of(cls, result: SearchResult, root: Root, index: int) -> FinishedSearch:
+        """What `result`, the search of problem `index` from `root`, brought."""
+        source = {"method": result.method, "seed": result.seed, "problem": index}
+        has_tree = result.snapshot is not None and not result.snapshot.blocks
+        walks = [_bare(t) for t in trajectories_of(result.snapshot, root)] if result.snapshot and has_tree else None
+        samples = [] if has_tree else [replace(s, text=None, series=None, components={}) for s in result.finished]
+        reward = float(np.dot(result.weights, [sample.reward for sample in result.samples]))
+        return cls(root.prompt, source, walks, samples, reward, result.ess)
+
+    @property
+    def root(self) -> Root:
+        """Where it began, without what only decoding needs."""
+        return Root(self.prompt, prompt_digest(self.prompt))
+
+    def trajectories(
+        self, process: TokenProcess, num_children: int | None, seed: int, *, ordered: bool = False
+    ) -> list[Trajectory]:
+        """Its trajectories with rows of p (see `with_rows`), for which the process is asked."""
+        root = self.root
+        if self.walks is not None:
+            return with_rows(process, root, self.walks, num_children, seed, ordered=ordered)
+        return trajectories_of_samples(process, root, self.samples, num_children, seed, self.source, ordered=ordered)
+
+
+def _bare(trajectory: Trajectory) -> Trajectory:
+    """The trajectory without siblings."""
+    count = len(trajectory.tokens)
+    nothing, unknown = np.full(count, -np.inf), np.full(count, np.nan)
+    own = Candidates(trajectory.tokens, trajectory.log_prob, nothing, unknown, np.arange(1, count + 1))
+    return replace(trajectory, candidates=own)
+
+
 def collect(
     process: TokenProcess,
     problems: Sequence[SearchProblem],
@@ -72,27 +120,13 @@ def collect(
         if isinstance(outcome, SdtError):
             found.errors.append(outcome)
             continue
-        found.trajectories.extend(_trajectories(process, index, root, outcome, num_children, seed, ordered))
+        search = FinishedSearch.of(outcome, root, index)
+        found.trajectories.extend(search.trajectories(process, num_children, seed, ordered=ordered))
         process.release(root)
-        found.rewards.append(float(np.dot(outcome.weights, [sample.reward for sample in outcome.samples])))
-        if outcome.ess is not None:
-            found.ess.append(outcome.ess)
+        found.rewards.append(search.reward)
+        if search.ess is not None:
+            found.ess.append(search.ess)
     return found
-
-
-def _trajectories(
-    process: TokenProcess,
-    index: int,
-    root: Root,
-    result: SearchResult,
-    num_children: int | None,
-    seed: int,
-    ordered: bool,
-) -> list[Trajectory]:
-    if result.snapshot is not None and not result.snapshot.blocks:
-        return with_rows(process, root, trajectories_of(result.snapshot, root), num_children, seed, ordered=ordered)
-    source = {"method": result.method, "seed": result.seed, "problem": index}
-    return trajectories_of_samples(process, root, result.finished, num_children, seed, source, ordered=ordered)
 
 
 def trajectories_of_samples(
@@ -137,17 +171,16 @@ def _rows(
             next_tokens.setdefault(sample.tokens, {}).update(dict.fromkeys(ends))
     states, size = list(next_tokens), max(1, _VALUES_A_CALL // (high - low))
     rows: dict[Tokens, _State] = {}
-    for begin in range(0, len(states), size):
-        part = states[begin : begin + size]
-        for state, whole in zip(part, process.expand([ExpandRequest(root, s, high - low) for s in part]), strict=True):
-            place = {token: np.flatnonzero(whole.children == token) for token in next_tokens[state]}
-            log_prob = {t: float(whole.log_prob[at[0]]) if len(at) else -np.inf for t, at in place.items()}
-            if ordered and num_children is not None:
-                row = joined((whole.children, whole.log_prob, whole.log_prob), num_children)
-            else:
-                key = None if num_children is None else row_key(seed, root, state)
-                row = _thinned(whole, key, num_children, high)
-            rows[state] = _State(row, log_prob)
+    for place, whole in expand_by_depth(process, [ExpandRequest(root, s, high - low) for s in states], size):
+        state = states[place]
+        found = {token: np.flatnonzero(whole.children == token) for token in next_tokens[state]}
+        log_prob = {t: float(whole.log_prob[at[0]]) if len(at) else -np.inf for t, at in found.items()}
+        if ordered and num_children is not None:
+            row = joined((whole.children, whole.log_prob, whole.log_prob), num_children)
+        else:
+            key = None if num_children is None else row_key(seed, root, state)
+            row = _thinned(whole, key, num_children, high)
+        rows[state] = _State(row, log_prob)
     return rows
 
 

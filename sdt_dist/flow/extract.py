@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import groupby
 
 import numpy as np
 
@@ -84,17 +85,25 @@ def with_rows(
     states = list(dict.fromkeys(tuple(t.tokens[:i].tolist()) for t in trajectories for i in range(len(t.tokens))))
     keys = [row_key(seed, root, state) if drawn else None for state in states]
     requests = [ExpandRequest(root, s, size, k) for s, k in zip(states, keys, strict=True)]
-    expansions = [
-        expansion
-        for begin in range(0, len(requests), _ROWS_A_CALL)
-        for expansion in process.expand(requests[begin : begin + _ROWS_A_CALL])
-    ]
+    expansions = dict(expand_by_depth(process, requests, _ROWS_A_CALL))
     rewards = {t.key[1]: t.reward for t in trajectories}
-    facts = [_candidates(e, k, high) for e, k in zip(expansions, keys, strict=True)]
+    facts = [_candidates(expansions[i], key, high) for i, key in enumerate(keys)]
     if ordered and num_children is not None:
         facts = [joined(row, num_children) for row in facts]
     rows = dict(zip(states, facts, strict=True))
     return [_replaced(trajectory, rows, rewards) for trajectory in trajectories]
+
+
+def expand_by_depth(
+    process: TokenProcess, requests: Sequence[ExpandRequest], rows_a_call: int
+) -> Iterator[tuple[int, Expansion]]:
+    """(place, reply) of requests, shortest states first: a backend then has each state's parent in its cache."""
+    order = sorted(range(len(requests)), key=lambda i: len(requests[i].tokens))
+    for _, level in groupby(order, key=lambda i: len(requests[i].tokens)):
+        places = list(level)
+        for begin in range(0, len(places), rows_a_call):
+            part = places[begin : begin + rows_a_call]
+            yield from zip(part, process.expand([requests[i] for i in part]), strict=True)
 
 
 def _replaced(

@@ -101,6 +101,11 @@ class FlowHead:
                 f"flow: trained for up to {self.spec.max_new_tokens} new tokens (a forecast's horizon), asked for "
                 f"{max_new_tokens}; ask for fewer, or train a flow for so many."
             )
+        if self.spec.values is not None and max_new_tokens != self.spec.max_new_tokens:
+            raise ConfigurationError(
+                f"flow: it knows the spectra of samples of {self.spec.max_new_tokens} values (the horizon), asked for "
+                f"{max_new_tokens}; ask for as many, or train a flow for this horizon."
+            )
 
 
 def check_model(spec: FlowSpec, info: FlowInfo, card: ModelCard) -> None:

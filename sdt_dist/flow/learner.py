@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,7 +74,8 @@ def check_directory(directory: Path, configuration: Mapping[str, Any], *, resume
 class Learner:
     """Trains one flow on the trajectories that it is given, and publishes its versions. Make one with `open`.
 
-    `facts` are its owner's JSON values: they are saved with the training's state, never apart from it. With one torch
+    `facts` are its owner's JSON values: they are saved with the training's state, never apart from it; `saved_facts` are
+    those of the last saved state. With one torch
     thread on the CPU, what follows a saved state has the same losses, bit for bit, whether or not it was killed there.
     """
 
@@ -82,6 +84,7 @@ class Learner:
         notes = trainer.notes
         self.version, self.dropped, self.expired = (int(notes[name]) for name in ("version", "dropped", "expired"))
         self.facts: dict[str, Any] = notes["facts"]
+        self.saved_facts = deepcopy(self.facts)
         self.metrics: Metrics = notes["metrics"]
         self._losses = LossLog(directory / LOSSES_FILE, trainer.step)
         self._writer: SummaryWriter | None = None
@@ -144,6 +147,12 @@ class Learner:
     def replay(self) -> ReplayBuffer:
         return self.trainer.replay
 
+    @property
+    def staleness(self) -> tuple[float, int]:
+        """(mean, largest) age of what the last step was trained on, in versions."""
+        ages = [self._age(t) for t in self.trainer.trained_on] or [0]
+        return float(np.mean(ages)), max(ages)
+
     def add(self, trajectories: Sequence[Trajectory], version: int | None = None) -> int:
         """Keep trajectories that were drawn with a version of the flow (None: from p alone); returns how many are new.
 
@@ -197,6 +206,7 @@ class Learner:
             "metrics": self.metrics,
         }
         self.trainer.save(self.directory / STATE_FILE)
+        self.saved_facts = deepcopy(self.facts)
 
     def flow(self) -> Flow | None:
         """The last published flow, as searches use it; None before the first."""
@@ -257,17 +267,17 @@ class Learner:
         writer = self._writer = self._writer or self._open_writer()
         (step, moment), self._clock = self._clock, (self.step, time.monotonic())
         rate = (self.step - step) / max(self._clock[1] - moment, 1e-9)
-        ages = [self._age(t) for t in self.trainer.trained_on]
+        mean, largest = self.staleness
         scalars = {
-            "staleness/mean": float(np.mean(ages)),
-            "staleness/max": float(max(ages)),
+            "staleness/mean": mean,
+            "staleness/max": float(largest),
             "replay/size": float(len(self.replay)),
             "replay/added": float(self.replay.added),
             "replay/evicted": float(self.replay.evicted),
             "replay/dropped": float(self.dropped),
             "replay/expired": float(self.expired),
             "throughput/steps_per_s": rate,
-            "throughput/trajectories_per_s": rate * len(ages),
+            "throughput/trajectories_per_s": rate * len(self.trainer.trained_on),
         }
         for name, value in {**self.metrics, **scalars}.items():
             writer.add_scalar(name, value, self.step)

@@ -18,9 +18,9 @@ from torch import nn
 
 from sdt_dist.flow.features import reference_power
 from sdt_dist.flow.spec import FlowSpec
-from sdt_dist.flow.spectral import SpectralHead
+from sdt_dist.flow.spectral import TILT_FEATURES, SpectralHead
 
-_POSITION_FEATURES, _TILT_FEATURES, _VALUE_FEATURES = 6, 2, 3
+_POSITION_FEATURES, _VALUE_FEATURES = 6, 3
 
 
 class FlowNetwork(nn.Module):
@@ -36,16 +36,16 @@ class FlowNetwork(nn.Module):
         self.spectral = None if spec.values is None else SpectralHead(spec)
         self.embedding = None if spec.values is not None else nn.Embedding(spec.vocab_size, width)
         token_size = width if self.spectral is None else 1
-        frequencies = 0 if self.spectral is None else self.spectral.num_frequencies
+        noted = TILT_FEATURES if self.spectral is None else self.spectral.num_frequencies
         seen = 0 if self.spectral is None else self.spectral.feature_size
         self.read = nn.Linear((token_size + 1) * spec.patch, size)
         self.reader = nn.GRU(size, size, batch_first=True)
-        self.summary = _mlp(size + frequencies + _TILT_FEATURES, size, size)
+        self.summary = _mlp(size + noted, size, size)
         self.start = nn.Linear(size, size * spec.num_layers)
         entering = (width if self.spectral is None else _VALUE_FEATURES) + seen
         self.enter = _mlp(entering + _POSITION_FEATURES + size, size, size)
         self.trunk = nn.GRU(size, size, spec.num_layers, batch_first=True)
-        self.state_head = _mlp(2 * size + seen, size, 1)
+        self.state_head = _mlp(2 * size + seen + (0 if self.spectral is None else TILT_FEATURES), size, 1)
         if self.spectral is None:
             self.query, self.key = _mlp(2 * size, size, width + 1), nn.Linear(width, width, bias=False)
         self.register_buffer("reward_mean", torch.zeros(()))
@@ -53,8 +53,8 @@ class FlowNetwork(nn.Module):
 
     @property
     def context_size(self) -> int:
-        """Width of what is kept of a prompt: a summary [H] and, for tokens with values, the log reference [F]."""
-        return self.spec.hidden_size + (0 if self.spectral is None else self.spectral.num_frequencies)
+        """Width of what is kept of a prompt: a summary [H] and, for tokens with values, the log reference and lambda."""
+        return self.spec.hidden_size + (0 if self.spectral is None else self.spectral.known_size)
 
     @property
     def hidden_size(self) -> int:
@@ -84,7 +84,7 @@ class FlowNetwork(nn.Module):
             return self.summary(torch.cat([last[0], tilt], dim=-1))
         recent = (self.values_of(tokens) * is_real).flip(-1)  # real values first; reversed time has the same power
         power = reference_power(recent, is_real.sum(-1), self.spectral.basis)
-        return torch.cat([self.summary(torch.cat([last[0], power.log() / 3, tilt], dim=-1)), power.log()], dim=-1)
+        return torch.cat([self.summary(torch.cat([last[0], power.log() / 3], dim=-1)), power.log(), tilt], dim=-1)
 
     def initial(self, context: torch.Tensor) -> torch.Tensor:
         """Trunk states [num_layers, B, H] before the root's own step."""
@@ -97,7 +97,7 @@ class FlowNetwork(nn.Module):
         last = torch.nn.functional.pad(tokens, (1, 0), value=self.spec.allowed[0])
         packed = None
         if self.spectral is not None:
-            packed = self.spectral.pack_all(self.values_of(tokens), self._log_reference(context))
+            packed = self.spectral.pack_all(self.values_of(tokens), self._known(context))
         inputs = self._inputs(last, position, packed, context)
         return self._join(self.trunk(inputs, self.initial(context))[0], context, packed)
 
@@ -111,7 +111,7 @@ class FlowNetwork(nn.Module):
         real = torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
         packed = None
         if self.spectral is not None:
-            packed = self.spectral.pack(self.values_of(tokens) * real, lengths, self._log_reference(context))[:, None]
+            packed = self.spectral.pack(self.values_of(tokens) * real, lengths, self._known(context))[:, None]
         last = tokens.gather(1, (lengths - 1).clamp(min=0)[:, None])
         last = torch.where(lengths[:, None] > 0, last, torch.full_like(last, self.spec.allowed[0]))
         outputs, states = self.trunk(self._inputs(last, lengths[:, None], packed, context), states)
@@ -120,7 +120,10 @@ class FlowNetwork(nn.Module):
     def state_values(self, hidden: torch.Tensor) -> torch.Tensor:
         """F(s) [...] of what `hidden` gives [..., D]."""
         states, packed = self._split(hidden)
-        inputs = states if self.spectral is None else torch.cat([states, self.spectral.features(packed)], dim=-1)
+        inputs = states
+        if self.spectral is not None:
+            seen = [self.spectral.features(packed), self.spectral.tilt_features(packed)]
+            inputs = torch.cat([states.detach(), *seen], dim=-1)
         return self.reward_mean + self.reward_scale * self.state_head(inputs)[..., 0]
 
     def token_values(
@@ -180,7 +183,8 @@ class FlowNetwork(nn.Module):
     def _summary(self, context: torch.Tensor) -> torch.Tensor:
         return context[..., : self.spec.hidden_size]
 
-    def _log_reference(self, context: torch.Tensor) -> torch.Tensor:
+    def _known(self, context: torch.Tensor) -> torch.Tensor:
+        """The log reference [..., F] and the features of lambda [..., 2]."""
         return context[..., self.spec.hidden_size :]
 
     def values_of(self, tokens: torch.Tensor) -> torch.Tensor:

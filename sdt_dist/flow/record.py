@@ -34,6 +34,7 @@ def write_record(learner: Learner, config: TrainFlowConfig, data: str) -> None:
         "reward": config.reward,
         "inverse_temperatures": list(config.training().inverse_temperatures),
         "data": data,
+        "repeatable_from_seed": "no: it was learnt live, while searches went on" if config.live else "yes, on one thread",
         "parameters": sum(p.numel() for p in network.parameters()),
         "spec": network.spec.to_dict(),
         "settings": config.model_dump(mode="json"),

@@ -6,7 +6,8 @@ log power that it leads to, relative to the context's spectrum, plus a free func
 
     F(s.a) = c - sum_k g_k softabs( log( sum_j |Z_jk + (v_a - mu) D_jk|^2 + f_k ) - log S_k ) + knots((v_a - mu) / sigma)
 
-mu and sigma are the moments of p(.|s), which is known wherever F is used: rows of p live there. It must not know trunks.
+mu and sigma are the moments of p(.|s), which is known wherever F is used: rows of p live there. Trunk and predictions are
+trained by `path_loss` alone, on what samples are under p; lambda is an input of the tilt only. It must not know trunks.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import nn
 from sdt_dist.flow.features import num_frequencies, num_segments, welch_basis
 from sdt_dist.flow.spec import FlowSpec
 
+TILT_FEATURES = 2
 _NUM_KNOTS, _REACH = 17, 4.0  # the free function is linear between knots at -4 to 4 standard deviations
 _TYPICAL_SPREAD = 0.3  # of the default spectral reward under p; others are measured in its units
 _LEAST_SPREAD = 5e-3
@@ -42,29 +44,36 @@ class SpectralHead(nn.Module):
         self.register_buffer("trapezoid", (weights / weights.sum()).float(), persistent=False)
         self.num_coefficients = num_segments(spec.max_new_tokens, spec.running_segment) * len(weights)
         self.num_frequencies, size = len(weights), spec.hidden_size
-        self.packed_size = 2 * self.num_coefficients + self.num_frequencies + 1
+        self.known_size = self.num_frequencies + TILT_FEATURES
+        self.packed_size = 2 * self.num_coefficients + self.known_size + 1
         self.feature_size = 2 * self.num_coefficients + self.num_frequencies
         self.path = _mlp(2 * size + self.feature_size + 2, 2 * size, 5 * self.num_coefficients)
         self.tilt = _mlp(
-            2 * size + self.feature_size + 2 + self.num_frequencies, size, 2 * self.num_frequencies + 2 + _NUM_KNOTS
+            2 * size + self.feature_size + 2 + self.num_frequencies + TILT_FEATURES,
+            size,
+            2 * self.num_frequencies + 2 + _NUM_KNOTS,
         )
         for last in (self.path[-1], self.tilt[-1]):
             for parameter in last.parameters():
                 nn.init.zeros_(parameter)
 
-    def pack(self, values: torch.Tensor, position: torch.Tensor, log_reference: torch.Tensor) -> torch.Tensor:
-        """[B, packed_size] of the values so far [B, T] (0 where there are none yet), how many [B], log S [B, F]."""
+    def pack(self, values: torch.Tensor, position: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+        """[B, packed_size] of the values so far [B, T] (0 where there are none yet), how many [B], and what is known of the
+        context: log S [F] and features of lambda [2], together [B, known_size]."""
         coefficients = values @ self.basis.flatten(1)
-        return torch.cat([coefficients, log_reference, position[:, None].to(values)], dim=-1)
+        return torch.cat([coefficients, known, position[:, None].to(values)], dim=-1)
 
-    def pack_all(self, values: torch.Tensor, log_reference: torch.Tensor) -> torch.Tensor:
+    def pack_all(self, values: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
         """[B, n+1, packed_size] of every prefix of values [B, n]."""
         count = values.shape[1]
         added = values[..., None] * self.basis.flatten(1)[:count]
         coefficients = torch.nn.functional.pad(added.cumsum(1), (0, 0, 1, 0))
         position = torch.arange(count + 1, device=values.device).to(values).expand(len(values), -1)
-        reference = log_reference[:, None].expand(-1, count + 1, -1)
-        return torch.cat([coefficients, reference, position[..., None]], dim=-1)
+        return torch.cat([coefficients, known[:, None].expand(-1, count + 1, -1), position[..., None]], dim=-1)
+
+    def tilt_features(self, packed: torch.Tensor) -> torch.Tensor:
+        """Features [..., 2] of lambda."""
+        return packed[..., -1 - TILT_FEATURES : -1]
 
     def features(self, packed: torch.Tensor) -> torch.Tensor:
         """Smooth features [..., feature_size] of what is packed: coefficients and power in units of the reference."""
@@ -80,7 +89,8 @@ class SpectralHead(nn.Module):
         mean, response, variance = self.predict(states, packed, moments)
         mean, response, variance = mean.detach(), response.detach(), variance.detach().sum(-2)
         constant, linear, square = ((a * b).sum((-1, -3)) for a, b in ((mean, mean), (mean, response), (response,) * 2))
-        inputs = self._inputs(states, packed, moments, torch.log(variance + _TINY) / 3)
+        known = [self.tilt_features(packed), torch.log(variance + _TINY) / 3]
+        inputs = self._inputs(states.detach(), packed, moments, *known)
         gate, widen, shape, knots = self.tilt(inputs).split([*[self.num_frequencies] * 2, 2, _NUM_KNOTS], dim=-1)
         centre, spread = moments[..., :1], moments[..., 1:].clamp(min=_LEAST_SPREAD)
         gap = values - centre
@@ -90,7 +100,7 @@ class SpectralHead(nn.Module):
         width = torch.nn.functional.softplus(shape[..., :1] - 1.5)[..., None]
         distance = torch.sqrt(log_power**2 + width**2) - width
         position = packed[..., -1:] + 1
-        gate = self.trapezoid * (1 + gate) * torch.exp(4 * (position / len(self.basis) - 1)) / _TYPICAL_SPREAD
+        gate = self.trapezoid * torch.exp(gate + 4 * (position / len(self.basis) - 1)) / _TYPICAL_SPREAD
         return shape[..., 1:] - (gate[..., None, :] * distance).sum(-1) + _interpolate(knots, gap / spread)
 
     def predict(
@@ -101,7 +111,7 @@ class SpectralHead(nn.Module):
         inputs = self._inputs(states, packed, moments)
         found = self.path(inputs).unflatten(-1, (5, *self.left.shape[1:])).movedim(-3, -1)
         scaled, position = self._scaled(packed)
-        amplitude = torch.exp(0.5 * packed[..., -1 - self.num_frequencies : -1])[..., None, :, None]
+        amplitude = torch.exp(0.5 * self._log_reference(packed))[..., None, :, None]
         next_value = self.basis[position.clamp(max=len(self.basis) - 1)] / amplitude
         left = self.left[(position + 1).clamp(max=len(self.basis))]
         reach = left.sqrt()[..., None]
@@ -126,8 +136,11 @@ class SpectralHead(nn.Module):
     def _scaled(self, packed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(coefficients over the reference's amplitude [..., S, F, 2], position [...])."""
         coefficients = packed[..., : 2 * self.num_coefficients].unflatten(-1, self.basis.shape[1:])
-        amplitude = torch.exp(0.5 * packed[..., -1 - self.num_frequencies : -1])
+        amplitude = torch.exp(0.5 * self._log_reference(packed))
         return coefficients / amplitude[..., None, :, None], packed[..., -1].long()
+
+    def _log_reference(self, packed: torch.Tensor) -> torch.Tensor:
+        return packed[..., 2 * self.num_coefficients : -1 - TILT_FEATURES]
 
     def _inputs(
         self, states: torch.Tensor, packed: torch.Tensor, moments: torch.Tensor, *more: torch.Tensor

@@ -46,6 +46,12 @@ class TrainFlowConfig(LossOptions, LearnerOptions):
     method_options: dict[str, Any] = Field(default_factory=dict, description="its options")
     flow_method: str = Field("s_adt", description="method of the searches with the newest flow: s_adt, snis or smc")
     flow_method_options: dict[str, Any] = Field(default_factory=dict, description="its options")
+    live: bool = Field(False, description="learn while a fleet searches; not repeatable from the seed")
+    steps_per_trajectory: float | None = Field(
+        None,
+        gt=0,
+        description="live: most gradient steps a finished sample that came in; default: as many as in rounds",
+    )
     wave_size: int = Field(8, ge=1, description="leaves a tree evaluates per model call")
     num_children: int | None = Field(
         32, ge=2, description="candidates a step (values: groups of neighbours); null: complete rows"
@@ -65,6 +71,10 @@ class TrainFlowConfig(LossOptions, LearnerOptions):
         given = [name for name in _ONLY_LIVE if getattr(self, name) is not None]
         if self.trees is not None and given:
             raise ValueError(f"trees and {given[0]} exclude each other; leave one out")
+        if self.trees is not None and self.live:
+            raise ValueError("trees and live exclude each other; leave one out")
+        if self.steps_per_trajectory is not None and not self.live:
+            raise ValueError("steps_per_trajectory is given without live; leave it out, or learn live")
         if self.dataset is not None and self.prompts is not None:
             raise ValueError("dataset and prompts exclude each other; leave one out")
         if self.end_row is not None and self.dataset is None:
@@ -76,10 +86,19 @@ class TrainFlowConfig(LossOptions, LearnerOptions):
         """max_new_tokens, once `load_train_config` has settled it."""
         return _HORIZON if self.max_new_tokens is None else self.max_new_tokens
 
+    @property
+    def steps(self) -> int:
+        """Gradient steps of the whole training."""
+        return self.rounds * self.steps_per_round
+
+    @property
+    def step_ratio(self) -> float:
+        """Most gradient steps a finished sample of a live training."""
+        return self.steps_per_trajectory or self.steps_per_round / (self.contexts_per_round * self.rollouts)
+
     def training(self) -> FlowTrainOptions:
         """What the trainer is told."""
-        steps = self.rounds * self.steps_per_round
-        return FlowTrainOptions(steps=steps, **{name: getattr(self, name) for name in LossOptions.model_fields})
+        return FlowTrainOptions(steps=self.steps, **{name: getattr(self, name) for name in LossOptions.model_fields})
 
     def learner(self) -> LearnerOptions:
         """What the learner is told."""

@@ -164,10 +164,16 @@ class FlowTrainer:
         return trajectories, batch.to(self.device)
 
     def _fit_scale(self) -> None:
-        rewards = np.array([t.reward for t in self.replay.trajectories])
-        if not len(rewards):
+        """Rewards' mean, and their typical spread within a context: F is to tell samples of one context apart."""
+        by_context: dict[str, list[float]] = {}
+        for trajectory in self.replay.trajectories:
+            by_context.setdefault(trajectory.context, []).append(trajectory.reward)
+        if not by_context:
             raise ConfigurationError("flow training: the replay buffer is empty; add trajectories first.")
-        self.network.set_scale(float(rewards.mean()), max(float(rewards.std()), 1e-3))
+        rewards = np.concatenate([np.array(found) for found in by_context.values()])
+        spreads = [float(np.std(found)) for found in by_context.values() if len(found) > 1]
+        spread = float(np.median(spreads)) if spreads else float(rewards.std())
+        self.network.set_scale(float(rewards.mean()), max(spread, 1e-3))
 
     def _set_rate(self) -> None:
         options = self.options

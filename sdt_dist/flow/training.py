@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import yaml
 
 from sdt_dist.errors import ConfigurationError, SdtError
@@ -21,11 +20,12 @@ from sdt_dist.flow.collect import Collected, collect
 from sdt_dist.flow.contexts import ContextSource, DatasetContexts, PromptContexts, SyntheticContexts, reward_context
 from sdt_dist.flow.flow import Flow
 from sdt_dist.flow.learner import Learner, check_directory
+from sdt_dist.flow.rounds import Part, parts_of
 from sdt_dist.flow.saved import saved_trajectories
 from sdt_dist.flow.spec import FlowSpec
 from sdt_dist.flow.train_config import TrainFlowConfig
 from sdt_dist.flow.trajectories import Trajectory
-from sdt_dist.models.card import card_of
+from sdt_dist.models.card import ModelCard, card_of
 from sdt_dist.models.forecaster.process import ForecastProcess
 from sdt_dist.models.process import TokenProcess
 from sdt_dist.rewards.spec import parse_reward
@@ -86,10 +86,7 @@ class SavedTrees:
 
 
 class LiveSearches:
-    """Searches of fresh contexts: without a flow and, once there is one, a share of the rollouts with the newest.
-
-    Each of the two draws one lambda a round, log-uniformly over the trained range; what is learnt from does not depend on it.
-    """
+    """Searches of fresh contexts in this process: without a flow and, once there is one, a share with the newest."""
 
     def __init__(
         self,
@@ -107,41 +104,29 @@ class LiveSearches:
     def gather(self, round_number: int, flow: Flow | None) -> Iterator[Harvest]:
         config = self._config
         contexts = self._contexts.draw(config.seed, round_number, config.contexts_per_round)
-        with_flow = 0 if flow is None else round(config.flow_share * config.rollouts)
         errors: list[SdtError] = []
         done = 0
-        for part, rollouts in enumerate((config.rollouts - with_flow, with_flow)):
-            if not rollouts:
-                continue
-            found = self._search(round_number, part, contexts, rollouts, flow if part else None)
+        for part in parts_of(config, round_number, has_flow=flow is not None):
+            found = self._search(part, contexts, flow if part.with_flow else None)
             errors += found.errors
             done += len(found.rewards)
-            version = flow.info.version if part and flow is not None else None
-            yield Harvest(found.trajectories, version, {"method": self._name(part), **found.facts})
+            version = flow.info.version if part.with_flow and flow is not None else None
+            yield Harvest(found.trajectories, version, {"method": part.method, **found.facts})
         if flow is not None:
             flow.forget()
         if not done:
             raise errors[0] if errors else ConfigurationError(f"round {round_number}: there was no context to search.")
 
-    def _name(self, part: int) -> str:
-        return self._config.flow_method if part else self._config.method
-
-    def _search(self, round_number: int, part: int, contexts: list[Any], rollouts: int, flow: Flow | None) -> Collected:
-        """One of a round's two kinds of searches; problem numbers never repeat, so neither does the noise."""
+    def _search(self, part: Part, contexts: list[Any], flow: Flow | None) -> Collected:
         config = self._config
-        low, high = config.lowest_inverse_temperature, config.highest_inverse_temperature
-        share = np.random.default_rng([config.seed, round_number, part]).random()
-        tilt = float(np.clip(low * (high / low) ** share, low, high))
-        first = (2 * round_number + part) * config.contexts_per_round
         problems, errors = [], []
-        for index, context in enumerate(contexts, first):
+        for index, context in enumerate(contexts, part.first):
             try:
                 problems.append(self._problem_of(index, context))
             except SdtError as error:
                 errors.append(error)
-        options = config.search_options(with_flow=bool(part), rollouts=rollouts, inverse_temperature=tilt)
         found = collect(
-            self._process, problems, self._name(part), options,
+            self._process, problems, part.method, part.options,
             seed=config.seed, flow=flow, num_children=config.num_children, ordered=is_ordered(self._process),
         )  # fmt: skip
         found.errors.extend(errors)
@@ -162,7 +147,6 @@ def train_flow(
     """
     import torch
 
-    from sdt_dist.flow.record import write_record
     from sdt_dist.models.loading import load_model
 
     check_directory(output, config.identity(), resume=resume)
@@ -170,20 +154,33 @@ def train_flow(
     loaded = (load or load_model)(config.model, device=None if config.device == "cpu" else config.device)
     process, card = loaded.process(config.horizon), card_of(loaded, config.model)
     source = _source(config, process)
+    learner = open_learner(config, card, output, resume=resume)
+    try:
+        run_rounds(learner, source, config.rounds, config.steps_per_round, watch or Watch())
+        finish(learner, config, source.description)
+    finally:
+        learner.close()
+    return learner
+
+
+def open_learner(config: TrainFlowConfig, card: ModelCard, output: Path, *, resume: bool) -> Learner:
+    """The learner of a training of the model with this card, whose settings are then in the directory too."""
     spec = FlowSpec.of_card(card, config.horizon, **config.sizes())
     info = FlowInfo(card.identity, config.reward, config.training().inverse_temperatures)
     learner = Learner.open(
         output, spec, info, config.training(), config.learner(),
         configuration=config.identity(), resume=resume, device=config.device,
     )  # fmt: skip
-    try:
-        write_text(output / CONFIG, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-        run_rounds(learner, source, config.rounds, config.steps_per_round, watch or Watch())
-        learner.export(output)
-        write_record(learner, config, source.description)
-    finally:
-        learner.close()
+    write_text(output / CONFIG, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     return learner
+
+
+def finish(learner: Learner, config: TrainFlowConfig, data: str) -> None:
+    """Make the learner's directory a flow, with curves and card. data: what it was trained on."""
+    from sdt_dist.flow.record import write_record
+
+    learner.export(learner.directory)
+    write_record(learner, config, data)
 
 
 def run_rounds(learner: Learner, source: Source, rounds: int, steps_per_round: int, watch: Watch) -> None:
@@ -221,13 +218,15 @@ def _source(config: TrainFlowConfig, process: TokenProcess) -> Source:
     def problem_of(index: int, context: Any) -> SearchProblem:
         return SearchProblem(index, process.root(context), factory.build(reward_context(context)))
 
-    return LiveSearches(config, process, _contexts(config, process), problem_of)
+    length = process.spec.context_length if isinstance(process, ForecastProcess) else None
+    return LiveSearches(config, process, contexts_of(config, length), problem_of)
 
 
-def _contexts(config: TrainFlowConfig, process: TokenProcess) -> ContextSource:
+def contexts_of(config: TrainFlowConfig, length: int | None) -> ContextSource:
+    """The contexts that the configuration names; length: that of a forecaster's, None for a language model."""
     if config.prompts is not None:
         return PromptContexts(Path(config.prompts))
-    length = process.spec.context_length  # type: ignore[attr-defined]  # contexts without prompts are a forecaster's
+    assert length is not None, "contexts without prompts are a forecaster's"
     if config.dataset is not None:
         return DatasetContexts(config.dataset, length, config.end_row)
     return SyntheticContexts(length)

@@ -7,10 +7,13 @@ import re
 
 from actors.config import fleet_config
 from actors.controller import Controller
+from actors.learner import LearningPlan, LiveLearner
 from actors.metrics import METRICS, metric_name
 from actors.searcher import Searcher
 from actors.store_shard import StoreShard
+from actors.trajectory_buffer import TrajectoryBuffer
 from cluster.dashboard import dashboard, write_dashboard
+from sdt_dist.flow.train_config import TrainFlowConfig
 from sdt_dist.models.toy import Toy
 from tests.fleet_helpers import PlainBackend, ServerTarget
 
@@ -22,6 +25,8 @@ def _statuses(tmp_path) -> dict[str, dict]:
         "model_server": ServerTarget(load(), "model-server-0").server.status(),
         "searcher": Searcher("searcher-0").status(),
         "store_shard": StoreShard("store-shard-0", tmp_path / "shard.npz").status(),
+        "trajectory_buffer": TrajectoryBuffer("trajectory-buffer-0", 4).status(),
+        "learner": LiveLearner("learner-0", LearningPlan(TrainFlowConfig(), tmp_path, "")).status(),
         "controller": controller.status(),
     }
 

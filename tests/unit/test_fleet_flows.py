@@ -9,6 +9,7 @@ import pytest
 
 from actors.config import fleet_config
 from actors.controller import Controller
+from actors.flows import FlowLibrary, Held
 from actors.work import LATEST
 from sdt_dist.errors import CheckpointError, ConfigurationError
 from sdt_dist.flow.files import FlowFiles
@@ -107,6 +108,20 @@ def test_searches_begin_with_the_newest_flow_and_keep_it_at_later_attempts_and_o
     assert {outcomes[name].flow for name in seen["first"]} == {files[0].identity}
     assert [o.flow for o in outcomes.values()].count(files[1].identity) >= 6
     assert seen["held"] == {files[0].identity, files[1].identity} and seen["last"] == {files[1].identity}
+
+
+def test_a_version_that_servers_are_being_told_of_is_not_retired_meanwhile(files):
+    """No search can name it yet, and searches that end let the library look for flows to forget."""
+
+    class Telling:
+        is_ready, held = True, Held()
+
+        async def ask(self, method, timeout_s, *arguments):
+            library.retire([])
+
+    library = FlowLibrary(files[:1], [Telling()], 1.0)  # type: ignore[list-item]
+    asyncio.run(library.publish(files[1], None))
+    assert library.latest == files[1].identity and library.latest_version == 1 and len(library) == 2
 
 
 def test_a_further_flow_that_does_not_fit_is_refused_and_the_run_goes_on(files, tmp_path):

@@ -11,6 +11,7 @@ import torch
 from sdt_dist.flow.batch import Batch, Scores, make_batch
 from sdt_dist.flow.losses import (
     bellman,
+    contrastive,
     log_partition_variance,
     log_ratios,
     relative_trajectory_balance,
@@ -123,3 +124,29 @@ def test_horvitz_thompson_weights_are_unbiased() -> None:
 def test_complete_rows_weigh_as_the_prior() -> None:
     log_prob = np.log([0.5, 0.3, 0.2])
     assert (horvitz_thompson_log_weights(log_prob, -np.inf) == log_prob).all()
+
+
+def test_contrastive_differences_are_divergences_from_the_target() -> None:
+    """On draws from p, contrastive(F) - contrastive(V) estimates KL(pi* || P_F), so V is its minimum."""
+    model, rng, count = toy("U"), np.random.default_rng(1), 4_000
+    sequences = [model.sequence(i) for i in range(27)]
+    log_prior = np.array([toy_trajectory(model, s).log_prob.sum() for s in sequences])
+    draws = rng.choice(27, count, p=np.exp(log_prior))
+    trajectories = [toy_trajectory(model, s) for s in sequences]
+    tilts = {t.context: model.inverse_temperature for t in trajectories}
+    batch = make_batch([trajectories[i] for i in draws], tilts)
+    log_target = log_prior + model.inverse_temperature * np.array([t.reward for t in trajectories]) - model.log_z
+
+    def wrong(tokens: tuple[int, ...]) -> float:
+        return exact_value(model)(tokens) + 0.3 * np.sin(1.0 + model.index(tokens) + 7 * len(tokens))
+
+    every = make_batch(trajectories, tilts)
+    of_f = log_prior + log_ratios(scores_by(wrong, every), every).sum(1).numpy()
+    divergence = float(np.exp(log_target) @ (log_target - of_f))
+    of_draws = [
+        Scores(scores.state[draws], scores.candidates[draws])
+        for scores in (scores_by(wrong, every), scores_by(exact_value(model), every))
+    ]
+    ours = contrastive(of_draws[0], batch) - contrastive(of_draws[1], batch)
+    error = float(ours.std()) / count**0.5
+    assert divergence > 10 * error and abs(float(ours.mean()) - divergence) < 3 * error

@@ -10,7 +10,7 @@ import pytest
 
 from sdt_dist.errors import CheckpointError, ConfigurationError, DataError
 from sdt_dist.flow.batch import make_batch
-from sdt_dist.flow.extract import trajectories_of, with_rows
+from sdt_dist.flow.extract import joined, trajectories_of, with_rows
 from sdt_dist.flow.replay import ReplayBuffer
 from sdt_dist.flow.spec import FlowSpec
 from sdt_dist.flow.trajectories import Trajectory, load_trajectories, save_trajectories
@@ -218,3 +218,24 @@ def test_replay_refuses_what_cannot_work() -> None:
         ReplayBuffer(0)
     with pytest.raises(ConfigurationError, match="empty"):
         ReplayBuffer(5).sample(np.random.default_rng(0), 1, 1)
+
+
+def test_joined_neighbours_stand_for_a_whole_row() -> None:
+    """Masses and means are kept, smooth functions nearly; a narrow row stays as it is."""
+    tokens = np.arange(2, 1024)
+    for centre, spread, groups in ((400.3, 40.0, 24), (7.0, 30.0, 40), (500.2, 0.6, 24)):
+        log_prob = -0.5 * ((tokens - centre) / spread) ** 2
+        log_prob -= np.logaddexp.reduce(log_prob)
+        kept, own, log_weight = joined((tokens, log_prob, log_prob), groups)
+        prob, weight = np.exp(log_prob), np.exp(log_weight)
+        assert len(kept) <= groups and (np.diff(kept) > 0).all() and weight.sum() == pytest.approx(1, abs=1e-12)
+        assert weight @ kept == pytest.approx(prob @ tokens, abs=0.5)
+        np.testing.assert_array_equal(own, log_prob[kept - 2])
+        for strength in (1.0, 3.0):  # exp(lambda F), F linear and quadratic over the row's spread
+            for f in ((tokens - centre) / spread, -(((tokens - centre) / spread) ** 2)):
+                exact, found = (
+                    np.logaddexp.reduce(log_prob + strength * f),
+                    np.logaddexp.reduce(log_weight + strength * f[kept - 2]),
+                )
+                assert abs(exact - found) < 0.1
+    assert len(joined((tokens, log_prob, log_prob), 24)[0]) < 12

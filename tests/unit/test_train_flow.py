@@ -188,6 +188,12 @@ def test_a_training_on_saved_trees_killed_by_sigkill_goes_on_exactly(sdt, mistak
         (["--prompts", "p.txt"], ["prompts", "is a forecaster"]),
         (["--dataset", "classic", "--prompts", "p.txt"], ["dataset and prompts exclude each other"]),
         (["--end-row", 5], ["end_row is given without a dataset"]),
+        (["--searchers", 2], ["--searchers: given without --live"]),
+        (["--fleet", "f.yaml"], ["--fleet: given without --live"]),
+        (["--set", "steps_per_trajectory=1"], ["steps_per_trajectory is given without live"]),
+        (["--live", "--trees", "."], ["trees and live exclude each other"]),
+        (["--live", "--servers", 0], ["servers: 0", "greater than or equal to 1"]),
+        (["--live", "--device", "cuda"], ["learner_gpus is 0"]),
         (["--trees", "absent"], ["trees: absent does not exist"]),
         (["absent"], ["'absent' is not expected"]),
         (["--trees", "."], ["config.yaml", "no configuration"]),
@@ -280,9 +286,9 @@ class Members:
 def test_rounds_on_toys_learn_soft_values(tmp_path):
     """Five rounds of live searches, the later ones with the newest flow: F ranks the children of all states as V does."""
     config = TrainFlowConfig(
-        rounds=5, steps_per_round=40, contexts_per_round=4, rollouts=40, num_children=None, learning_rate=0.02,
+        rounds=5, steps_per_round=60, contexts_per_round=4, rollouts=40, num_children=None, learning_rate=0.02,
         num_contexts=4, per_context=8, lowest_inverse_temperature=2.0, highest_inverse_temperature=8.0,
-        calibrate_every=40,
+        calibrate_every=60,
     )  # fmt: skip
     model = FamilyMember((0,) * 5)
     process = TokenProcess(model, model.law, model.length)
