@@ -20,7 +20,7 @@ class Batch:
     """B trajectories of up to T steps with up to K candidates each; float64 but for ids.
 
     prompts [G, L] and prompt_lengths [G] of the G distinct contexts, group [B] which of them is a trajectory's; tokens
-    [B, T], lengths [B]; reward [B]; inverse_temperature [G]; candidates [B, T, K] (ids), candidate_log_weight [B, T, K]
+    [B, T], lengths [B]; reward [B]; log_omega [B]: log p/q of the law that drew it, -inf where not known; inverse_temperature [G]; candidates [B, T, K] (ids), candidate_log_weight [B, T, K]
     (-inf where there is none), candidate_reward [B, T, K] (NaN where not known), chosen [B, T]: the place of each token
     among its candidates; soft_values [B, T+1]: exact V, NaN where not known for this inverse temperature.
     """
@@ -31,6 +31,7 @@ class Batch:
     tokens: torch.Tensor
     lengths: torch.Tensor
     reward: torch.Tensor
+    log_omega: torch.Tensor
     inverse_temperature: torch.Tensor
     candidates: torch.Tensor
     candidate_log_weight: torch.Tensor
@@ -42,6 +43,15 @@ class Batch:
     def tilt(self) -> torch.Tensor:
         """lambda [B] of each trajectory."""
         return self.inverse_temperature[self.group]
+
+    def shares(self, log_weight: torch.Tensor) -> torch.Tensor:
+        """Shares [B] of weights exp(log_weight) [B] within each context, times its trajectories; 0 where all weights are."""
+        groups = torch.zeros_like(self.inverse_temperature)
+        top = groups.fill_(-torch.inf).scatter_reduce(0, self.group, log_weight, "amax")
+        weight = torch.exp(log_weight - torch.where(top.isfinite(), top, torch.zeros_like(top))[self.group])
+        total = torch.zeros_like(top).index_add(0, self.group, weight)
+        count = torch.zeros_like(top).index_add(0, self.group, torch.ones_like(weight))
+        return weight * (count / total.clamp(min=1e-300))[self.group]
 
     @property
     def is_step(self) -> torch.Tensor:
@@ -120,6 +130,7 @@ def make_batch(
         tokens=torch.from_numpy(tokens),
         lengths=torch.tensor([len(t.tokens) for t in trajectories]),
         reward=torch.tensor([t.reward for t in trajectories], dtype=torch.float64),
+        log_omega=torch.tensor([_log_omega(t) for t in trajectories], dtype=torch.float64),
         inverse_temperature=torch.tensor([inverse_temperatures[c] for c in contexts], dtype=torch.float64),
         candidates=torch.from_numpy(candidates),
         candidate_log_weight=torch.from_numpy(log_weight),
@@ -127,6 +138,13 @@ def make_batch(
         chosen=torch.from_numpy(chosen),
         soft_values=torch.from_numpy(soft_values),
     )
+
+
+def _log_omega(trajectory: Trajectory) -> float:
+    """log p/q of a trajectory: as noted, else 0 for a draw from p, which has no flow's version."""
+    if trajectory.log_omega is not None:
+        return trajectory.log_omega
+    return 0.0 if trajectory.source.get("version") is None else -np.inf
 
 
 def check_trajectory(trajectory: Trajectory, spec: FlowSpec) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from sdt_dist.errors import SdtError
-from sdt_dist.flow.extract import Row, expand_by_depth, joined, row_key, trajectories_of, with_rows, with_token
+from sdt_dist.flow.extract import Row, expand_by_depth, row_key, stratified, trajectories_of, with_rows, with_token
 from sdt_dist.flow.trajectories import Candidates, Trajectory, horvitz_thompson_log_weights
 from sdt_dist.models.process import TokenProcess, prompt_digest
 from sdt_dist.noise import gumbel
@@ -175,10 +175,10 @@ def _rows(
         state = states[place]
         found = {token: np.flatnonzero(whole.children == token) for token in next_tokens[state]}
         log_prob = {t: float(whole.log_prob[at[0]]) if len(at) else -np.inf for t, at in found.items()}
-        if ordered and num_children is not None:
-            row = joined((whole.children, whole.log_prob, whole.log_prob), num_children)
+        key = None if num_children is None else row_key(seed, root, state)
+        if ordered and num_children is not None and key is not None:
+            row = stratified((whole.children, whole.log_prob, whole.log_prob), num_children, key)
         else:
-            key = None if num_children is None else row_key(seed, root, state)
             row = _thinned(whole, key, num_children, high)
         rows[state] = _State(row, log_prob)
     return rows

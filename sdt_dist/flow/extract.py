@@ -11,7 +11,7 @@ import numpy as np
 from sdt_dist.errors import ConfigurationError
 from sdt_dist.flow.trajectories import Candidates, Trajectory, horvitz_thompson_log_weights
 from sdt_dist.models.process import TokenProcess
-from sdt_dist.noise import gumbel, stream_key
+from sdt_dist.noise import gumbel, stream_key, uniform
 from sdt_dist.protocols import ExpandRequest, Expansion, Root
 from sdt_dist.search.kernels import find_child
 from sdt_dist.search.snapshot import Snapshot
@@ -75,7 +75,7 @@ def with_rows(
     """The trajectories of one context with candidates straight from p: complete rows, or fewer that stand for them.
 
     num_children: None for every token with p > 0 (w = p, exact); else that many tokens of each row by Gumbel noise of
-    `seed`, with Horvitz-Thompson weights or, for tokens that are `ordered` values, neighbours joined (see `joined`). The
+    `seed`, with Horvitz-Thompson weights or, for tokens that are `ordered` values, one of each stratum (`stratified`). The
     trajectory's own token is added with the p that no weight covers: w = 0 unless it was among them. Costs one next-token
     distribution per distinct state, in calls of up to 256.
     """
@@ -89,7 +89,8 @@ def with_rows(
     rewards = {t.key[1]: t.reward for t in trajectories}
     facts = [_candidates(expansions[i], key, high) for i, key in enumerate(keys)]
     if ordered and num_children is not None:
-        facts = [joined(row, num_children) for row in facts]
+        of_states = [row_key(seed, root, state) for state in states]
+        facts = [stratified(row, num_children, key) for row, key in zip(facts, of_states, strict=True)]
     rows = dict(zip(states, facts, strict=True))
     return [_replaced(trajectory, rows, rewards) for trajectory in trajectories]
 
@@ -127,25 +128,32 @@ def with_token(row: Row, token: int, log_prob: float) -> Row:
     return np.append(row[0], token), np.append(row[1], log_prob), np.append(row[2], -np.inf)
 
 
-def joined(row: Row, num_groups: int) -> Row:
-    """At most `num_groups` tokens that stand for a complete row of ordered tokens: neighbours with their whole mass.
+def stratified(row: Row, num_strata: int, key: int) -> Row:
+    """At most `num_strata` tokens that stand for a complete row of ordered tokens: one drawn from each stratum by its p.
 
-    Groups are equally wide over 5 standard deviations to either side of the row's mean, the outermost open; the token
-    nearest to a group's mean has its mass as weight. For F smooth in the value, sum_b w_b exp(lambda F) has an error of
-    second order in a group's width.
+    Strata are neighbouring tokens, equally wide over 5 standard deviations to either side of the row's mean, the outermost
+    open; a token drawn has its stratum's mass as weight. So sum_b w_b f(b) has expectation E_p f for any f, with little
+    variance for smooth ones (Cochran, Sampling Techniques, 1977, chapter 5). key: of the noise.
     """
     tokens, log_prob, _ = row
+    order = np.argsort(tokens, kind="stable")
+    tokens, log_prob = tokens[order], log_prob[order]
     prob = np.exp(log_prob)
     prob = prob / prob.sum()
     mean = prob @ tokens
     spread = max(float(np.sqrt(prob @ (tokens - mean) ** 2)), 1e-9)
-    group = np.clip(((tokens - mean) / spread + _REACH) * num_groups / (2 * _REACH), 0, num_groups - 1).astype(np.int64)
-    mass, moment = np.bincount(group, prob), np.bincount(group, prob * tokens)
-    held = mass > 0
-    nearest = np.rint(moment[held] / mass[held]).astype(np.int64)
-    kept, place = np.unique(nearest, return_inverse=True)
-    own = dict(zip(tokens.tolist(), log_prob.tolist(), strict=True))
-    return kept, np.array([own.get(k, -np.inf) for k in kept.tolist()]), np.log(np.bincount(place, mass[held]))
+    stratum = np.clip(((tokens - mean) / spread + _REACH) * num_strata / (2 * _REACH), 0, num_strata - 1).astype(
+        np.int64
+    )
+    _, begin = np.unique(stratum, return_index=True)
+    end = np.append(begin[1:], len(tokens))
+    reached = np.cumsum(prob)
+    before = np.append(0.0, reached)[begin]
+    mass = reached[end - 1] - before
+    shares = np.array([uniform(key, i) for i in range(len(begin))])
+    place = np.clip(np.searchsorted(reached, before + shares * mass, side="right"), begin, end - 1)
+    kept = mass > 0
+    return tokens[place][kept], log_prob[place][kept], np.log(mass[kept])
 
 
 def _candidates(expansion: Expansion, key: int | None, num_tokens: int) -> Row:

@@ -54,30 +54,24 @@ def log_partition_variance(scores: Scores, batch: Batch) -> torch.Tensor:
 
 
 def contrastive(scores: Scores, batch: Batch) -> torch.Tensor:
-    """Minus B times w_i sum_t step_t [B], w the share of exp(lambda r) of a trajectory among those of its context.
+    """Minus n w_i sum_t step_t [B], w the share of omega exp(lambda r) of a trajectory among the n of its context.
 
-    Where trajectories are draws from p its mean over a context estimates KL(pi* || P_F) up to a constant: maximum likelihood
-    on importance-weighted draws, the contrastive twist learning of Zhao et al. 2024 (arXiv 2404.17546, section 4.1). Unlike
-    the other losses it is not 0 at V, where only its expected gradient vanishes; but poor samples, however many, do not
-    rule it.
+    omega = p/q corrects for the law that drew it. The mean over a context estimates KL(pi* || P_F) up to a constant: maximum
+    likelihood on importance-weighted draws, the contrastive twist learning of Zhao et al. 2024 (arXiv 2404.17546, section
+    4.1). Unlike the other losses it is not 0 at V, where only its expected gradient vanishes; but poor samples, however
+    many, do not rule it.
     """
-    groups = len(batch.inverse_temperature)
-    tilted = batch.tilt * batch.reward
-    top = torch.full_like(batch.inverse_temperature, -torch.inf).scatter_reduce(0, batch.group, tilted, "amax")
-    share = torch.exp(tilted - top[batch.group])
-    total = torch.zeros_like(batch.inverse_temperature).index_add(0, batch.group, share)
-    weight = share / total[batch.group] * len(tilted) / groups
-    return -weight * log_ratios(scores, batch).sum(1)
+    return -batch.shares(batch.tilt * batch.reward + batch.log_omega) * log_ratios(scores, batch).sum(1)
 
 
 def path(scores: Scores, batch: Batch) -> torch.Tensor:
     """Mean over t < n of minus the log-likelihood of what spectra became [B]; 0 where the network predicts none.
 
-    No loss of F: it teaches the spectral head what samples become under p, from draws from p.
+    No loss of F: it teaches the spectral head what samples become under p, weighted by omega as draws from p.
     """
     if scores.path is None:
         return torch.zeros_like(batch.reward)
-    return _step_mean(scores.path.double(), batch)
+    return batch.shares(batch.log_omega) * _step_mean(scores.path.double(), batch)
 
 
 def subtrajectory_balance(scores: Scores, batch: Batch, subtb_lambda: float) -> torch.Tensor:

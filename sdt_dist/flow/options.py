@@ -32,8 +32,10 @@ class LossOptions(StrictOptions):
     bellman: float = Field(1.0, ge=0, description="weight of the soft Bellman equation")
     terminal: float = Field(1.0, ge=0, description="weight of F(finished) = r")
     tie: float = Field(1.0, ge=0, description="weight of F_token(s.a) = F_state(s.a)")
-    contrastive: float = Field(0.0, ge=0, description="weight of likelihood on draws from p, weighted by exp(lambda r)")
-    path: float = Field(1.0, ge=0, description="weight of predicting what spectra become, for tokens with values")
+    contrastive: float = Field(0.0, ge=0, description="weight of likelihood on draws, weighted by p/q exp(lambda r)")
+    path: float = Field(
+        1.0, ge=0, description="weight of predicting what spectra become under p, for tokens with values"
+    )
     log_every: int = Field(20, ge=1, description="steps between TensorBoard points")
     seed: int = Field(0, ge=0, description="of batches and inverse temperatures")
 

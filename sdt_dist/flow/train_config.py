@@ -54,7 +54,7 @@ class TrainFlowConfig(LossOptions, LearnerOptions):
     )
     wave_size: int = Field(8, ge=1, description="leaves a tree evaluates per model call")
     num_children: int | None = Field(
-        32, ge=2, description="candidates a step (values: groups of neighbours); null: complete rows"
+        32, ge=2, description="candidates a step (values: strata of neighbours); null: complete rows"
     )
     lowest_inverse_temperature: float = Field(1.0, gt=0, description="lambdas are drawn log-uniformly from here")
     highest_inverse_temperature: float = Field(8.0, gt=0, description="to here, one per context and batch")

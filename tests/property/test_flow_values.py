@@ -164,7 +164,7 @@ def family() -> tuple[Flow, list[tuple[int, ...]]]:
     """A flow trained on searches of 300 members of the family at lambda from 2 to 8, and 40 other members."""
     prompts = random_members(340, seed=1)
     options = FlowTrainOptions.parse(
-        {"steps": 1000, "learning_rate": 0.01, "num_contexts": 32, "per_context": 4}
+        {"steps": 1600, "learning_rate": 0.01, "num_contexts": 32, "per_context": 4}
         | {"lowest_inverse_temperature": 2, "highest_inverse_temperature": 8}
     )
     torch.set_num_threads(1)

@@ -18,7 +18,7 @@ from sdt_dist.search.tree import Tree
 from tests.proposal_helpers import TableFlow, flow_of, mean_tv, ratios, run_with_flow
 from tests.search_helpers import PARAMETERS, law_of, run_toy, toy
 
-RUNS, WALKS = 2000, 10_000
+RUNS, WALKS = 1000, 10_000
 SEEDS = range(100, 108)
 KINDS = ["exact", "noisy", "opposite", pytest.param("shuffled", marks=pytest.mark.slow)]
 METHODS = {

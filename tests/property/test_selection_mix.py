@@ -17,7 +17,7 @@ from sdt_dist.search.tree import Tree
 from tests.proposal_helpers import flow_of, mean_tv, ratios, run_with_flow
 from tests.search_helpers import PARAMETERS, law_of, toy
 
-RUNS, WALKS = 500, 5000
+RUNS, WALKS = 300, 5000
 SEEDS = range(100, 104)
 MIXES = {"decaying": {"alpha": 0.5, "alpha_decay": 2.0}, "constant": {"alpha": 1.0, "alpha_decay": None}}
 EXACT = pytest.param("exact", marks=pytest.mark.slow)

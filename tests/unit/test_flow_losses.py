@@ -150,3 +150,20 @@ def test_contrastive_differences_are_divergences_from_the_target() -> None:
     ours = contrastive(of_draws[0], batch) - contrastive(of_draws[1], batch)
     error = float(ours.std()) / count**0.5
     assert divergence > 10 * error and abs(float(ours.mean()) - divergence) < 3 * error
+
+
+def test_weights_within_a_context_correct_for_the_law_that_drew() -> None:
+    """omega e^(lambda r), 1 where drawn from p, 0 where a flow drew it and its law is not known."""
+    first, second = (toy_trajectory(TOY, TOY.sequence(i)) for i in (3, 77))
+    other = toy_trajectory(TOY, TOY.sequence(5), (1,))
+    drawn = [
+        replace(first, log_omega=-1.0),
+        second,
+        replace(second, source={"version": 2}),
+        replace(other, source={"version": 1}),
+    ]
+    batch = make_batch(drawn, {first.context: 5.0, other.context: 5.0})
+    assert batch.log_omega.tolist() == [-1.0, 0.0, -np.inf, -np.inf]
+    weights = np.exp([5.0 * first.reward - 1.0, 5.0 * second.reward])
+    wanted = [*(3 * weights / weights.sum()), 0.0, 0.0]
+    np.testing.assert_allclose(batch.shares(batch.tilt * batch.reward + batch.log_omega), wanted, atol=1e-12)

@@ -10,7 +10,7 @@ import pytest
 
 from sdt_dist.errors import CheckpointError, ConfigurationError, DataError
 from sdt_dist.flow.batch import make_batch
-from sdt_dist.flow.extract import joined, trajectories_of, with_rows
+from sdt_dist.flow.extract import stratified, trajectories_of, with_rows
 from sdt_dist.flow.replay import ReplayBuffer
 from sdt_dist.flow.spec import FlowSpec
 from sdt_dist.flow.trajectories import Trajectory, load_trajectories, save_trajectories
@@ -220,22 +220,24 @@ def test_replay_refuses_what_cannot_work() -> None:
         ReplayBuffer(5).sample(np.random.default_rng(0), 1, 1)
 
 
-def test_joined_neighbours_stand_for_a_whole_row() -> None:
-    """Masses and means are kept, smooth functions nearly; a narrow row stays as it is."""
+def test_strata_stand_for_a_whole_row() -> None:
+    """Their weights sum to 1, and any function's weighted sum has its expectation; its spread is far below that of draws."""
     tokens = np.arange(2, 1024)
-    for centre, spread, groups in ((400.3, 40.0, 24), (7.0, 30.0, 40), (500.2, 0.6, 24)):
+    for centre, spread, count in ((400.3, 40.0, 24), (7.0, 30.0, 40), (500.2, 0.6, 24)):
         log_prob = -0.5 * ((tokens - centre) / spread) ** 2
         log_prob -= np.logaddexp.reduce(log_prob)
-        kept, own, log_weight = joined((tokens, log_prob, log_prob), groups)
-        prob, weight = np.exp(log_prob), np.exp(log_weight)
-        assert len(kept) <= groups and (np.diff(kept) > 0).all() and weight.sum() == pytest.approx(1, abs=1e-12)
-        assert weight @ kept == pytest.approx(prob @ tokens, abs=0.5)
-        np.testing.assert_array_equal(own, log_prob[kept - 2])
-        for strength in (1.0, 3.0):  # exp(lambda F), F linear and quadratic over the row's spread
-            for f in ((tokens - centre) / spread, -(((tokens - centre) / spread) ** 2)):
-                exact, found = (
-                    np.logaddexp.reduce(log_prob + strength * f),
-                    np.logaddexp.reduce(log_weight + strength * f[kept - 2]),
-                )
-                assert abs(exact - found) < 0.1
-    assert len(joined((tokens, log_prob, log_prob), 24)[0]) < 12
+        prob, row = np.exp(log_prob), (tokens[::-1], log_prob[::-1], log_prob[::-1])
+        for f in ((tokens - centre) / spread, np.cos(tokens * 2.0)):  # smooth, and as rough as can be
+            sums = []
+            for key in range(400):
+                kept, own, log_weight = stratified(row, count, key)
+                assert len(kept) <= count and (np.diff(kept) > 0).all()
+                assert np.exp(log_weight).sum() == pytest.approx(1, abs=1e-12)
+                np.testing.assert_array_equal(own, log_prob[kept - 2])
+                sums.append(np.exp(log_weight) @ f[kept - 2])
+            error = max(np.std(sums) / 20, 1e-9)
+            assert abs(np.mean(sums) - prob @ f) < 4 * error
+        assert (
+            np.std([np.exp(w) @ ((k - centre) / spread) for k, _, w in (stratified(row, count, i) for i in range(50))])
+            < 0.05
+        )

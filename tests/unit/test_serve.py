@@ -9,6 +9,8 @@ import signal
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -136,14 +138,32 @@ def test_tls_works_with_a_trusted_certificate_only(tmp_path, monkeypatch):
         assert reply.tokens.tolist() == Toy(5, 6, 1.0).rollout(asked, PriorLaw((0, 5)))[0].tokens.tolist()
 
 
+@contextmanager
+def _killed_at_the_end(process: subprocess.Popen[str]) -> Iterator[None]:
+    """So that a test that fails does not wait for its process."""
+    try:
+        yield
+    finally:
+        process.kill()
+
+
 def test_serve_starts_answers_and_ends_cleanly(tmp_path):
     token_file = tmp_path / "token"
     command = [sys.executable, "-m", "cluster.cli", "serve", "--port", "0", "--token-file", str(token_file)]
     environment = {k: v for k, v in os.environ.items() if k != "SDT_HTTP_TOKEN"}
     root = Path(__file__).parents[2]
-    with subprocess.Popen(
-        command, cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as server:
+    with (
+        subprocess.Popen(
+            command,
+            cwd=root,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job has it ignored
+        ) as server,
+        _killed_at_the_end(server),
+    ):
         assert server.stdout is not None
         line = server.stdout.readline()
         found = re.search(r"http://127\.0\.0\.1:(\d+)", line)
