@@ -286,7 +286,7 @@ class Members:
 def test_rounds_on_toys_learn_soft_values(tmp_path):
     """Five rounds of live searches, the later ones with the newest flow: F ranks the children of all states as V does."""
     config = TrainFlowConfig(
-        rounds=5, steps_per_round=60, contexts_per_round=4, rollouts=40, num_children=None, learning_rate=0.02,
+        rounds=5, steps_per_round=60, contexts_per_round=4, rollouts=40, num_children=None, learning_rate=0.005,
         num_contexts=4, per_context=8, lowest_inverse_temperature=2.0, highest_inverse_temperature=8.0,
         calibrate_every=60,
     )  # fmt: skip
