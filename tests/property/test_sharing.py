@@ -41,7 +41,7 @@ def forgetful_ratio(result: SearchResult) -> float:
 
 
 def test_a_team_is_unbiased_and_forgetting_what_walks_knew_is_not():
-    runs = run_teams("U", 8, 4, runs=1000)
+    runs = run_teams("U", 8, 4, runs=2000)
     assert all(run.complete and run.log_z_unbiased and run.rollouts == 8 for run in runs)
     found = ratios(runs)
     assert abs(found.mean() - 1) < 4 * found.std() / np.sqrt(len(found)) < 0.05
