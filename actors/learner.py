@@ -27,7 +27,6 @@ from sdt_dist.flow.files import FlowFiles
 from sdt_dist.flow.rounds import round_of
 from sdt_dist.flow.train_config import TrainFlowConfig
 from sdt_dist.models.card import process_of
-from sdt_dist.models.forecaster.process import ForecastProcess
 from sdt_dist.models.process import TokenProcess
 from sdt_dist.protocols import ExpandRequest, Expansion, PriorLaw
 
@@ -290,8 +289,9 @@ class _Intake:
     def _add(self, record: SearchRecord) -> None:
         """One search's trajectories, with rows of p that model servers compute."""
         config, process, search = self._config, self._process, record.search
-        ordered = isinstance(process, ForecastProcess)
-        found = search.trajectories(process, config.num_children, config.seed, ordered=ordered)
+        from sdt_dist.flow.training import is_ordered
+
+        found = search.trajectories(process, config.num_children, config.seed, ordered=is_ordered(process))
         if found:
             process.release(search.root)
         new, facts = self._learner.add(found, record.version), self._learner.facts

@@ -1,6 +1,6 @@
 """The flow network F(s) ~ V(s): a small causal network over prompt, generated tokens and inverse temperature.
 
-    context  = MLP of [GRU over the prompt's last tokens; log power spectrum of their values; log lambda]
+    context  = MLP of [GRU over the prompt's last tokens; log lambda, or the log power spectrum of the tokens' values]
     h_t      = GRU over MLPs of [token, spectral features, position, context], with the context beside it
     F(s_t)   = state head(h_t)
     F(s_t.a) = u(h_t) + q(h_t) . k_a, k_a an embedding of a; for tokens with values what `SpectralHead` makes of h_t

@@ -13,7 +13,8 @@ class LossOptions(StrictOptions):
     """What a flow learns by. Loss weights multiply means over trajectories in squared nats; 0 leaves a loss out.
 
     `log_partition_variance` needs per_context >= 2. `bellman` with `terminal` pins absolute values, as `subtb` does with
-    `tie`; the trajectory losses alone leave the children of each parent free by a constant.
+    `tie`; the trajectory losses alone leave the children of each parent free by a constant. `contrastive` and `path` are
+    likelihoods, in nats; `path` trains the trunk of a network whose tokens have values, which cannot do without it.
     """
 
     learning_rate: float = Field(3e-3, gt=0, description="AdamW's, after warm-up")

@@ -58,6 +58,10 @@ class FlowTrainer:
         log_dir: Path | None = None,
         device: str = "cpu",
     ) -> None:
+        if network.spectral is not None and options.path == 0:
+            raise ConfigurationError(
+                "path: 0, allowed for tokens with values: above 0, because no other loss trains the network's trunk."
+            )
         self.network, self.replay, self.options = network.to(device).train(), replay, options
         self.device, self.log_dir, self.step, self._writer = torch.device(device), log_dir, 0, None
         self.notes: dict[str, Any] = {}

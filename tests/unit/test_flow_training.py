@@ -220,3 +220,8 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="NaN"):
         save_flow(tmp_path, network, FlowInfo("m", "r", (1.0, 1.0)))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_network_for_values_is_not_trained_without_its_path() -> None:
+    with pytest.raises(ConfigurationError, match="path: 0"):
+        new_trainer(OPTIONS.model_copy(update={"path": 0.0}))
