@@ -11,7 +11,7 @@ import numpy as np
 from sdt_dist.errors import ConfigurationError
 from sdt_dist.flow.trajectories import Candidates, Trajectory, horvitz_thompson_log_weights
 from sdt_dist.models.process import TokenProcess
-from sdt_dist.noise import gumbel, stream_key, uniform
+from sdt_dist.noise import exponential, gumbel, stream_key
 from sdt_dist.protocols import ExpandRequest, Expansion, Root
 from sdt_dist.search.kernels import find_child
 from sdt_dist.search.snapshot import Snapshot
@@ -145,12 +145,12 @@ def stratified(row: Row, num_strata: int, key: int) -> Row:
     stratum = np.clip(((tokens - mean) / spread + _REACH) * num_strata / (2 * _REACH), 0, num_strata - 1).astype(
         np.int64
     )
-    _, begin = np.unique(stratum, return_index=True)
+    begin = np.flatnonzero(np.diff(stratum, prepend=-1))
     end = np.append(begin[1:], len(tokens))
     reached = np.cumsum(prob)
     before = np.append(0.0, reached)[begin]
     mass = reached[end - 1] - before
-    shares = np.array([uniform(key, i) for i in range(len(begin))])
+    shares = -np.expm1(-exponential(np.array([key], dtype=np.uint64), len(begin))[0])  # uniform
     place = np.clip(np.searchsorted(reached, before + shares * mass, side="right"), begin, end - 1)
     kept = mass > 0
     return tokens[place][kept], log_prob[place][kept], np.log(mass[kept])
