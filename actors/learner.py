@@ -241,7 +241,7 @@ class _Intake:
         self._owner, self._learner, self._config = owner, learner, owner.plan.config
         self._process = owner.process_of(settings)
         learner.facts = {
-            "buffer": ["", []], "received": 0, "searches": 0, "next_round": 0, "tally": {}, "rounds": [],
+            "buffer": ["", []], "received": 0, "searches": 0, "next_round": 0, "tally": {}, "rounds": [], "held_out": [],
         } | learner.facts  # fmt: skip
 
     @property

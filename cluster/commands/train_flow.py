@@ -139,6 +139,12 @@ def _train(settings: Any, output: Path, resume: bool) -> None:
     finally:
         bar.stop()
     _finish(learner, output)
+    for found in learner.facts["held_out"][-1:]:
+        verdict = "F helps" if found["flow"] < found["prior"] else "F does not help: train on more contexts"
+        print(
+            f"held out, lambda {settings.highest_inverse_temperature:g}: KL(pi*||proposal of F) {found['flow']:.2f} nats, "
+            f"of p {found['prior']:.2f}. {verdict}."
+        )
 
 
 def _train_live(settings: Any, output: Path, size: Any, resume: bool) -> None:

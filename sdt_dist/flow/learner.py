@@ -25,6 +25,7 @@ from sdt_dist.errors import CheckpointError, ConfigurationError, ResultsError
 from sdt_dist.flow.batch import Scores, check_trajectory, make_batch
 from sdt_dist.flow.checkpoint import FlowInfo, save_flow
 from sdt_dist.flow.flow import Flow
+from sdt_dist.flow.held_out import divergences
 from sdt_dist.flow.loss_log import LossLog
 from sdt_dist.flow.network import FlowNetwork
 from sdt_dist.flow.options import FlowTrainOptions, LearnerOptions
@@ -236,6 +237,10 @@ class Learner:
         with torch.no_grad():
             found = diagnosis(Scores.of(self.trainer.network, batch), batch)
         return {name.replace("/", "/tree_"): value for name, value in found.items() if "/" in name}
+
+    def divergences(self, trajectories: Sequence[Trajectory]) -> Metrics:
+        """KL(pi*||P_F) and KL(pi*||p) in nats on draws from p, at the highest trained lambda (`held_out.divergences`)."""
+        return divergences(self.trainer.network, trajectories, self.trainer.options.highest_inverse_temperature)
 
     def close(self) -> None:
         """Close the files; the state stays as it was last saved."""

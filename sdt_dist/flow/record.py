@@ -19,6 +19,7 @@ from sdt_dist.models.forecaster.spec import replace_file
 
 FORMAT = "sdt-flow-card/1"
 CARD, CURVES = "card.json", "curves.png"
+LIKELIHOODS = ("loss/contrastive", "loss/path")  # which may be negative
 _POINTS = 100  # of each curve in the card
 
 
@@ -45,6 +46,7 @@ def write_record(learner: Learner, config: TrainFlowConfig, data: str) -> None:
             "expired": learner.expired,
         },
         "rounds": learner.facts["rounds"],
+        "held_out": learner.facts["held_out"],
         "metrics": learner.metrics,
         "curves": curves,
     }  # fmt: skip
@@ -66,9 +68,11 @@ def _curves(lines: list[Line]) -> dict[str, dict[str, list[float]]]:
 
 def _draw(learner: Learner, curves: dict[str, Any], reward: str) -> None:
     """Losses, log Z, F against the trees' soft values, and the searches' rewards by round."""
-    figure, axes = plt.subplots(2, 2, figsize=(10, 6.5), layout="constrained")
+    figure, axes = plt.subplots(2, 3, figsize=(14, 6.5), layout="constrained")
+    losses = [name for name in curves if name.startswith("loss/") and name != "loss/total"]
     panels = (
-        ("losses (squared nats)", [name for name in curves if name.startswith("loss/")]),
+        ("squared losses (squared nats)", [name for name in losses if name not in LIKELIHOODS]),
+        ("likelihoods (nats, lower is better)", [name for name in losses if name in LIKELIHOODS]),
         ("log Z, batch mean (nats)", [name for name in curves if name == "log_z"]),
         ("F against the trees' soft values", [name for name in curves if name.startswith("calibration/")]),
     )
@@ -76,13 +80,30 @@ def _draw(learner: Learner, curves: dict[str, Any], reward: str) -> None:
         for name in names:
             axis.plot(curves[name]["step"], curves[name]["value"], label=name.partition("/")[2] or name, lw=1.2)
         axis.set(title=title, xlabel="step")
+        axis.grid(alpha=0.3)
         if names:
             axis.legend(fontsize=7)
-    axes[0, 0].set_yscale("log")
+        else:
+            _say_none(axis)
+    if panels[0][1]:
+        axes[0, 0].set_yscale("log")
     _draw_rounds(axes[1, 1], learner.facts["rounds"])
+    _draw_held_out(axes[1, 2], learner.facts["held_out"], learner.info.inverse_temperatures[1])
     figure.suptitle(f"flow for {reward}", fontsize=10)
     replace_file(learner.directory / CURVES, lambda path: figure.savefig(path, dpi=120, format="png"))
     plt.close(figure)
+
+
+def _draw_held_out(axis: Any, found: list[dict[str, float]], inverse_temperature: float) -> None:
+    for name, label in (("prior", "p"), ("flow", "proposal of F")):
+        axis.plot(range(1, len(found) + 1), [one[name] for one in found], marker=".", label=label)
+    axis.set(title=f"held out: KL(π*‖·) at λ = {inverse_temperature:g} (nats)", xlabel="version")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=7) if found else _say_none(axis)
+
+
+def _say_none(axis: Any) -> None:
+    axis.text(0.5, 0.5, "none here", ha="center", transform=axis.transAxes, color="#777777")
 
 
 def _draw_rounds(axis: Any, rounds: list[list[dict[str, Any]]]) -> None:

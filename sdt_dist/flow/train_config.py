@@ -46,6 +46,9 @@ class TrainFlowConfig(LossOptions, LearnerOptions):
     method_options: dict[str, Any] = Field(default_factory=dict, description="its options")
     flow_method: str = Field("s_adt", description="method of the searches with the newest flow: s_adt, snis or smc")
     flow_method_options: dict[str, Any] = Field(default_factory=dict, description="its options")
+    held_out_contexts: int = Field(
+        0, ge=0, description="further synthetic contexts, never trained on, to tell after each round whether F helps"
+    )
     live: bool = Field(False, description="learn while a fleet searches; not repeatable from the seed")
     steps_per_trajectory: float | None = Field(
         None,
@@ -75,6 +78,11 @@ class TrainFlowConfig(LossOptions, LearnerOptions):
             raise ValueError("trees and live exclude each other; leave one out")
         if self.steps_per_trajectory is not None and not self.live:
             raise ValueError("steps_per_trajectory is given without live; leave it out, or learn live")
+        elsewhere = [n for n in ("trees", "dataset", "prompts", "live") if getattr(self, n) not in (None, False)]
+        if self.held_out_contexts and elsewhere:
+            raise ValueError(
+                f"held_out_contexts needs fresh synthetic contexts, and {elsewhere[0]} is given; leave one out"
+            )
         if self.dataset is not None and self.prompts is not None:
             raise ValueError("dataset and prompts exclude each other; leave one out")
         if self.end_row is not None and self.dataset is None:

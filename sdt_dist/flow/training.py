@@ -32,6 +32,7 @@ from sdt_dist.rewards.spec import parse_reward
 from sdt_dist.search.session import SearchProblem
 
 CONFIG = "config.yaml"
+_HELD_OUT_DRAWS = 64  # of each held-out context
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,10 @@ class Source(Protocol):
 
     def gather(self, round_number: int, flow: Flow | None) -> Iterator[Harvest]:
         """What a round brings; `flow` is the last published one."""
+        ...
+
+    def held_out(self) -> list[Trajectory]:
+        """Draws from p of contexts that no round has."""
         ...
 
 
@@ -84,6 +89,9 @@ class SavedTrees:
         ):
             yield Harvest(found, None, {"trajectories": len(found)})
 
+    def held_out(self) -> list[Trajectory]:
+        return []
+
 
 class LiveSearches:
     """Searches of fresh contexts in this process: without a flow and, once there is one, a share with the newest."""
@@ -116,6 +124,15 @@ class LiveSearches:
             flow.forget()
         if not done:
             raise errors[0] if errors else ConfigurationError(f"round {round_number}: there was no context to search.")
+
+    def held_out(self) -> list[Trajectory]:
+        config = self._config
+        if not config.held_out_contexts:
+            return []
+        beyond = 2 * config.rounds * config.contexts_per_round  # no round has these numbers
+        options = {"inverse_temperature": config.highest_inverse_temperature, "num_rollouts": _HELD_OUT_DRAWS}
+        contexts = self._contexts.draw(config.seed, config.rounds, config.held_out_contexts)
+        return self._search(Part(False, beyond, "snis", options), contexts, None).trajectories
 
     def _search(self, part: Part, contexts: list[Any], flow: Flow | None) -> Collected:
         config = self._config
@@ -185,7 +202,8 @@ def finish(learner: Learner, config: TrainFlowConfig, data: str) -> None:
 
 def run_rounds(learner: Learner, source: Source, rounds: int, steps_per_round: int, watch: Watch) -> None:
     """Go on from wherever the learner's state is to the last round. Round k ends with version k + 1."""
-    harvested = learner.facts.setdefault("rounds", [])
+    harvested, quality = learner.facts.setdefault("rounds", []), learner.facts.setdefault("held_out", [])
+    unseen = source.held_out() if learner.version < rounds else []
     while learner.version < rounds:
         if len(harvested) == learner.version:
             watch.searching(learner.version)
@@ -197,6 +215,8 @@ def run_rounds(learner: Learner, source: Source, rounds: int, steps_per_round: i
             learner.save()
         target = steps_per_round * (learner.version + 1)
         learner.train(target - learner.step, on_step=lambda step, _: watch.step(step))
+        if unseen:
+            quality.append(learner.divergences(unseen))
         learner.publish()
 
 

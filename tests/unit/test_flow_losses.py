@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from sdt_dist.flow.batch import Batch, Scores, make_batch
+from sdt_dist.flow.held_out import divergences_of
 from sdt_dist.flow.losses import (
     bellman,
     contrastive,
@@ -150,6 +151,13 @@ def test_contrastive_differences_are_divergences_from_the_target() -> None:
     ours = contrastive(of_draws[0], batch) - contrastive(of_draws[1], batch)
     error = float(ours.std()) / count**0.5
     assert divergence > 10 * error and abs(float(ours.mean()) - divergence) < 3 * error
+
+    (flow, prior), (of_exact, same_prior) = (divergences_of(scores, batch) for scores in of_draws)
+    log_z = torch.logsumexp(batch.tilt * batch.reward, 0) - np.log(count)
+    torch.testing.assert_close(of_exact, (model.log_z - log_z)[None])  # 0 but for the error of log Z
+    torch.testing.assert_close(flow - of_exact, ours.mean()[None])
+    true_prior = float(np.exp(log_target) @ (log_target - log_prior))
+    assert torch.equal(prior, same_prior) and abs(float(prior) - true_prior) < 0.1 * true_prior
 
 
 def test_weights_within_a_context_correct_for_the_law_that_drew() -> None:

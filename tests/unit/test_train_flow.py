@@ -43,7 +43,9 @@ SMALL = [
     "train-flow", "--max-new-tokens", 4, "--rounds", 2, "--steps-per-round", 8, "--hidden-size", 8, "--key-size", 4,
     "--num-children", 6, "--set", "num_contexts=2", "--set", "save_every=3", "--set", "calibrate_every=4",
 ]  # fmt: skip
-ROUNDS = [*SMALL, "--contexts-per-round", 2, "--rollouts", 4, "--lowest-inverse-temperature", 2]
+ROUNDS = [
+    *SMALL, "--contexts-per-round", 2, "--rollouts", 4, "--lowest-inverse-temperature", 2, "--set", "held_out_contexts=2",
+]  # fmt: skip
 KILLED_AT = 14  # a step of the second round, after its state was saved at step 12
 DYING = f"""
 import os, signal, sys
@@ -143,6 +145,8 @@ def test_a_training_in_rounds_killed_by_sigkill_goes_on_exactly(sdt, tmp_path):
     assert [facts["trajectories"] for facts in second] == [4, 4]
     assert card["inverse_temperatures"] == [2.0, 8.0] and card["version"] == 2 and "synthetic" in card["data"]
     assert {"loss/total", "log_z", "calibration/tree_correlation"} <= card["curves"].keys()
+    one, other = card["held_out"]
+    assert one["prior"] == other["prior"] > 0 and one["flow"] != other["flow"]
     assert (tmp_path / "whole" / "curves.png").stat().st_size > 10_000
 
 
@@ -172,6 +176,7 @@ def test_a_training_on_saved_trees_killed_by_sigkill_goes_on_exactly(sdt, mistak
         (["--set", "rounds"], ["--set", "NAME=VALUE"]),
         (["--set", "rtb=[}"], ["--set", "YAML"]),
         (["--rounds", 0], ["rounds: 0", "greater than or equal to 1"]),
+        (["--set", "held_out_contexts=2", "--dataset", "classic"], ["held_out_contexts", "dataset", "leave one out"]),
         (["--flow-share", 2], ["flow_share: 2.0", "less than or equal to 1"]),
         (["--lowest-inverse-temperature", 9], ["must not exceed highest_inverse_temperature"]),
         (["--lowest-inverse-temperature", -1], ["lowest_inverse_temperature: -1", "greater than 0"]),
