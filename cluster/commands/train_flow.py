@@ -127,12 +127,14 @@ def _train(settings: Any, output: Path, resume: bool) -> None:
     class Bar(Watch):
         def searching(self, round_number: int) -> None:
             bar.start()
-            bar.update(task, description=f"round {round_number + 1}/{settings.rounds}: gathering")
+            bar.update(
+                task, description=f"round {round_number + 1}/{settings.rounds + settings.rounds_ahead}: gathering"
+            )
 
         def step(self, step: int) -> None:
             bar.start()
             number = (step - 1) // settings.steps_per_round + 1
-            bar.update(task, completed=step, description=f"round {number}/{settings.rounds}: training")
+            bar.update(task, completed=step, description=f"version {number}/{settings.rounds}: training")
 
     try:
         learner = train_flow(settings, output, resume=resume, watch=Bar())

@@ -77,17 +77,35 @@ class Scores:
     @classmethod
     def of(cls, network: FlowNetwork, batch: Batch) -> Scores:
         """A network's values, float64; each context is encoded once."""
-        tilt = batch.inverse_temperature.to(network.reward_mean.dtype)
-        context = network.context(batch.prompts, batch.prompt_lengths, tilt)
-        hidden = network.hidden(context[batch.group], batch.tokens)
-        of_p, path = None, None
-        if network.spectral is not None:
-            log_weight = batch.candidate_log_weight.to(hidden.dtype)
-            log_weight = torch.where(batch.is_step[..., None], log_weight, torch.zeros_like(log_weight))
-            of_p = moments(log_weight, network.values_of(batch.candidates))
-            path = network.path_loss(hidden, batch.tokens, of_p)
+        hidden, of_p = _hidden(network, batch), _moments(network, batch)
+        path = None if of_p is None else network.path_loss(hidden, batch.tokens, of_p)
         candidates = network.candidate_values(hidden[:, :-1], batch.candidates, of_p)
         return cls(network.state_values(hidden).double(), candidates.double(), path)
+
+
+def path_of(network: FlowNetwork, batch: Batch) -> torch.Tensor:
+    """`Scores.path` alone, of a network that predicts spectra."""
+    of_p = _moments(network, batch)
+    assert of_p is not None
+    found = network.path_loss(_hidden(network, batch), batch.tokens, of_p)
+    assert found is not None
+    return found
+
+
+def _hidden(network: FlowNetwork, batch: Batch) -> torch.Tensor:
+    """What the network's heads read [B, T+1, D]."""
+    tilt = batch.inverse_temperature.to(network.reward_mean.dtype)
+    context = network.context(batch.prompts, batch.prompt_lengths, tilt)
+    return network.hidden(context[batch.group], batch.tokens)
+
+
+def _moments(network: FlowNetwork, batch: Batch) -> torch.Tensor | None:
+    """Mean and standard deviation [B, T, 2] of the next value under p, for tokens with values."""
+    if network.spectral is None:
+        return None
+    log_weight = batch.candidate_log_weight.to(network.reward_mean.dtype)
+    log_weight = torch.where(batch.is_step[..., None], log_weight, torch.zeros_like(log_weight))
+    return moments(log_weight, network.values_of(batch.candidates))
 
 
 def make_batch(

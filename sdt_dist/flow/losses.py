@@ -69,9 +69,12 @@ def path(scores: Scores, batch: Batch) -> torch.Tensor:
 
     No loss of F: it teaches the spectral head what samples become under p, weighted by omega as draws from p.
     """
-    if scores.path is None:
-        return torch.zeros_like(batch.reward)
-    return batch.shares(batch.log_omega) * _step_mean(scores.path.double(), batch)
+    return torch.zeros_like(batch.reward) if scores.path is None else path_alone(scores.path, batch)
+
+
+def path_alone(path_loss: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """`path` [B] of `Scores.path` [B, T]."""
+    return batch.shares(batch.log_omega) * _step_mean(path_loss.double(), batch)
 
 
 def subtrajectory_balance(scores: Scores, batch: Batch, subtb_lambda: float) -> torch.Tensor:

@@ -37,6 +37,11 @@ class LossOptions(StrictOptions):
     path: float = Field(
         1.0, ge=0, description="weight of predicting what spectra become under p, for tokens with values"
     )
+    path_steps: int = Field(
+        0,
+        ge=0,
+        description="first steps, by `path` alone, each on trajectories of as many contexts; for tokens with values",
+    )
     log_every: int = Field(20, ge=1, description="steps between TensorBoard points")
     seed: int = Field(0, ge=0, description="of batches and inverse temperatures")
 
@@ -66,6 +71,14 @@ class FlowTrainOptions(LossOptions):
     """How a flow is trained: what it learns by, for how many steps."""
 
     steps: int = Field(2000, ge=1, description="gradient steps")
+
+    @model_validator(mode="after")
+    def _path_first(self) -> Self:
+        if self.path_steps >= self.steps:
+            raise ValueError(
+                f"path_steps must be below the {self.steps} steps of the training, after which F would not begin"
+            )
+        return self
 
     @classmethod
     def parse(cls, values: dict[str, Any]) -> FlowTrainOptions:

@@ -36,6 +36,9 @@ class TrainFlowConfig(LossOptions, LearnerOptions):
         None, ge=1, description="tokens of a sample; default: that of the trees, else 24"
     )
     rounds: int = Field(10, ge=1, description="rounds; each ends with a published version")
+    rounds_ahead: int = Field(
+        0, ge=0, description="further rounds searched before the first step, lest the first contexts be learnt by heart"
+    )
     steps_per_round: int = Field(200, ge=1, description="gradient steps a round")
     contexts_per_round: int = Field(16, ge=1, description="contexts that a round searches")
     rollouts: int = Field(32, ge=1, description="rollouts a context")
@@ -78,6 +81,8 @@ class TrainFlowConfig(LossOptions, LearnerOptions):
             raise ValueError("trees and live exclude each other; leave one out")
         if self.steps_per_trajectory is not None and not self.live:
             raise ValueError("steps_per_trajectory is given without live; leave it out, or learn live")
+        if self.rounds_ahead and (self.live or self.trees is not None):
+            raise ValueError("rounds_ahead is for searches that training waits for; leave it out, or live and trees")
         elsewhere = [n for n in ("trees", "dataset", "prompts", "live") if getattr(self, n) not in (None, False)]
         if self.held_out_contexts and elsewhere:
             raise ValueError(
@@ -105,8 +110,9 @@ class TrainFlowConfig(LossOptions, LearnerOptions):
         return self.steps_per_trajectory or self.steps_per_round / (self.contexts_per_round * self.rollouts)
 
     def training(self) -> FlowTrainOptions:
-        """What the trainer is told."""
-        return FlowTrainOptions(steps=self.steps, **{name: getattr(self, name) for name in LossOptions.model_fields})
+        """What the trainer is told; ConfigurationError where that contradicts itself."""
+        own = {name: getattr(self, name) for name in LossOptions.model_fields}
+        return FlowTrainOptions.parse({"steps": self.steps, **own})
 
     def learner(self) -> LearnerOptions:
         """What the learner is told."""
@@ -134,6 +140,7 @@ class TrainFlowConfig(LossOptions, LearnerOptions):
         from sdt_dist.models.loading import check_spec, split_spec
         from sdt_dist.rewards.spec import parse_reward
 
+        self.training()
         check_spec(self.model)
         reward, is_forecaster = parse_reward(self.reward), forecaster_directory(split_spec(self.model)[1]) is not None
         if not (reward.scores_forecasts if is_forecaster else reward.scores_text):

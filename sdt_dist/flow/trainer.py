@@ -18,12 +18,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from sdt_dist.errors import CheckpointError, ConfigurationError
-from sdt_dist.flow.batch import Batch, Scores, make_batch
+from sdt_dist.flow.batch import Batch, Scores, make_batch, path_of
 from sdt_dist.flow.losses import (
     bellman,
     contrastive,
     log_partition_variance,
     path,
+    path_alone,
     relative_trajectory_balance,
     subtrajectory_balance,
     terminal,
@@ -62,6 +63,10 @@ class FlowTrainer:
             raise ConfigurationError(
                 "path: 0, allowed for tokens with values: above 0, because no other loss trains the network's trunk."
             )
+        if network.spectral is None and options.path_steps:
+            raise ConfigurationError(
+                f"path_steps: {options.path_steps}, allowed for tokens without values: 0; they have no spectrum to learn first."
+            )
         self.network, self.replay, self.options = network.to(device).train(), replay, options
         self.device, self.log_dir, self.step, self._writer = torch.device(device), log_dir, 0, None
         self.notes: dict[str, Any] = {}
@@ -84,13 +89,17 @@ class FlowTrainer:
         return metrics
 
     def train_step(self) -> Metrics:
-        """One gradient step; returns its losses, gradient norm, mean log Z and calibration."""
+        """One gradient step; returns its losses, gradient norm and, after `path_steps`, mean log Z and calibration."""
         if self.step == 0:
             self._fit_scale()
-        trajectories, batch = self._batch()
+        path_only = self.step < self.options.path_steps
+        trajectories, batch = self._batch(path_only)
         self._set_rate()
-        scores = Scores.of(self.network, batch)
-        losses = batch_losses(scores, batch, self.options)
+        if path_only:
+            scores, losses = None, {"path": path_alone(path_of(self.network, batch), batch)}
+        else:
+            scores = Scores.of(self.network, batch)
+            losses = batch_losses(scores, batch, self.options)
         weights = self.options.loss_weights
         each = torch.stack([weights[name] * value for name, value in losses.items()]).sum(0)
         loss = each.mean()
@@ -107,7 +116,8 @@ class FlowTrainer:
         self.trained_on = trajectories
         self.step += 1
         metrics = {f"loss/{name}": float(value.detach().mean()) for name, value in losses.items()}
-        metrics |= {"loss/total": float(loss.detach()), "gradient_norm": float(norm), **diagnosis(scores, batch)}
+        metrics |= {"loss/total": float(loss.detach()), "gradient_norm": float(norm)}
+        metrics |= {} if scores is None else diagnosis(scores, batch)
         self._log(metrics)
         return metrics
 
@@ -158,9 +168,11 @@ class FlowTrainer:
             self._writer.close()
             self._writer = None
 
-    def _batch(self) -> tuple[list[Trajectory], Batch]:
+    def _batch(self, path_only: bool) -> tuple[list[Trajectory], Batch]:
+        """Trajectories of some contexts, several of each so that they can be compared; without need for that, one of each."""
         options, rng = self.options, np.random.default_rng([self.options.seed, self.step])
-        trajectories = self.replay.sample(rng, options.num_contexts, options.per_context)
+        sizes = (options.num_contexts, options.per_context)
+        trajectories = self.replay.sample(rng, *((sizes[0] * sizes[1], 1) if path_only else sizes))
         low, high = options.inverse_temperatures
         contexts = list(dict.fromkeys(t.context for t in trajectories))
         draws = np.clip(low * (high / low) ** rng.random(len(contexts)), low, high)
@@ -180,10 +192,12 @@ class FlowTrainer:
         self.network.set_scale(float(rewards.mean()), max(spread, 1e-3))
 
     def _set_rate(self) -> None:
+        """Warm-up and schedule, once for the steps by `path` alone and once for the others."""
         options = self.options
-        share = min(1.0, (self.step + 1) / max(1, options.warmup_steps))
+        first, last = (0, options.path_steps) if self.step < options.path_steps else (options.path_steps, options.steps)
+        share = min(1.0, (self.step - first + 1) / max(1, options.warmup_steps))
         if options.schedule == "cosine":
-            share *= 0.5 * (1 + math.cos(math.pi * min(1.0, self.step / options.steps)))
+            share *= 0.5 * (1 + math.cos(math.pi * min(1.0, (self.step - first) / (last - first))))
         for group in self.optimiser.param_groups:
             group["lr"] = options.learning_rate * share
 

@@ -129,10 +129,11 @@ class LiveSearches:
         config = self._config
         if not config.held_out_contexts:
             return []
-        beyond = 2 * config.rounds * config.contexts_per_round  # no round has these numbers
+        number = config.rounds + config.rounds_ahead  # no round has this one
         options = {"inverse_temperature": config.highest_inverse_temperature, "num_rollouts": _HELD_OUT_DRAWS}
-        contexts = self._contexts.draw(config.seed, config.rounds, config.held_out_contexts)
-        return self._search(Part(False, beyond, "snis", options), contexts, None).trajectories
+        contexts = self._contexts.draw(config.seed, number, config.held_out_contexts)
+        first = 2 * number * config.contexts_per_round
+        return self._search(Part(False, first, "snis", options), contexts, None).trajectories
 
     def _search(self, part: Part, contexts: list[Any], flow: Flow | None) -> Collected:
         config = self._config
@@ -173,7 +174,7 @@ def train_flow(
     source = _source(config, process)
     learner = open_learner(config, card, output, resume=resume)
     try:
-        run_rounds(learner, source, config.rounds, config.steps_per_round, watch or Watch())
+        run_rounds(learner, source, config, watch or Watch())
         finish(learner, config, source.description)
     finally:
         learner.close()
@@ -200,20 +201,20 @@ def finish(learner: Learner, config: TrainFlowConfig, data: str) -> None:
     write_record(learner, config, data)
 
 
-def run_rounds(learner: Learner, source: Source, rounds: int, steps_per_round: int, watch: Watch) -> None:
-    """Go on from wherever the learner's state is to the last round. Round k ends with version k + 1."""
+def run_rounds(learner: Learner, source: Source, config: TrainFlowConfig, watch: Watch) -> None:
+    """Go on from wherever the learner's state is to the last version; version k + 1 has seen rounds 0 to k + rounds_ahead."""
     harvested, quality = learner.facts.setdefault("rounds", []), learner.facts.setdefault("held_out", [])
-    unseen = source.held_out() if learner.version < rounds else []
-    while learner.version < rounds:
-        if len(harvested) == learner.version:
-            watch.searching(learner.version)
+    unseen = source.held_out() if learner.version < config.rounds else []
+    while learner.version < config.rounds:
+        while len(harvested) <= learner.version + config.rounds_ahead:
+            watch.searching(len(harvested))
             facts = []
-            for harvest in source.gather(learner.version, learner.flow()):
+            for harvest in source.gather(len(harvested), learner.flow()):
                 new = learner.add(harvest.trajectories, harvest.version)
                 facts.append({**harvest.facts, "new": new})
             harvested.append(facts)
             learner.save()
-        target = steps_per_round * (learner.version + 1)
+        target = config.steps_per_round * (learner.version + 1)
         learner.train(target - learner.step, on_step=lambda step, _: watch.step(step))
         if unseen:
             quality.append(learner.divergences(unseen))

@@ -45,6 +45,7 @@ SMALL = [
 ]  # fmt: skip
 ROUNDS = [
     *SMALL, "--contexts-per-round", 2, "--rollouts", 4, "--lowest-inverse-temperature", 2, "--set", "held_out_contexts=2",
+    "--set", "rounds_ahead=1", "--set", "path_steps=5",
 ]  # fmt: skip
 KILLED_AT = 14  # a step of the second round, after its state was saved at step 12
 DYING = f"""
@@ -139,10 +140,15 @@ def test_a_training_in_rounds_killed_by_sigkill_goes_on_exactly(sdt, tmp_path):
     killed_then_resumed(sdt, ROUNDS, tmp_path / "killed")
     check_equal(tmp_path / "killed", tmp_path / "whole")
     card = json.loads((tmp_path / "whole" / "card.json").read_text())
-    first, second = card["rounds"]
-    assert [facts["method"] for facts in first] == ["residual_ts"]
-    assert [facts["method"] for facts in second] == ["residual_ts", "s_adt"]
-    assert [facts["trajectories"] for facts in second] == [4, 4]
+    *ahead, last = card["rounds"]
+    assert [[facts["method"] for facts in found] for found in ahead] == [["residual_ts"]] * 2
+    assert [facts["method"] for facts in last] == ["residual_ts", "s_adt"]
+    assert [facts["trajectories"] for facts in last] == [4, 4]
+    by_path = [
+        sorted(name for name in line if name.startswith("loss/"))
+        for line in read_losses(tmp_path / "whole" / LOSSES_FILE)
+    ]
+    assert by_path[:5] == [["loss/path", "loss/total"]] * 5 and "loss/bellman" in by_path[5]
     assert card["inverse_temperatures"] == [2.0, 8.0] and card["version"] == 2 and "synthetic" in card["data"]
     assert {"loss/total", "log_z", "calibration/tree_correlation"} <= card["curves"].keys()
     one, other = card["held_out"]
@@ -177,6 +183,8 @@ def test_a_training_on_saved_trees_killed_by_sigkill_goes_on_exactly(sdt, mistak
         (["--set", "rtb=[}"], ["--set", "YAML"]),
         (["--rounds", 0], ["rounds: 0", "greater than or equal to 1"]),
         (["--set", "held_out_contexts=2", "--dataset", "classic"], ["held_out_contexts", "dataset", "leave one out"]),
+        (["--set", "rounds_ahead=2", "--live"], ["rounds_ahead", "live"]),
+        (["--set", "path_steps=16", "--rounds", 2, "--steps-per-round", 8], ["path_steps", "below the 16 steps"]),
         (["--flow-share", 2], ["flow_share: 2.0", "less than or equal to 1"]),
         (["--lowest-inverse-temperature", 9], ["must not exceed highest_inverse_temperature"]),
         (["--lowest-inverse-temperature", -1], ["lowest_inverse_temperature: -1", "greater than 0"]),
@@ -303,7 +311,7 @@ def test_rounds_on_toys_learn_soft_values(tmp_path):
     spec = FlowSpec(5, (0, 5), 4, context_length=5, patch=5, hidden_size=32)
     info = FlowInfo("family", "toy", (1.0, 1.0))
     learner = Learner.open(tmp_path / "run", spec, info, config.training(), config.learner())
-    run_rounds(learner, source, config.rounds, config.steps_per_round, Watch())
+    run_rounds(learner, source, config, Watch())
     learner.close()
     flow, rhos = learner.flow(), []
     assert flow is not None and flow.info.version == 5
