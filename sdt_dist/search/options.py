@@ -83,12 +83,11 @@ def parse_options(model: type[Model], values: dict[str, Any], owner: str) -> Mod
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(map(str, e['loc']))}: {e['input']!r}, {_message(e['msg'])}" for e in error.errors()
-        )
+        problems = "; ".join(_problem(e["loc"], e["input"], e["msg"]) for e in error.errors())
         raise ConfigurationError(f"options of {owner}: {problems}.") from error
 
 
-def _message(text: str) -> str:
-    """What pydantic or one of our own validators says, within a sentence."""
-    return text.removeprefix("Value error, ").rstrip(".")
+def _problem(place: tuple[int | str, ...], value: Any, text: str) -> str:
+    """One thing that pydantic or one of our own validators says, within a sentence; those of a whole model name fields themselves."""
+    message = text.removeprefix("Value error, ").rstrip(".")
+    return f"{'.'.join(map(str, place))}: {value!r}, {message}" if place else message
