@@ -59,7 +59,7 @@ class _Team:
             name=f"{label}/{index}",
             problem=index,
             context=task.problem.history,
-            reward=SpecReward.of(config.reward),
+            reward=SpecReward.of(config.reward_of(task.method)),
             method=task.method.name,
             options=config.options_of(task.method),
             seed=config.seed,

@@ -22,7 +22,7 @@ class LiveView(Progress):
 
     def __init__(self) -> None:
         columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-        self._bar = Bar(TextColumn("{task.description:<14}"), *columns)
+        self._bar = Bar(TextColumn("{task.description:<14}", markup=False), *columns)
         self._task = self._bar.add_task("starting", total=None)
         self._live = Live(self._group(""), refresh_per_second=4)
         self._rates = Rates()

@@ -21,6 +21,9 @@ def evaluate(
     config: Annotated[Text, typer.Argument(help="YAML file; options below override it")] = None,
     dataset: Annotated[Text, typer.Option(help="dataset name, or path of a CSV")] = None,
     methods: Annotated[Text, typer.Option(help="comma-separated, e.g. sample,snis,residual_ts")] = None,
+    ablate: Annotated[
+        list[str] | None, typer.Option(help="values to sweep, e.g. rollouts=5,10,20; repeat for a product")
+    ] = None,
     num_problems: Annotated[Whole, typer.Option(help="problems, evenly chosen")] = None,
     rollouts: Annotated[Whole, typer.Option(help="budget: nfe of about so many rollouts per problem")] = None,
     horizon: Annotated[Whole, typer.Option(help="values to forecast")] = None,
@@ -51,9 +54,12 @@ def evaluate(
 
       sdt evaluate --methods snis,residual_ts,s_adt --flow runs/flow
 
+      sdt evaluate --methods residual_ts,dts --ablate rollouts=5,10,20,50,100 --ablate lambda=1,3 --output results/ablation
+
       sdt evaluate --address auto --servers 4 --searchers 8 --output results/cluster
     """
     from actors.config import load_fleet
+    from sdt_dist.evaluation.ablation import parse_ablations
     from sdt_dist.evaluation.config import load_config
     from sdt_dist.evaluation.results import check_directory
     from sdt_dist.evaluation.runner import make_plan, run_evaluation
@@ -62,6 +68,7 @@ def evaluate(
     given: dict[str, Any] = {
         "dataset": dataset,
         "methods": None if methods is None else [name.strip() for name in methods.split(",")],
+        "ablate": parse_ablations(ablate) if ablate else None,
         "num_problems": num_problems,
         "num_rollouts": rollouts,
         "horizon": horizon,

@@ -24,15 +24,18 @@ class MethodConfig(BaseModel):
     """One column of the comparison: a method, its label, and options that differ from the shared ones.
 
     flow: whether it proposes with the evaluation's flow; default: where the method needs one. As a string, `snis+flow` is
-    snis with it, under that label.
+    snis with it, under that label. reward: REWARD SPEC of its own; default the evaluation's. ablated: its place in the
+    evaluation's ablation, filled in (`ablation.expanded`).
     """
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
     name: str
     label: str = ""
     options: dict[str, Any] = Field(default_factory=dict)
     flow: bool | None = None
+    reward: str | None = None
+    ablated: dict[str, int | float] = Field(default_factory=dict)
 
     @classmethod
     def named(cls, text: str) -> MethodConfig:
@@ -73,6 +76,7 @@ class EvaluationConfig(BaseModel):
     model: str = Field("bundled", description="MODEL SPEC")
     reward: str = Field("spectral:gamma=1", description="REWARD SPEC")
     methods: list[str | MethodConfig] = Field(default_factory=lambda: list(method_names()), min_length=1)
+    ablate: dict[str, list[int | float]] = Field(default_factory=dict, description="values of parameters to sweep")
     inverse_temperature: float = Field(3.0, gt=0, description="lambda of p(x) exp(lambda r(x))")
     num_rollouts: int = Field(100, ge=1, description="budget: every method gets the nfe of about so many rollouts")
     num_samples: int = Field(50, ge=2, description="samples a method returns")
@@ -100,17 +104,25 @@ class EvaluationConfig(BaseModel):
         chosen = get_method(method.name)
         options: dict[str, Any] = {"inverse_temperature": self.inverse_temperature, "num_samples": self.num_samples}
         if not chosen.reference:
-            nfe = max(self.horizon, round(_BUDGET_SHARE * self.num_rollouts * self.horizon))
-            options |= {"num_rollouts": self.num_rollouts, "max_nfe": nfe}
+            options |= self.budget_of(self.num_rollouts)
         if issubclass(chosen.options, TreeOptions):
             options["wave_size"] = self.wave_size
         return options | method.options
 
+    def budget_of(self, num_rollouts: int | float) -> dict[str, Any]:
+        """The options that bound a search by the nfe of about so many rollouts."""
+        nfe = max(self.horizon, round(_BUDGET_SHARE * num_rollouts * self.horizon))
+        return {"num_rollouts": num_rollouts, "max_nfe": nfe}
+
+    def reward_of(self, method: MethodConfig) -> str:
+        """REWARD SPEC of one method: its own, or the evaluation's."""
+        return self.reward if method.reward is None else method.reward
+
     def check(self) -> None:
         """Everything that can be refused without loading a model or data."""
         from sdt_dist.data import check_dataset
+        from sdt_dist.evaluation.ablation import check_points
         from sdt_dist.models.loading import check_spec
-        from sdt_dist.rewards.spec import parse_reward
         from sdt_dist.search.sharing_plan import check_sharing
 
         for method in self.method_configs():
@@ -121,18 +133,25 @@ class EvaluationConfig(BaseModel):
         labels = [method.label for method in self.method_configs()]
         if len(set(labels)) < len(labels):
             raise ConfigurationError(f"methods: labels {labels} must differ; give each its own label.")
+        check_points(self)
         check_dataset(self.dataset)
         self._check_flow()
         check_spec(self.model)
-        reward = parse_reward(self.reward)
-        if not reward.scores_forecasts:
-            raise ConfigurationError(f"reward: {self.reward!r} scores text; an evaluation of forecasts needs series.")
-        reward.check_horizon(self.horizon)
+        for reward in dict.fromkeys([self.reward, *map(self.reward_of, self.method_configs())]):
+            self._check_reward(reward)
         if self.context_length < self.horizon:
             raise ConfigurationError(
                 f"context_length: {self.context_length}, must be >= the horizon of {self.horizon}, because spectra compare "
                 "a forecast with as long a piece of its history."
             )
+
+    def _check_reward(self, spec: str) -> None:
+        from sdt_dist.rewards.spec import parse_reward
+
+        reward = parse_reward(spec)
+        if not reward.scores_forecasts:
+            raise ConfigurationError(f"reward: {spec!r} scores text; an evaluation of forecasts needs series.")
+        reward.check_horizon(self.horizon)
 
     def _check_flow(self) -> None:
         """Everything of a flow but whether it was trained for the model, which is not loaded here."""
@@ -151,7 +170,7 @@ class EvaluationConfig(BaseModel):
         check_flow_backend(self.model)
         head = self.flow_files().head
         for method in users:
-            head.check_use(self.reward, self.options_of(method)["inverse_temperature"], self.horizon)
+            head.check_use(self.reward_of(method), self.options_of(method)["inverse_temperature"], self.horizon)
 
     def flow_files(self) -> FlowFiles:
         """The checkpoint of the flow; CheckpointError where it is damaged, or another flow than `flow_identity`."""
@@ -190,11 +209,16 @@ class EvaluationConfig(BaseModel):
 
 
 def load_config(path: str | None, overrides: dict[str, Any]) -> EvaluationConfig:
-    """Configuration from a YAML file (None: defaults) with overrides; ConfigurationError names the bad field."""
+    """Configuration from a YAML file (None: defaults) with overrides, its ablation expanded.
+
+    ConfigurationError names the bad field.
+    """
+    from sdt_dist.evaluation.ablation import expanded
+
     values: Any = {}
     if path is not None:
         values = read_mapping(Path(path), "config")
-    config = parse_options(EvaluationConfig, values | overrides, "an evaluation")
+    config = expanded(parse_options(EvaluationConfig, values | overrides, "an evaluation"))
     config.check()
     return config if config.flow is None else config.model_copy(update={"flow_identity": config.flow_files().identity})
 

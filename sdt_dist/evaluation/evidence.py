@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,19 +31,21 @@ EVIDENCE = "evidence"
 _WEIGHTS = (".safetensors", ".json", ".txt", ".model")
 
 
-def evidence_keys(config: EvaluationConfig, problems: Iterable[ForecastProblem]) -> dict[int, str]:
+def evidence_keys(
+    config: EvaluationConfig, problems: Iterable[ForecastProblem], reward: str | None = None
+) -> dict[int, str]:
     """The evidence key of each problem, by its index: the same in every run that searches the same thing.
 
-    lambda, the reward's multipliers, budgets, seeds and method settings are no part of it; the model's weights are.
+    reward: a REWARD SPEC; default the evaluation's. lambda, the reward's multipliers, budgets, seeds and method settings are no part of it; the model's weights are.
     """
-    model, reward = model_identity(config.model), reward_identity(config.reward)
+    model, terms = model_identity(config.model), reward_identity(config.reward if reward is None else reward)
     return {
         problem.index: evidence_key(
             model=model,
             tokenizer=model,
             law=None,
             max_new_tokens=config.horizon,
-            reward=reward,
+            reward=terms,
             context=np.asarray(problem.history, dtype=np.float64).tobytes(),
         )
         for problem in problems
@@ -104,7 +106,7 @@ def evidence_files(directory: str | Path) -> list[Path]:
     return files
 
 
-def check_warm(store: EvidenceStore, keys: dict[int, str], directory: str | Path) -> None:
+def check_warm(store: EvidenceStore, keys: Mapping[int, str], directory: str | Path) -> None:
     """ConfigurationError when no problem has evidence: another model, data, horizon or reward was searched there."""
     if not any(store.walks(key) for key in keys.values()):
         raise ConfigurationError(
@@ -116,24 +118,30 @@ def check_warm(store: EvidenceStore, keys: dict[int, str], directory: str | Path
 class Evidence:
     """The evidence side of one run: what its searches share, start from and leave behind.
 
-    A run that neither shares nor keeps evidence does nothing here. ConfigurationError where warm_start fits no problem.
+    A method's keys are those of its own reward, so methods whose rewards only weigh the same terms differently start from the
+    same evidence, and others never do. A run that neither shares nor keeps evidence does nothing here. ConfigurationError where
+    warm_start fits no problem of a method.
     """
 
-    def __init__(self, config: EvaluationConfig, problems: Iterable[ForecastProblem], output: Path) -> None:
+    def __init__(self, config: EvaluationConfig, problems: Sequence[ForecastProblem], output: Path) -> None:
         self._config, self._output, self._run = config, output, secrets.token_hex(8)
         is_used = config.shares_evidence or config.keep_evidence
-        self._keys = evidence_keys(config, problems) if is_used else {}
+        users = [method for method in config.method_configs() if is_used and method.name in SHARING_METHODS]
+        self._terms = {method.label: reward_identity(config.reward_of(method)) for method in users}
+        rewards = {self._terms[method.label]: config.reward_of(method) for method in users}
+        self._keys = {terms: evidence_keys(config, problems, reward) for terms, reward in rewards.items()}
         self._warm: EvidenceStore | None = None
         if config.warm_start is not None:
             self._warm = load_evidence(config.warm_start)
-            check_warm(self._warm, self._keys, config.warm_start)
+            for keys in self._keys.values():
+                check_warm(self._warm, keys, config.warm_start)
 
     def sharing(self, method: MethodConfig) -> SharingPlan | None:
         """How a method's searches share; None where each is on its own."""
         if not self._config.shares_evidence:
             return None
         run = f"{self._run}/{method.label}"
-        return SharingPlan(run, self._keys, self._config.searchers_per_problem, self._warm)
+        return SharingPlan(run, self._keys_of(method), self._config.searchers_per_problem, self._warm)
 
     def is_kept(self, method: MethodConfig) -> bool:
         """Whether the walks of a method's searches are written beside the results."""
@@ -141,4 +149,7 @@ class Evidence:
 
     def keep(self, method: MethodConfig, problem: int, snapshot: Snapshot) -> None:
         """Keep the walks of a finished search. ResultsError when the disk refuses."""
-        keep_evidence(self._output, method.label, problem, self._keys[problem], snapshot, self._run)
+        keep_evidence(self._output, method.label, problem, self._keys_of(method)[problem], snapshot, self._run)
+
+    def _keys_of(self, method: MethodConfig) -> dict[int, str]:
+        return self._keys[self._terms[method.label]]

@@ -14,37 +14,23 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from sdt_dist.data.problems import ForecastProblem
 from sdt_dist.errors import ResultsError
+from sdt_dist.evaluation.ablation import family, middle
+from sdt_dist.evaluation.figures_ablation import ablation
+from sdt_dist.evaluation.figures_axes import COLOURS, legend, log_axis, point, reach, style_of
 from sdt_dist.evaluation.figures_tree import draw_tree
-from sdt_dist.evaluation.results import Line, read_lines, read_problems, tree_path
+from sdt_dist.evaluation.results import Line, read_lines, read_problems, saved_config, tree_path
 from sdt_dist.metrics.spectrum import MIN_SEGMENT, power_spectrum, reference_spectrum
 from sdt_dist.search.result import SearchResult
 from sdt_dist.search.snapshot import Snapshot
 
 Lines = dict[str, dict[int, Line]]
 _ALIGNED = ("s_adt", "residual_ts", "snis", "smc", "maxent_ts", "dts")
-_COLOURS = [
-    "#0072B2",
-    "#E69F00",
-    "#009E73",
-    "#CC79A7",
-    "#D55E00",
-    "#56B4E9",
-    "#6A3D9A",
-    "#8B4513",
-    "#7F7F7F",
-    "#B2B200",
-    "#E7298A",
-    "#1B2A5C",
-    "#7FC97F",
-    "#A50026",
-]
-_BASE_COLOUR, _ALIGNED_COLOUR, _SAMPLE_COLOUR = _COLOURS[1], _COLOURS[0], _COLOURS[4]
+_CROWD = 14  # curves that a figure can tell apart
+_BASE_COLOUR, _ALIGNED_COLOUR, _SAMPLE_COLOUR = COLOURS[1], COLOURS[0], COLOURS[4]
 _FAN = (("#CFE3F2", 10, 90), ("#8FBEDD", 25, 75))
-_MARKERS = "osD^vPX*<>ph"
 _STYLE: dict[Any, Any] = {
     "figure.dpi": 150,
     "savefig.bbox": "tight",
@@ -68,6 +54,8 @@ class Run:
                 self.lines.setdefault(line["label"], {})[line["problem"]] = line
         self.summary = json.loads((directory / "summary.json").read_text())
         self.truth = json.loads((directory / "truth.json").read_text())
+        self.config = saved_config(directory)
+        self.methods = {method.label: method for method in self.config.method_configs()}
 
     @property
     def base(self) -> str | None:
@@ -76,7 +64,7 @@ class Run:
 
     @property
     def aligned(self) -> str | None:
-        """The label shown as "aligned": the first tree or particle sampler of the run."""
+        """The label shown as "aligned": the first tree or particle sampler of the run, at the middle of an ablation."""
         return self._first(_ALIGNED)
 
     @property
@@ -85,12 +73,45 @@ class Run:
 
     def style(self, label: str) -> dict[str, Any]:
         """Colour and marker of a label, the same in every figure of the run."""
-        place = list(self.lines).index(label)
-        return {"color": _COLOURS[place % len(_COLOURS)], "fmt": _MARKERS[place % len(_MARKERS)]}
+        return style_of(self.place(label))
+
+    def place(self, label: str) -> int:
+        """The place of a label's curve among all, those of `curves` first."""
+        return list(dict.fromkeys([*self.curves(), *map(self._curve, self.lines)])).index(self._curve(label))
+
+    def curves(self) -> dict[str, list[str]]:
+        """{name: labels}: labels that differ in their rollouts alone are one curve, by rollouts.
+
+        Of an ablation with too many curves to tell apart, the middle ones; `ablation` shows the others.
+        """
+        found: dict[str, list[str]] = {}
+        for label in self.lines:
+            found.setdefault(self._curve(label), []).append(label)
+        if self.is_crowded:
+            central = set(middle(self.config))
+            found = {curve: labels for curve, labels in found.items() if central.intersection(labels)}
+        return {curve: sorted(labels, key=self._rollouts) for curve, labels in found.items()}
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether an ablation has more curves than a figure can tell apart."""
+        return bool(self.config.ablate) and len(set(map(self._curve, self.lines))) > _CROWD
+
+    @property
+    def reward_note(self) -> str:
+        """What to add to the name of rewards where they do not compare."""
+        rewards = {self.config.reward_of(method) for method in self.methods.values()}
+        return "; every label by its own reward" if len(rewards) > 1 else ""
+
+    def _curve(self, label: str) -> str:
+        return family(self.methods[label], "rollouts")
+
+    def _rollouts(self, label: str) -> float:
+        return self.methods[label].ablated.get("rollouts", 0)
 
     def _first(self, methods: tuple[str, ...]) -> str | None:
-        used = {label: next(iter(lines.values()))["method"] for label, lines in self.lines.items()}
-        return next((label for name in methods for label in used if used[label] == name), None)
+        labels = [*(label for label in middle(self.config) if label in self.lines), *self.lines]
+        return next((label for name in methods for label in labels if self.methods[label].name == name), None)
 
 
 def image_suffixes() -> list[str]:
@@ -107,6 +128,7 @@ def draw_all(directory: Path) -> list[Path]:
     if not run.lines:
         return []
     painters: dict[str, Callable[[Run], Figure | None]] = {
+        "ablation": ablation,
         "quality_cost": quality_against_cost,
         "rewards": reward_distributions,
         "spectra": spectra,
@@ -146,61 +168,30 @@ def _save(figure: Figure, path: Path) -> None:
 
 
 def _points(axes: Axes, run: Run, x: str, y: str) -> None:
-    """One labelled marker with both intervals a method that has both measures."""
-    for label in run.lines:
-        row = run.summary.get(label, {})
-        if x in row and y in row:
-            bars = axes.errorbar(
-                row[x]["mean"],
-                row[y]["mean"],
-                xerr=_error(row[x]),
-                yerr=_error(row[y]),
-                capsize=2,
-                markersize=8,
-                markeredgecolor="white",
-                markeredgewidth=0.6,
-                elinewidth=1.0,
-                **run.style(label),
-            )
-            for part in (*bars[1], *bars[2]):
-                part.set_alpha(0.45)
-            bars[0].set_label(label)
-
-
-def _legend(axes: Axes) -> None:
-    """Names beside the axes; markers only."""
-    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-
-
-def _log_axis(axes: Axes) -> None:
-    """A logarithmic x axis with few, plain numbers."""
-    axes.set_xscale("log")
-    low, high = axes.get_xlim()
-    few = LogLocator(subs=(1.0, 3.0) if high / low > 30 else (1.0, 2.0, 5.0)) if high / low > 6 else MaxNLocator(5)
-    axes.xaxis.set_major_locator(few)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_minor_formatter(NullFormatter())
-
-
-def _error(found: dict[str, float]) -> list[list[float]]:
-    return [[max(found["mean"] - found["low"], 0.0)], [max(found["high"] - found["mean"], 0.0)]]
+    """One marker with both intervals a label that has both measures, joined where they are one curve."""
+    for curve, labels in run.curves().items():
+        rows = [row for label in labels if {x, y} <= (row := run.summary.get(label, {})).keys()]
+        if len(rows) > 1:
+            means = ([row[name]["mean"] for row in rows] for name in (x, y))
+            axes.plot(*means, color=run.style(labels[0])["color"], linewidth=1.0)
+        for row in rows:
+            place, bars = run.place(labels[0]), {"xerr": reach(row[x]), "yerr": reach(row[y])}
+            point(axes, row[x]["mean"], row[y]["mean"], place, **bars).set_label(curve)
+    if run.is_crowded:
+        axes.set_title("of what was swept beside rollouts, the middle values only", fontsize=8)
 
 
 def quality_against_cost(run: Run) -> Figure:
-    """CRPS against nfe and against wall time, with 95% intervals."""
+    """CRPS against nfe and against wall time, with 95% intervals; the budgets of an ablation of rollouts are one curve."""
     figure, panels = plt.subplots(1, 2, figsize=(9.5, 4.2), sharey=True, layout="constrained")
-    for axes, x, title in zip(
-        panels,
-        ("nfe", "wall_s"),
-        ("NFE per problem (matched, so methods share one)", "seconds per problem"),
-        strict=True,
-    ):
+    shared = "matched at each budget" if "rollouts" in run.config.ablate else "matched, so methods share one"
+    titles = (f"NFE per problem ({shared})", "seconds per problem")
+    for axes, x, title in zip(panels, ("nfe", "wall_s"), titles, strict=True):
         _points(axes, run, x, "crps")
-        _log_axis(axes)
+        log_axis(axes)
         axes.set_xlabel(title)
     panels[0].set_ylabel("CRPS (lower is better)")
-    _legend(panels[1])
+    legend(panels[1])
     figure.suptitle(f"Quality against cost: mean over problems ({len(run.problems)}), 95% bootstrap intervals")
     return figure
 
@@ -217,7 +208,7 @@ def reward_distributions(run: Run) -> Figure:
         median.set(color="black")
     axes.set_yticks(range(1, len(labels) + 1), labels)
     axes.invert_yaxis()
-    axes.set_xlabel("reward of returned samples (right is better; box: quartiles, whiskers: 1.5 IQR)")
+    axes.set_xlabel(f"reward of returned samples (right is better; box: quartiles, whiskers: 1.5 IQR{run.reward_note})")
     return figure
 
 
@@ -322,7 +313,7 @@ def fan_chart_file(history: np.ndarray, result: SearchResult, path: Path, *, nam
             axes.plot(naive, color="#999999", linestyle=":", label=f"last season ({season})")
         axes.set_title(f"{name}: {samples.shape[1]} steps, {len(samples)} samples by {result.method}")
         axes.set_xlabel("steps from now")
-        _legend(axes)
+        legend(axes)
         _save(figure, path)
 
 
@@ -330,9 +321,9 @@ def diversity_against_reward(run: Run) -> Figure:
     """Distinct returned samples against their mean reward."""
     figure, axes = plt.subplots(figsize=(6, 3.8))
     _points(axes, run, "reward_mean", "distinct_samples")
-    axes.set_xlabel("mean reward (right is better)")
+    axes.set_xlabel(f"mean reward (right is better{run.reward_note})")
     axes.set_ylabel("distinct samples (higher is more diverse)")
-    _legend(axes)
+    legend(axes)
     return figure
 
 
@@ -348,7 +339,7 @@ def log_z_and_ess(run: Run) -> Figure | None:
         for i, label in enumerate(labels):
             found = run.summary[label].get(key)
             if found is not None:
-                axes.errorbar(found["mean"], i, xerr=_error(found), capsize=3, **run.style(label))
+                axes.errorbar(found["mean"], i, xerr=reach(found), capsize=3, **run.style(label))
             else:
                 axes.annotate("none stated", (0.02, i), xycoords=("axes fraction", "data"), va="center", fontsize=8)
         axes.set_xlabel(title)

@@ -11,6 +11,7 @@ import numpy as np
 
 from sdt_dist.data.problems import ForecastProblem, load_problems
 from sdt_dist.errors import SdtError
+from sdt_dist.evaluation.ablation import expanded
 from sdt_dist.evaluation.config import EvaluationConfig, MethodConfig
 from sdt_dist.evaluation.evidence import Evidence
 from sdt_dist.evaluation.results import Line, open_directory, result_line, save_tree
@@ -48,10 +49,11 @@ class Plan:
 
 
 def make_plan(config: EvaluationConfig) -> Plan:
-    """Load the data (no model), cut the problems and try the reward on them.
+    """Expand an ablation, load the data (no model), cut the problems and try the methods' rewards on them.
 
-    Raises DataError, ContextError, ConfigurationError or, when no problem's reward works, RewardError.
+    Raises DataError, ContextError, ConfigurationError or, when a reward works on no problem, RewardError.
     """
+    config = expanded(config)
     problems = load_problems(
         config.dataset,
         horizon=config.horizon,
@@ -61,7 +63,8 @@ def make_plan(config: EvaluationConfig) -> Plan:
         stride=config.stride,
         channels=config.channels,
     )
-    _try_rewards(parse_reward(config.reward), problems, config.horizon)
+    for reward in dict.fromkeys(map(config.reward_of, config.method_configs())):
+        _try_rewards(parse_reward(reward), problems, config.horizon)
     return Plan(config, problems)
 
 
@@ -194,7 +197,8 @@ def _run_method(
 ) -> Iterator[tuple[Task, Outcome]]:
     """The searches of one method, together."""
     by_index = {task.problem.index: task for task in tasks}
-    factory, method = parse_reward(config.reward), tasks[0].method
+    method = tasks[0].method
+    factory = parse_reward(config.reward_of(method))
     searches = []
     for task in tasks:
         try:

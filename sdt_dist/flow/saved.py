@@ -11,7 +11,7 @@ import numpy as np
 from sdt_dist.data.problems import ForecastProblem
 from sdt_dist.errors import CheckpointError, ConfigurationError, ResultsError
 from sdt_dist.evaluation.evidence import EVIDENCE, evidence_keys, load_evidence, model_identity
-from sdt_dist.evaluation.results import read_problems, saved_config
+from sdt_dist.evaluation.results import read_problems, saved_config, tree_path
 from sdt_dist.flow.extract import trajectories_of, with_rows
 from sdt_dist.flow.trajectories import Candidates, Trajectory
 from sdt_dist.models.process import TokenProcess
@@ -31,7 +31,7 @@ def check_saved(directories: Sequence[Path], model: str, reward: str) -> int:
             raise ResultsError(f"trees: {directory} does not exist; give an output directory of `sdt evaluate`.")
         config = saved_config(directory)
         if not _tree_files(directory) and not _has_evidence(directory):
-            raise ResultsError(f"trees: {directory} holds no trees/*.npz; give a run with a tree method.")
+            raise ResultsError(f"trees: {directory} holds no trees/*.npz of its reward; give a run with a tree method.")
         if config.model != model and model_identity(config.model) != model_identity(model):
             raise ResultsError(f"trees: {directory} has searches of model {config.model!r}, not of {model!r}.")
         if config.reward != reward:
@@ -139,7 +139,10 @@ def _check_rows(plain: Sequence[Trajectory], found: Sequence[Trajectory], direct
 
 
 def _tree_files(directory: Path) -> list[Path]:
-    return sorted((directory / "trees").glob("*.npz"))
+    """The saved trees of a run, without those of methods that searched for another reward than the run's own."""
+    config = saved_config(directory)
+    others = {tree_path(directory, m.label) for m in config.method_configs() if config.reward_of(m) != config.reward}
+    return sorted(path for path in (directory / "trees").glob("*.npz") if path not in others)
 
 
 def _has_evidence(directory: Path) -> bool:

@@ -48,6 +48,11 @@ def read_value(name: str, option: str, text: str, annotation: Any) -> Any:
         raise ConfigurationError(f"reward {name}: option '{option}={text}', allowed: {allowed}.") from error
 
 
+def write_number(value: float) -> str:
+    """A number as people write it, which reads back as the same: 3 for 3.0."""
+    return repr(value).removesuffix(".0")
+
+
 def _choice(names: tuple[str, ...]) -> Callable[[str], Any]:
     return {name: name for name in names}.__getitem__
 

@@ -6,6 +6,7 @@ Parsing checks every name and option before a model loads; `build` then makes th
 from __future__ import annotations
 
 import hashlib
+import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import numpy as np
 from sdt_dist.errors import ConfigurationError, ContextError, unknown_name
 from sdt_dist.rewards.base import CallableReward, Reward, SumReward, View
 from sdt_dist.rewards.forecast import Bounds, DtwTemplate, Smoothness, Total, nonneg
-from sdt_dist.rewards.options import read_options, read_value
+from sdt_dist.rewards.options import read_options, read_value, write_number
 from sdt_dist.rewards.spectral import SpectralReward
 from sdt_dist.rewards.text import Answer, Length, Regex, RewardModel
 from sdt_dist.rewards.user_file import load_function, wants_context
@@ -85,9 +86,9 @@ def parse_reward(spec: str) -> RewardFactory:
     kind, colon, argument = spec.partition(":")
     if colon and kind in FREE_TEXT_TERMS:
         return _free_text_factory(spec, kind, argument)
-    if re.search(r"\.py:\w+$", spec):
+    if _is_file(spec):
         return _file_factory(spec)
-    parts = [_parse_term(term.strip()) for term in _PLUS.split(spec)]
+    parts = [_parse_term(term) for term in _terms_of(spec)]
     is_text = [name in TEXT_TERMS for _, name, _ in parts]
     if any(is_text) and not all(is_text):
         raise ConfigurationError(f"reward: {spec!r} mixes text and forecast terms.")
@@ -106,15 +107,61 @@ def reward_identity(spec: str) -> str:
     Specs with one identity have the same `components`, so walks scored by one are evidence for the other (SPEC 4.1).
     A user's file counts by its content. ConfigurationError as in `parse_reward`.
     """
-    kind, colon, _ = spec.partition(":")
-    if colon and kind in FREE_TEXT_TERMS:
-        return spec
-    if re.search(r"\.py:\w+$", spec):
-        file, _, name = spec.rpartition(":")
+    file, _, name = spec.rpartition(":")
+    if _is_file(spec):
         return f"{hashlib.blake2b(Path(file).read_bytes(), digest_size=16).hexdigest()}:{name}"
-    terms = [_parse_term(term.strip()) for term in _PLUS.split(spec)]
+    terms = [_parse_term(term) for term in _terms_of(spec)]
     kept = [(name, sorted((k, v) for k, v in options.items() if k not in WEIGHTS)) for _, name, options in terms]
-    return "+".join(f"{name}:{options}" for name, options in kept)
+    return "+".join(f"{name}:{options}" for name, options in kept) or spec
+
+
+def with_gamma(spec: str, gamma: float) -> str:
+    """A REWARD SPEC whose spectral terms have this gamma, all else as it was; a term that has it already keeps its text.
+
+    ConfigurationError where no term has a gamma, for spectral terms of different gammas (their ratio would be lost), and
+    as in `parse_reward`.
+    """
+    terms = _terms_of(spec)
+    gammas = {i: found for i, term in enumerate(terms) if (found := _gamma_of(term)) is not None}
+    if not gammas:
+        raise ConfigurationError(f"gamma: {gamma}, but reward {spec!r} has no spectral term; give one that has.")
+    if len(set(gammas.values())) > 1:
+        raise ConfigurationError(
+            f"gamma: {gamma}, but the spectral terms of reward {spec!r} have the gammas {sorted(gammas.values())}; write "
+            "their ratio as factors, such as 0.5*spectral+spectral:distance=kl."
+        )
+    if set(gammas.values()) == {float(gamma)}:
+        return spec
+    changed = "+".join(_regamma(term, gamma) if i in gammas else term for i, term in enumerate(terms))
+    parse_reward(changed)
+    return changed
+
+
+def _is_file(spec: str) -> bool:
+    return re.search(r"\.py:\w+$", spec) is not None
+
+
+def _terms_of(spec: str) -> list[str]:
+    """The terms of a sum; none for a spec that stands alone."""
+    kind, colon, _ = spec.partition(":")
+    stands_alone = (colon and kind in FREE_TEXT_TERMS) or _is_file(spec)
+    return [] if stands_alone else [term.strip() for term in _PLUS.split(spec)]
+
+
+def _gamma_of(term: str) -> float | None:
+    """The gamma of a spectral term, as given or by default; None for others."""
+    _, name, options = _parse_term(term)
+    if name != "spectral":
+        return None
+    return options.get("gamma", inspect.signature(SpectralReward).parameters["gamma"].default)
+
+
+def _regamma(term: str, gamma: float) -> str:
+    match = _TERM.match(term)
+    assert match is not None
+    others = [o for o in (match["options"] or "").split(",") if o.partition("=")[0].strip() not in ("gamma", "")]
+    factor = f"{match['factor']}*" if match["factor"] else ""
+    return f"{factor}{match['name']}:{','.join([f'gamma={write_number(gamma)}', *others])}"
 
 
 def _make_term(name: str, options: dict[str, Any], context: RewardContext) -> Reward:

@@ -65,9 +65,10 @@ def test_an_evaluation_of_the_bundled_forecaster_writes_the_same_lines_and_searc
                 maps[name] = Path(f"/proc/{pid}/maps").read_text()
 
     fleet = fleet_config({"searchers": 2, "servers": 1})
-    have = _lines(tmp_path / "fleet", SETTINGS, on_fleet(fleet, watch=look))
-    want = _lines(tmp_path / "here", SETTINGS, in_process())
-    assert have == want and len(want) == 3 * len(method_names())
+    methods = [*method_names(), {"name": "snis", "label": "by its own reward", "reward": "nonneg"}]
+    have = _lines(tmp_path / "fleet", SETTINGS | {"methods": methods}, on_fleet(fleet, watch=look))
+    want = _lines(tmp_path / "here", SETTINGS | {"methods": methods}, in_process())
+    assert have == want and len(want) == 3 * len(methods)
     assert {name: "libtorch" in text for name, text in maps.items() if name != "controller"} == {
         "model-server-0": True,
         "searcher-0": False,

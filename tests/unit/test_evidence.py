@@ -7,8 +7,9 @@ import pytest
 
 from sdt_dist.data.problems import ForecastProblem
 from sdt_dist.errors import CheckpointError, ConfigurationError
-from sdt_dist.evaluation.config import EvaluationConfig
+from sdt_dist.evaluation.config import EvaluationConfig, MethodConfig
 from sdt_dist.evaluation.evidence import (
+    Evidence,
     check_warm,
     evidence_keys,
     evidence_path,
@@ -88,6 +89,32 @@ def test_a_run_keeps_its_evidence_and_reads_it_again(tmp_path):
     evidence_path(tmp_path, "team", 0).write_text("torn")
     with pytest.raises(CheckpointError):
         load_evidence(tmp_path)
+
+
+def _own_rewards(tmp_path, *rewards: str | None, **changes) -> Evidence:
+    methods = [{"name": "residual_ts", "label": str(i), "reward": reward} for i, reward in enumerate(rewards)]
+    config = EvaluationConfig.model_validate(BASE | changes | {"methods": [*methods, "snis"]})
+    return Evidence(config, PROBLEMS, tmp_path)
+
+
+def test_a_methods_evidence_is_that_of_its_own_reward(tmp_path):
+    """Another gamma weighs the same walks, other terms make other walks."""
+    have = _own_rewards(tmp_path, None, "spectral:gamma=7", "nonneg", searchers_per_problem=2)
+    plans = [have.sharing(MethodConfig(name="residual_ts", label=str(i))) for i in range(3)]
+    assert plans[0].keys == plans[1].keys == keys() and plans[2].keys == keys(reward="nonneg")
+    assert len({plan.run for plan in plans}) == 3
+
+
+def test_a_warm_start_must_have_evidence_of_every_methods_reward(tmp_path):
+    walks = run_toy("A", "residual_ts", 0, num_rollouts=5).snapshot
+    keep_evidence(tmp_path, "m", 0, keys()[0], walks, "run")
+    have = _own_rewards(tmp_path, None, "spectral:gamma=7", warm_start=str(tmp_path))
+    assert [len(have.sharing(MethodConfig(name="residual_ts", label=label)).members(0)[0].warm) for label in "01"] == [
+        5,
+        5,
+    ]
+    with pytest.raises(ConfigurationError, match=r"none of these 2 problems.*reward terms"):
+        _own_rewards(tmp_path, None, "nonneg", warm_start=str(tmp_path))
 
 
 @pytest.mark.parametrize(

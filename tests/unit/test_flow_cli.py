@@ -129,6 +129,14 @@ def test_method_entries_say_whether_they_use_the_flow(flow):
     own = {"name": "s_adt", "options": {"inverse_temperature": 30}}
     with pytest.raises(ConfigurationError, match=r"inverse_temperature: 30, the flow was trained for 0\.5 to 20"):
         load_config(None, {**RUN, "methods": [own], "flow": str(flow)})
+    own = {"name": "s_adt", "reward": "nonneg"}
+    with pytest.raises(CheckpointError, match="flow: trained for reward 'spectral:gamma=1', given 'nonneg'"):
+        load_config(None, {**RUN, "methods": [own], "flow": str(flow)})
+    swept = {**RUN, "methods": ["s_adt"], "flow": str(flow)}
+    config = load_config(None, swept | {"ablate": {"gamma": [1], "alpha": [0, 0.5], "lambda": [1, 3]}})
+    assert len(config.methods) == 4 and all(method.uses_flow for method in config.method_configs())
+    with pytest.raises(CheckpointError, match="given 'spectral:gamma=2'"):
+        load_config(None, swept | {"ablate": {"gamma": [1, 2]}})
 
 
 def test_a_dry_run_shows_the_flow_and_loads_nothing(flow, monkeypatch, capsys):

@@ -10,7 +10,7 @@ import pytest
 from sdt_dist.errors import CheckpointError, ConfigurationError, ContextError, RewardError
 from sdt_dist.protocols import Decoded
 from sdt_dist.rewards.forecast import Bounds, DtwTemplate, Smoothness, Total
-from sdt_dist.rewards.spec import RewardContext, parse_reward
+from sdt_dist.rewards.spec import RewardContext, parse_reward, reward_identity, with_gamma
 from sdt_dist.rewards.spectral import SpectralReward
 from sdt_dist.rewards.text import Answer, Length, Regex, RewardModel
 from tests.reward_helpers import HISTORY, SERIES, decoded, texts
@@ -46,6 +46,54 @@ def test_a_spec_is_the_reward_it_writes_down(spec):
     assert factory.view == "series"
     assert have.multipliers == want.multipliers
     np.testing.assert_array_equal(have.score(decoded(SERIES)), want.score(decoded(SERIES)))
+
+
+@pytest.mark.parametrize(
+    ("spec", "gamma", "want"),
+    [
+        ("spectral:gamma=1", 2.0, "spectral:gamma=2"),
+        ("spectral", 0.5, "spectral:gamma=0.5"),
+        ("2*spectral:distance=kl, gamma=3 + nonneg", 1e-7, "2*spectral:gamma=1e-07,distance=kl+nonneg"),
+        (
+            "0.1*spectral+spectral:distance=wasserstein",
+            4.0,
+            "0.1*spectral:gamma=4+spectral:gamma=4,distance=wasserstein",
+        ),
+        ("1e+2*spectral", 1e20, "1e+2*spectral:gamma=1e+20"),
+        ("spectral + nonneg", 1.0, "spectral + nonneg"),
+        ("spectral:gamma=2", 2.0, "spectral:gamma=2"),
+    ],
+)
+def test_another_gamma_weighs_the_spectral_terms_and_changes_nothing_else(spec, gamma, want):
+    changed = with_gamma(spec, gamma)
+    assert changed == want and with_gamma(changed, gamma) == changed
+    assert reward_identity(changed) == reward_identity(spec)
+    have, before = (parse_reward(s).build(RewardContext(history=HISTORY)) for s in (changed, spec))
+    raw, old = have.components(decoded(SERIES)), before.components(decoded(SERIES))
+    assert raw.keys() == old.keys() and all((raw[name] == old[name]).all() for name in raw)
+    ratios = {n: m / before.multipliers[n] for n, m in have.multipliers.items()}
+    first = next(name for name in ratios if name.startswith("spectral"))
+    assert {n: r for n, r in ratios.items() if n.startswith("spectral")} == pytest.approx(
+        {n: ratios[first] for n in ratios if n.startswith("spectral")}
+    )
+    assert all(r == 1 for n, r in ratios.items() if not n.startswith("spectral"))
+
+
+@pytest.mark.parametrize(
+    ("spec", "gamma", "words"),
+    [
+        ("nonneg+smoothness", 2.0, ["gamma: 2.0", "'nonneg+smoothness'", "no spectral term"]),
+        ("regex:spectral", 2.0, ["no spectral term"]),
+        ("own.py:spectral", 2.0, ["no spectral term"]),
+        ("spectral:gamma=1+spectral:gamma=2,distance=kl", 3.0, ["[1.0, 2.0]", "as factors"]),
+        ("spectral", -1.0, ["gamma=-1", ">= 0"]),
+        ("spectral:gama=1", 2.0, ["gama=1"]),
+    ],
+)
+def test_a_gamma_that_a_reward_cannot_take_is_refused(spec, gamma, words):
+    with pytest.raises(ConfigurationError) as error:
+        with_gamma(spec, gamma)
+    assert all(word in str(error.value) for word in words)
 
 
 @pytest.mark.parametrize(

@@ -56,4 +56,4 @@ def run(session: Session) -> Search:
     return session.result("beam", indices[: options.num_samples])
 
 
-METHODS = {"beam": Method("beam", BeamOptions, run)}
+METHODS = {"beam": Method("beam", BeamOptions, run, ignores=("reward", "inverse_temperature"))}

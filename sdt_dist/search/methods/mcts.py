@@ -36,4 +36,4 @@ def run(session: Session) -> Search:
     return greedy_result(session, tree, "mcts", "visits", rule.is_exhausted(tree))
 
 
-METHODS = {"mcts": Method("mcts", MctsOptions, run)}
+METHODS = {"mcts": Method("mcts", MctsOptions, run, ignores=("inverse_temperature",))}

@@ -104,8 +104,8 @@ def run_snis(session: Session) -> Search:
 
 
 METHODS = {
-    "greedy": Method("greedy", SearchOptions, run_greedy, reference=True),
-    "sample": Method("sample", SearchOptions, run_sample, reference=True),
-    "best_of_n": Method("best_of_n", SearchOptions, run_best_of_n),
+    "greedy": Method("greedy", SearchOptions, run_greedy, reference=True, ignores=("reward", "inverse_temperature")),
+    "sample": Method("sample", SearchOptions, run_sample, reference=True, ignores=("reward", "inverse_temperature")),
+    "best_of_n": Method("best_of_n", SearchOptions, run_best_of_n, ignores=("inverse_temperature",)),
     "snis": Method("snis", SearchOptions, run_snis, flow="optional"),
 }
