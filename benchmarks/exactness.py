@@ -1,6 +1,6 @@
 """How near a finished search's own distribution is to pi*, on toys whose pi* is known (SPEC section 1.4).
 
-    python -m benchmarks.exactness [--seeds 8]
+    python -m benchmarks.exactness [--seeds 8] [--output results/toys]
 
 Prints Markdown: total variation between `distribution()` and pi*, mean over search seeds 100, 101, ...; and the mean of
 Z-hat / Z over 10,000 searches of 8 rollouts of a toy with 27 sequences, sequentially and in waves of 4.
@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sdt_dist.evaluation.figures_tree import draw_value_error, value_error_by_depth
+from sdt_dist.evaluation.figures_tree import value_error_by_depth
+from sdt_dist.evaluation.value_error import ValueErrors
 from sdt_dist.models.process import TokenProcess
 from sdt_dist.models.toy import Toy
 from sdt_dist.search.api import run_searches
@@ -58,7 +59,7 @@ def total_variation(name: str, method: str, num_rollouts: int, seed: int, option
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=8)
-    parser.add_argument("--figure", type=Path, help="also draw value error against depth (toy C, 1000 rollouts) here")
+    parser.add_argument("--output", type=Path, help="also write value error against depth here, for `sdt report`")
     arguments = parser.parse_args()
     seeds = range(100, 100 + arguments.seeds)
     print("| toy, rollouts | " + " | ".join(COLUMNS) + " |\n|---|" + "---:|" * len(COLUMNS))
@@ -74,18 +75,19 @@ def main() -> None:
         ratio = np.exp(np.array([run.log_z for run in runs], dtype=np.float64) - toy.log_z)
         error = ratio.std() / np.sqrt(len(ratio))
         print(f"\nE[Z-hat] / Z with 8 rollouts in waves of {wave_size}: {ratio.mean():.4f} +- {error:.4f}")
-    if arguments.figure is not None:
-        draw_value_error(value_errors()).savefig(arguments.figure, bbox_inches="tight")
+    if arguments.output is not None:
+        print(f"\nvalue error against depth: {value_errors().save(arguments.output)}")
 
 
-def value_errors() -> dict[str, dict[int, float]]:
+def value_errors() -> ValueErrors:
     """Mean |v - V| by depth of one search of toy C for every tree method of the table."""
     toy, curves = Toy(*TOYS["C"]), {}  # type: ignore[arg-type]
     for label, (method, options) in COLUMNS.items():
         (run,) = _search(toy, method, 1, 100, options | {"num_rollouts": 1000})
         if run.tree is not None:
             curves[label] = value_error_by_depth(run.tree, toy, run.tree.soft_values(toy.inverse_temperature))
-    return curves
+    title = f"toy C ({toy.vocab_size} tokens, length {toy.length}, λ = {toy.inverse_temperature:g}), one search of 1,000 rollouts"
+    return ValueErrors(title, curves)
 
 
 if __name__ == "__main__":

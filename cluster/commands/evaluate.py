@@ -94,7 +94,9 @@ def evaluate(
     from cluster.live import LiveView
 
     with LiveView() as view:
-        run_evaluation(plan, output, resume=resume, progress=view, execute=_on_ray(size, view))
+        run_evaluation(
+            plan, output, resume=resume, progress=view, execute=_on_ray(size, view), servers=_servers(settings, size)
+        )
     _finish(output)
 
 
@@ -109,6 +111,14 @@ def _on_ray(size: FleetConfig, view: LiveView) -> Execute:
             yield from on_fleet(size, watch=view.watch)(config, tasks)
 
     return execute
+
+
+def _servers(config: EvaluationConfig, size: FleetConfig) -> list[dict[str, Any]]:
+    """Who answers for the model, for environment.json."""
+    from sdt_dist.evaluation.environment import server_record
+
+    groups = [(config.model, size.servers), *((group.model, group.count) for group in size.more_servers)]
+    return [server_record(model, count) for model, count in groups]
 
 
 def _announce(plan: Any, output: Path) -> None:
@@ -144,3 +154,4 @@ def _finish(output: Path) -> None:
     print_table(output)
     print(f"\n{len(figures)} figures in {output / 'figures'}, table in {output / 'summary.md'}, every sample in "
           f"{output / 'samples.jsonl'}")  # fmt: skip
+    print(f"a report on one page: sdt report {output}")

@@ -1,4 +1,4 @@
-"""`sdt report`: Markdown and figures from the result files of one or more runs."""
+"""`sdt report`: one HTML page, Markdown and figures from the result files of one or more runs."""
 
 from __future__ import annotations
 
@@ -11,13 +11,25 @@ import typer
 def report(
     runs: Annotated[list[Path], typer.Argument(help="directories that `sdt evaluate` wrote")],
     output: Annotated[Path, typer.Option(help="directory of the report")] = Path("results/report"),
+    reference: Annotated[
+        str | None, typer.Option(help="method that others are compared with; default: sample, or the first")
+    ] = None,
+    problem: Annotated[int | None, typer.Option(help="number of the problem to show; default: the first")] = None,
+    method: Annotated[str | None, typer.Option(help="method whose search tree to show")] = None,
 ) -> None:
-    """Write report.md with figures from the result files of one or more runs.
+    """Write report.html, one page with everything in it, from the result files of one or more runs.
 
-    Example:
+    With several runs it says what changed from the first to each other one. report.md and figures/ are written beside it.
 
-      sdt report results/etth1 results/quickstart --output results/report
+    Examples:
+
+      sdt report results/quickstart
+
+      sdt report results/before results/after --output results/report --reference snis
+
+      sdt report results/quickstart --problem 0 --method residual_ts
     """
     from sdt_dist.evaluation.report import write_report
 
-    print(f"report: {write_report(runs, output)}")
+    page = write_report(runs, output, reference=reference, problem=problem, method=method)
+    print(f"report: {page}, also as report.md, with every figure as PNG and PDF in {output / 'figures'}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from sdt_dist.errors import ResultsError
 from sdt_dist.evaluation.ablation import family, middle
 from sdt_dist.evaluation.figures_ablation import ablation
 from sdt_dist.evaluation.figures_axes import COLOURS, legend, log_axis, point, reach, style_of
+from sdt_dist.evaluation.figures_budget import by_method, has_one_budget
 from sdt_dist.evaluation.figures_tree import draw_tree
 from sdt_dist.evaluation.results import Line, read_lines, read_problems, saved_config, tree_path
 from sdt_dist.metrics.spectrum import MIN_SEGMENT, power_spectrum, reference_spectrum
@@ -119,12 +120,13 @@ def image_suffixes() -> list[str]:
     return sorted(f".{kind}" for kind in Figure().canvas.get_supported_filetypes())
 
 
-def draw_all(directory: Path) -> list[Path]:
-    """Draw every figure that the run's files support into figures/; returns the paths, none where every search failed.
+def draw_all(directory: Path, folder: Path | None = None, suffixes: Sequence[str] = (".png",)) -> list[Path]:
+    """Draw every figure that the run's files support; returns the paths, none where every search failed.
 
+    folder: default figures/ of the run; suffixes: of the files of each figure, of which the first's paths are returned.
     ResultsError when the disk refuses.
     """
-    run, folder = Run(directory), directory / "figures"
+    run, folder = Run(directory), folder or directory / "figures"
     if not run.lines:
         return []
     painters: dict[str, Callable[[Run], Figure | None]] = {
@@ -137,19 +139,26 @@ def draw_all(directory: Path) -> list[Path]:
         "log_z": log_z_and_ess,
         "tree": first_tree,
     }
+    return draw(run, painters, folder, suffixes)
+
+
+def draw(
+    run: Run, painters: Mapping[str, Callable[[Run], Figure | None]], folder: Path, suffixes: Sequence[str]
+) -> list[Path]:
+    """Draw figures of a run by name; returns the paths of the first suffix. ResultsError when the disk refuses."""
     written = []
     with plt.rc_context(_STYLE):
         for name, painter in painters.items():
             figure = painter(run)
             if figure is not None:
-                _save(figure, folder / f"{name}.png")
-                written.append(folder / f"{name}.png")
+                save_figure(figure, folder / name, suffixes)
+                written.append(folder / f"{name}{suffixes[0]}")
     return written
 
 
-def first_tree(run: Run) -> Figure | None:
-    """The saved tree of the method shown as aligned, or of the first one that has a tree."""
-    labels = [label for label in (run.aligned, *run.lines) if label and tree_path(run.directory, label).is_file()]
+def first_tree(run: Run, label: str | None = None) -> Figure | None:
+    """The first problem's saved tree: of a label, else of the method shown as aligned or the first one that has a tree."""
+    labels = [one for one in (label, run.aligned, *run.lines) if one and tree_path(run.directory, one).is_file()]
     if not labels:
         return None
     saved = Snapshot.load(tree_path(run.directory, labels[0]))
@@ -157,10 +166,13 @@ def first_tree(run: Run) -> Figure | None:
     return draw_tree(saved.tree, inverse_temperature=strength, title=f"{labels[0]} on {run.problems[0].name}")
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, stem: Path, suffixes: Sequence[str]) -> None:
+    """Write a figure in every format and close it. ResultsError when the disk refuses."""
+    path = stem
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path)
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        for path in (stem.with_name(stem.name + suffix) for suffix in suffixes):
+            figure.savefig(path)
     except OSError as error:
         raise ResultsError(f"output: {path} cannot be written ({error.strerror}); the results are kept.") from error
     finally:
@@ -182,15 +194,23 @@ def _points(axes: Axes, run: Run, x: str, y: str) -> None:
 
 
 def quality_against_cost(run: Run) -> Figure:
-    """CRPS against nfe and against wall time, with 95% intervals; the budgets of an ablation of rollouts are one curve."""
-    figure, panels = plt.subplots(1, 2, figsize=(9.5, 4.2), sharey=True, layout="constrained")
-    shared = "matched at each budget" if "rollouts" in run.config.ablate else "matched, so methods share one"
-    titles = (f"NFE per problem ({shared})", "seconds per problem")
-    for axes, x, title in zip(panels, ("nfe", "wall_s"), titles, strict=True):
-        _points(axes, run, x, "crps")
-        log_axis(axes)
-        axes.set_xlabel(title)
-    panels[0].set_ylabel("CRPS (lower is better)")
+    """CRPS against nfe (one curve over ablated budgets), or by method where all have one budget; and against wall time."""
+    is_matched = has_one_budget(run)
+    size = (9.5, max(4.2, 0.36 * len(run.lines) + 1.2))
+    figure, panels = plt.subplots(1, 2, figsize=size, sharey=not is_matched, layout="constrained")
+    if is_matched:
+        by_method(panels[0], run, "crps")
+        panels[0].set_xlabel("CRPS (left is better), at the NFE named")
+    else:
+        _points(panels[0], run, "nfe", "crps")
+        log_axis(panels[0])
+        panels[0].set_xlabel(
+            "NFE per problem (matched at each budget)" if "rollouts" in run.config.ablate else "NFE per problem"
+        )
+    _points(panels[1], run, "wall_s", "crps")
+    log_axis(panels[1])
+    panels[1].set_xlabel("seconds per problem")
+    panels[int(is_matched)].set_ylabel("CRPS (lower is better)")
     legend(panels[1])
     figure.suptitle(f"Quality against cost: mean over problems ({len(run.problems)}), 95% bootstrap intervals")
     return figure
@@ -279,7 +299,7 @@ def fans(run: Run) -> Figure | None:
         for row, label in enumerate(rows):
             if index in run.lines[label]:
                 samples = np.array(run.lines[label][index]["samples"])
-                _fan(grid[row, column], problem.history, samples, problem.truth)
+                draw_fan(grid[row, column], problem.history, samples, problem.truth)
             grid[row, column].set_title(f"{problem.name}: {label}", fontsize=10)
         grid[-1, column].set_xlabel("steps from now")
     found = dict(pair for axes in grid.flat for pair in zip(*axes.get_legend_handles_labels()[::-1], strict=True))
@@ -288,7 +308,8 @@ def fans(run: Run) -> Figure | None:
     return figure
 
 
-def _fan(axes: Axes, history: np.ndarray, samples: np.ndarray, truth: np.ndarray | None) -> None:
+def draw_fan(axes: Axes, history: np.ndarray, samples: np.ndarray, truth: np.ndarray | None) -> None:
+    """Quantile bands, median and one of the samples [S, H] after the end of the history [L], and the truth [H]."""
     horizon = samples.shape[1]
     tail = history[-(3 * horizon // 2) :]
     future = np.arange(horizon)
@@ -307,14 +328,14 @@ def fan_chart_file(history: np.ndarray, result: SearchResult, path: Path, *, nam
     samples = np.stack([sample.series for sample in result.samples])  # type: ignore[misc]
     with plt.rc_context(_STYLE):
         figure, axes = plt.subplots(figsize=(8, 3.6))
-        _fan(axes, history, samples, None)
+        draw_fan(axes, history, samples, None)
         if season is not None and season <= len(history):
             naive = history[len(history) - season + np.arange(samples.shape[1]) % season]
             axes.plot(naive, color="#999999", linestyle=":", label=f"last season ({season})")
         axes.set_title(f"{name}: {samples.shape[1]} steps, {len(samples)} samples by {result.method}")
         axes.set_xlabel("steps from now")
         legend(axes)
-        _save(figure, path)
+        save_figure(figure, path.with_suffix(""), [path.suffix])
 
 
 def diversity_against_reward(run: Run) -> Figure:

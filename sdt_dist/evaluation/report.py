@@ -1,36 +1,37 @@
-"""Reports of runs: a table in the terminal, and Markdown with figures for one or more runs (SPEC section 8)."""
+"""Reports of runs: a table in the terminal, and HTML, Markdown and figures for one or more runs (SPEC section 8)."""
 
 from __future__ import annotations
 
 import json
-import platform
-import shutil
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
+from matplotlib.figure import Figure
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from sdt_dist.errors import ResultsError
-from sdt_dist.evaluation.figures import draw_all
-from sdt_dist.evaluation.results import CONFIG, SAMPLES, methods_by_label, write_text
-from sdt_dist.evaluation.summary import recompute
+from sdt_dist.evaluation.figures import Run, draw, draw_all, first_tree, save_figure
+from sdt_dist.evaluation.figures_problem import problem_fans
+from sdt_dist.evaluation.figures_tree import draw_value_error
+from sdt_dist.evaluation.html import to_html
+from sdt_dist.evaluation.markdown import to_markdown
+from sdt_dist.evaluation.report_blocks import Section, Text
+from sdt_dist.evaluation.report_changes import sections_of_several
+from sdt_dist.evaluation.report_run import RunFiles, run_section
+from sdt_dist.evaluation.report_tree import PROBLEM_FANS, PROBLEM_TREE, Choice, check_choice, problem_section
+from sdt_dist.evaluation.results import SAMPLES, methods_by_label, write_text
 from sdt_dist.evaluation.tables import COLUMNS, cell, number
+from sdt_dist.evaluation.value_error import VALUE_ERROR, ValueErrors, value_error_section
 from sdt_dist.search.methods import get_method
 
-_CAPTIONS = {
-    "quality_cost": "CRPS against cost; every method had the same nfe budget, `greedy` and `sample` are reference lines.",
-    "rewards": "Rewards of all returned samples.",
-    "spectra": "Mean power spectra. The mean forecast loses power at high frequencies: PSD(E x) <= E PSD(x).",
-    "fans": "Forecasts of some problems, base above aligned.",
-    "diversity": "Distinct samples against mean reward.",
-    "tree": "The first problem's search tree: its most visited nodes, line width by visits.",
-    "log_z": "Effective sample size and the stated standard error of log Z.",
-}
+_SUFFIXES = (".png", ".pdf", ".svg")
 _TERMINAL = ("crps", "mase", "coverage_80", "spec_w1", "log_l1", "reward_mean", "ess", "nfe", "wall_s")
 _LEGEND = """\
-Means over problems, every method with the same budget of model evaluations.
+Means over problems, methods with one budget of model evaluations (or that of their label).
 * reference line, outside that budget
 CRPS, MASE      forecast error, lower is better
 cov80           share of the truth inside the 80% interval, near .80 is better
@@ -53,7 +54,7 @@ def print_table(directory: Path) -> None:
         table.add_column(column.short, justify="right", no_wrap=True)
     for label in summary:
         mark = "*" if label in methods and get_method(methods[label]).reference else ""
-        table.add_row(label + mark, *(cell(summary, label, column.metric) for column in columns))
+        table.add_row(Text(label + mark), *(cell(summary, label, column.metric) for column in columns))
     table.add_section()
     table.add_row("true future", *(number(truth[c.metric]["mean"]) if c.metric in truth else "" for c in columns))
     console = Console()
@@ -64,32 +65,69 @@ def print_table(directory: Path) -> None:
             console.print(f"{label}: {1 - row['success_rate']['mean']:.0%} of the searches failed.", highlight=False)
 
 
-def write_report(directories: list[Path], output: Path) -> Path:
-    """report.md with tables and figures of one or more runs; numbers are recomputed from their samples.
+def write_report(
+    directories: list[Path],
+    output: Path,
+    *,
+    reference: str | None = None,
+    problem: int | None = None,
+    method: str | None = None,
+) -> Path:
+    """report.html, which needs nothing else, and report.md beside figures/, of one or more runs; returns the former.
 
-    ResultsError for a directory without a run, and when the disk refuses.
+    Numbers are recomputed from the runs' samples. reference: the label that others are compared with, default plain
+    sampling; problem and method: whose forecasts and search tree are shown. A directory may also hold value_error.json
+    alone. ResultsError for a directory with neither, damaged files, an unknown label or problem, and a full disk.
     """
-    parts = ["# Evaluation report", "", f"sdt-dist {version('sdt-dist')}, Python {platform.python_version()}.", ""]
     for directory in directories:
-        if not (directory / SAMPLES).is_file():
-            raise ResultsError(f"results: {directory} holds no {SAMPLES}; give directories that `sdt evaluate` wrote.")
-        methods_by_label(directory)
-    for index, directory in enumerate(directories):
-        recompute(directory)
-        parts += [f"## {directory.name}", "", (directory / "summary.md").read_text(encoding="utf-8"), ""]
-        for figure in draw_all(directory):
-            name = f"run_{index}/{figure.name}"
-            _copy(figure, output / name)
-            parts += [f"![{figure.stem}]({name})", "", _CAPTIONS[figure.stem], ""]
-        config = (directory / CONFIG).read_text(encoding="utf-8").strip()
-        parts += ["Configuration:", "", "```yaml", config, "```", ""]
-    write_text(output / "report.md", "\n".join(parts))
-    return output / "report.md"
+        if not (directory / SAMPLES).is_file() and not (directory / VALUE_ERROR).is_file():
+            raise ResultsError(
+                f"results: {directory} holds no {SAMPLES} (nor {VALUE_ERROR}); give directories that `sdt evaluate` wrote."
+            )
+    named = list(zip(directories, _names(directories), strict=True))
+    runs = [
+        RunFiles.load(directory, name, f"run-{place}")
+        for place, (directory, name) in enumerate(named)
+        if (directory / SAMPLES).is_file()
+    ]
+    toys = [(name, errors) for directory, name in named if (errors := ValueErrors.load(directory)) is not None]
+    check_choice(runs, problem, method, reference)
+    choices = [Choice.of(files, problem, method) for files in runs]
+    sections = sections_of_several(runs)
+    for files, choice in zip(runs, choices, strict=True):
+        sections.append(_section_of_run(files, output, choice, files.reference(reference)))
+    sections += [_section_of_toys(f"toys-{place}", *found, output) for place, found in enumerate(toys)]
+    title = "Evaluation of " + " and ".join(name for _, name in named)
+    subtitle = f"Made by sdt-dist {version('sdt-dist')} from the runs' result files alone."
+    write_text(output / "report.md", to_markdown(title, [Section("", "", [Text(subtitle)]), *sections], output))
+    write_text(output / "report.html", to_html(title, subtitle, sections))
+    return output / "report.html"
 
 
-def _copy(source: Path, target: Path) -> None:
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(source, target)
-    except OSError as error:
-        raise ResultsError(f"output: {target} cannot be written ({error.strerror}); give another directory.") from error
+def _names(directories: list[Path]) -> list[str]:
+    """Names of the runs in a report: those of their directories, with a number where two have the same."""
+    plain = [directory.resolve().name for directory in directories]
+    return [
+        name if plain.count(name) == 1 else f"{name} ({plain[:place].count(name) + 1})"
+        for place, name in enumerate(plain)
+    ]
+
+
+def _section_of_run(files: RunFiles, output: Path, choice: Choice, reference: str) -> Section:
+    """Draw a run's figures and say everything of it."""
+    folder = output / "figures" / files.key
+    painters: dict[str, Callable[[Run], Figure | None]] = {}
+    if choice.problem in files.run.problems:
+        painters[PROBLEM_FANS] = lambda run: problem_fans(run, choice.problem)
+    if choice.label is not None and choice.method is not None:
+        painters[PROBLEM_TREE] = lambda run: first_tree(run, choice.label)
+    drawn = draw_all(files.directory, folder, _SUFFIXES) + draw(files.run, painters, folder, _SUFFIXES)
+    stems = [path.with_suffix("") for path in drawn]
+    return run_section(files, stems, problem_section(files, choice, stems), reference)
+
+
+def _section_of_toys(key: str, name: str, errors: ValueErrors, output: Path) -> Section:
+    """Draw the curves of a value_error.json and show them."""
+    stem = output / "figures" / key / "value_error"
+    save_figure(draw_value_error(errors.curves), stem, _SUFFIXES)
+    return value_error_section(errors, key, name, stem)

@@ -1,7 +1,8 @@
 """Result files of a run: append-only and durable lines, atomic documents, and the check that a directory is ours.
 
-config.yaml (resolved), problems.json, trees/ (the first problem's search of each tree method), samples.jsonl (one line per problem and method), summary.json, truth.json,
-summary.md, figures/. A line is on disk, synced, before its problem counts as done.
+config.yaml (resolved), environment.json (versions and hardware), problems.json, trees/ (the first problem's search of each
+tree method), samples.jsonl (one line per problem and method), summary.json, truth.json, summary.md, figures/. A line is on
+disk, synced, before its problem counts as done.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from sdt_dist.data.problems import ForecastProblem, load_problems
 from sdt_dist.errors import SdtError
 from sdt_dist.evaluation.ablation import expanded
 from sdt_dist.evaluation.config import EvaluationConfig, MethodConfig
+from sdt_dist.evaluation.environment import note_environment, server_record
 from sdt_dist.evaluation.evidence import Evidence
 from sdt_dist.evaluation.results import Line, open_directory, result_line, save_tree
 from sdt_dist.evaluation.summary import Summary, recompute
@@ -129,10 +130,12 @@ def run_evaluation(
     resume: bool = False,
     progress: Progress | None = None,
     execute: Execute | None = None,
+    servers: Sequence[dict[str, Any]] | None = None,
 ) -> Summary:
     """Search every problem with every method, then summarise. Killed at any instant, it goes on with `resume`.
 
-    execute: makes the searches, in any order; default: this process does. Raises ResultsError for an unusable directory.
+    execute: makes the searches, in any order; default: this process does. servers: records of who answers for the model,
+    for environment.json; default: this process. Raises ResultsError for an unusable directory.
     A problem whose reward or context fails is recorded as failed and the others go on.
     """
     progress = progress or Progress()
@@ -148,6 +151,7 @@ def run_evaluation(
     ]
     progress.start(len(todo))
     if todo:
+        note_environment(output, servers or [server_record(config.model)])
         for task, outcome in (execute or in_process())(config, todo):
             _keep(task, outcome, output, evidence)
             line = result_line(task.problem, task.method.name, task.method.label, config.seed, outcome)

@@ -13,8 +13,10 @@ import numpy as np
 
 from sdt_dist.data.problems import ForecastProblem
 from sdt_dist.errors import ResultsError
-from sdt_dist.evaluation.results import Line, read_lines, read_problems, write_text
-from sdt_dist.evaluation.tables import Row, Summary, to_markdown
+from sdt_dist.evaluation.results import SAMPLES, Line, read_lines, read_problems, write_text
+from sdt_dist.evaluation.tables import Row, Summary, Table, to_markdown
+
+_COSTS = ("nfe", "model_calls", "rollouts", "reward_calls", "recomputed_tokens", "wall_s")
 
 
 def measures_of(line: Line, problem: ForecastProblem) -> Row:
@@ -39,7 +41,7 @@ def measures_of(line: Line, problem: ForecastProblem) -> Row:
         "length": float(np.mean(lengths)),
         "length_ratio": float(np.mean(lengths) / len(problem.truth)),
         **{f"distinct_{n}": distinct_n(line["tokens"], n) for n in (1, 2, 3)},
-        **{name: float(line[name]) for name in ("nfe", "model_calls", "rollouts", "reward_calls", "wall_s")},
+        **{name: float(line[name]) for name in _COSTS},
     }
     row |= {name: float(line[name]) for name in ("log_z", "log_z_error", "ess") if line[name] is not None}
     stats = line["tree_stats"]
@@ -47,20 +49,32 @@ def measures_of(line: Line, problem: ForecastProblem) -> Row:
     return row | {target: stats[source] for source, target in names.items() if source in stats}
 
 
-def tabulate(directory: Path) -> dict[str, dict[int, Row]]:
+def tabulate(directory: Path) -> Table:
     """Measures by label and problem, recomputed from the result files."""
     problems = {problem.index: problem for problem in read_problems(directory)}
-    table: dict[str, dict[int, Row]] = {}
+    table: Table = {}
     for line in read_lines(directory):
         if line["problem"] not in problems:
             raise ResultsError(
                 f"results: {directory} has a result of problem {line['problem']}, which it does not hold."
             )
-        table.setdefault(line["label"], {})[line["problem"]] = measures_of(line, problems[line["problem"]])
+        table.setdefault(line["label"], {})[line["problem"]] = _checked_measures(
+            line, problems[line["problem"]], directory
+        )
     return table
 
 
-def summarise_table(table: dict[str, dict[int, Row]]) -> Summary:
+def _checked_measures(line: Line, problem: ForecastProblem, directory: Path) -> Row:
+    try:
+        return measures_of(line, problem)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ResultsError(
+            f"results: the line of problem {line['problem']} and {line['label']} in {directory / SAMPLES} is damaged "
+            f"({type(error).__name__}: {error}); take the line out and go on with `sdt evaluate --resume`."
+        ) from error
+
+
+def summarise_table(table: Table) -> Summary:
     """{label: {metric: {mean, low, high}}}; each metric over the problems that have it, WQL as a ratio of sums."""
     from sdt_dist.metrics.aggregate import ratio_of_sums, summarise
 
@@ -87,7 +101,11 @@ def truth_measures(problems: list[ForecastProblem]) -> dict[str, Any]:
 
 def recompute(directory: Path) -> Summary:
     """Write summary.json, truth.json and summary.md from the result files; returns the summary."""
-    table = tabulate(directory)
+    return write_summary(directory, tabulate(directory))
+
+
+def write_summary(directory: Path, table: Table) -> Summary:
+    """Write the three documents of a run whose measures are at hand; returns the summary."""
     summary, truth = summarise_table(table), truth_measures(read_problems(directory))
     write_text(directory / "summary.json", json.dumps(summary, indent=1))
     write_text(directory / "truth.json", json.dumps(truth, indent=1))

@@ -421,16 +421,17 @@ def test_a_trained_forecaster_forecasts(sdt, plain, tmp_path):
     assert sdt(*_forecast(plain, "--model", tmp_path / "own"))[0] == 0
 
 
-def test_report_writes_tables_and_figures_of_every_run(sdt, mistake, finished, tmp_path):
+def test_report_writes_a_page_markdown_and_figures_of_every_run(sdt, mistake, finished, tmp_path):
     code, out, _ = sdt("report", finished, finished, "--output", tmp_path / "report")
     text = (tmp_path / "report" / "report.md").read_text()
-    assert code == 0 and "report.md" in out
-    assert text.count((finished / "summary.md").read_text().strip()) == 2
+    assert code == 0 and "report.html" in out and (tmp_path / "report" / "report.html").is_file()
     assert text.count((finished / "config.yaml").read_text().strip()) == 2
     images = re.findall(r"!\[\w+\]\((\S+)\)", text)
-    assert {image.split("/")[0] for image in images} == {"run_0", "run_1"}
+    assert {Path(image).parent.as_posix() for image in images} == {"figures/run-0", "figures/run-1"}
     assert all((tmp_path / "report" / image).stat().st_size > 1000 for image in images)
     assert "samples.jsonl" in mistake("report", tmp_path)
+    assert "allowed: sample, snis" in mistake("report", finished, "--method", "dts")
+    assert "allowed: 0 to 1" in mistake("report", finished, "--problem", 2)
 
 
 def test_the_table_fits_a_terminal_and_marks_reference_lines(sdt, finished):
