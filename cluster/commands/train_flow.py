@@ -56,7 +56,9 @@ def train_flow(
 
     Examples:
 
-      sdt train-flow --model bundled --reward spectral:gamma=1 --rounds 20 --output runs/flow
+      sdt train-flow --config examples/flow_bundled.yaml --output runs/flow
+
+      sdt train-flow --model bundled --reward spectral:gamma=1 --contexts-per-round 64 --set held_out_contexts=8 --output runs/flow
 
       sdt train-flow --trees results/a results/b --model bundled --reward spectral:gamma=1 --output runs/flow
 

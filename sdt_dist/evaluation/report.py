@@ -31,7 +31,8 @@ from sdt_dist.search.methods import get_method
 _SUFFIXES = (".png", ".pdf", ".svg")
 _TERMINAL = ("crps", "mase", "coverage_80", "spec_w1", "log_l1", "reward_mean", "ess", "nfe", "wall_s")
 _LEGEND = """\
-Means over problems, methods with one budget of model evaluations (or that of their label).
+Means over problems, every method with the same budget of model evaluations
+unless its label names another.
 * reference line, outside that budget
 CRPS, MASE      forecast error, lower is better
 cov80           share of the truth inside the 80% interval, near .80 is better

@@ -23,7 +23,8 @@ class TrainFlowConfig(LossOptions, LearnerOptions):
     """A training of a flow for one model and reward, in rounds: each brings trajectories, takes steps and publishes.
 
     With `trees` all trajectories come in the first round, out of saved searches; else every round searches fresh contexts:
-    synthetic series unless a dataset or prompts are given.
+    synthetic series unless a dataset or prompts are given. Loss weights are those that helped a forecaster's searches: squared
+    losses let poor samples, which are many, rule a flow that learns off its policy.
     """
 
     model: str = Field("bundled", description="MODEL SPEC")
@@ -62,6 +63,11 @@ class TrainFlowConfig(LossOptions, LearnerOptions):
     num_children: int | None = Field(
         32, ge=2, description="candidates a step (values: strata of neighbours); null: complete rows"
     )
+    contrastive: float = Field(1.0, ge=0, description="weight of likelihood on draws, weighted by p/q exp(lambda r)")
+    rtb: float = Field(0.0, ge=0, description="weight of relative trajectory balance")
+    bellman: float = Field(1e-3, ge=0, description="weight of the soft Bellman equation")
+    terminal: float = Field(1e-3, ge=0, description="weight of F(finished) = r")
+    tie: float = Field(1e-3, ge=0, description="weight of F_token(s.a) = F_state(s.a)")
     lowest_inverse_temperature: float = Field(1.0, gt=0, description="lambdas are drawn log-uniformly from here")
     highest_inverse_temperature: float = Field(8.0, gt=0, description="to here, one per context and batch")
     hidden_size: int = Field(96, ge=1, le=4096, description="width of the network")
