@@ -10,8 +10,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from rich.box import SIMPLE
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
-from rich.text import Text
 
 from sdt_dist.errors import ResultsError
 from sdt_dist.evaluation.figures import Run, draw, draw_all, first_tree, save_figure
@@ -55,7 +55,7 @@ def print_table(directory: Path) -> None:
         table.add_column(column.short, justify="right", no_wrap=True)
     for label in summary:
         mark = "*" if label in methods and get_method(methods[label]).reference else ""
-        table.add_row(Text(label + mark), *(cell(summary, label, column.metric) for column in columns))
+        table.add_row(escape(label + mark), *(cell(summary, label, column.metric) for column in columns))
     table.add_section()
     table.add_row("true future", *(number(truth[c.metric]["mean"]) if c.metric in truth else "" for c in columns))
     console = Console()
