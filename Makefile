@@ -18,8 +18,9 @@ $(STAMP): pyproject.toml constraints.txt
 evaluate: install
 	$(BIN)/sdt evaluate --output results/quickstart --resume
 
+# Two workers with one thread each: threads that spin for each other on taken cores are slower than one.
 test: install
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-chaos: install
 	$(BIN)/python -m pytest -m chaos

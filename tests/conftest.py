@@ -6,6 +6,7 @@ import importlib.util
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,8 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+_FIRST = ("property", "ray", "conformance")  # long tests, and kernels compiled before Ray's processes need them
+_ONE_RAY = ("tests/ray/", "tests/unit/test_cli.py")  # whose runs use the Ray of their process, where there is one
 _PACKAGES = {"mlx": "mlx_lm", "vllm": "vllm"}
 collect_ignore = [] if importlib.util.find_spec("vllm") else ["vllm"]  # it imports vLLM
 
@@ -41,3 +44,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
+    if hasattr(config, "workerinput"):
+        items.sort(key=_place)
+
+
+def _place(item: pytest.Item) -> int:
+    folder = item.path.parent.name
+    return _FIRST.index(folder) if folder in _FIRST else len(_FIRST)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """For `pytest -n 2 --dist loadfile`: a file goes to one worker, and all that start Ray to one, so that there is one Ray."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class OneRay(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "ray" if nodeid.startswith(_ONE_RAY) else super()._split_scope(nodeid)
+
+    return OneRay(config, log) if config.getoption("dist") == "loadfile" else None

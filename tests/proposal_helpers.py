@@ -13,7 +13,7 @@ from sdt_dist.protocols import State
 from sdt_dist.search.api import run_searches
 from sdt_dist.search.result import SearchResult
 from sdt_dist.search.session import SearchProblem
-from tests.search_helpers import PARAMETERS, law_of, total_variation, toy
+from tests.search_helpers import PARAMETERS, mean_total_variation, toy
 
 
 class TableFlow:
@@ -76,5 +76,4 @@ def ratios(name: str, method: str, flow: TableFlow | None, num_runs: int, seed: 
 
 def mean_tv(name: str, method: str, flow: TableFlow | None, seeds: range, **options) -> float:
     """Mean total variation between distribution() and pi* over search seeds."""
-    runs = run_with_flow(name, method, flow, seeds, **options)
-    return float(np.mean([total_variation(law_of(run, toy(name)), toy(name)) for run in runs]))
+    return mean_total_variation(name, method, seeds=seeds, flow=flow, **options)

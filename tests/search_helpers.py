@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
@@ -9,7 +10,10 @@ import numpy as np
 from sdt_dist.errors import SdtError
 from sdt_dist.models.process import TokenProcess
 from sdt_dist.models.toy import Toy
-from sdt_dist.search.api import run_searches
+from sdt_dist.protocols import Flow
+from sdt_dist.search.api import open_search, run_searches
+from sdt_dist.search.driver import drive
+from sdt_dist.search.methods import validate_options
 from sdt_dist.search.result import SearchResult
 from sdt_dist.search.session import SearchProblem
 
@@ -51,7 +55,29 @@ def total_variation(law: np.ndarray, model: Toy) -> float:
     return float(0.5 * np.abs(law - model.target).sum())
 
 
-def mean_total_variation(name: str, method: str, num_rollouts: int, seeds: range, **options) -> float:
+def run_seeds(name: str, method: str, seeds: Sequence[int], flow: Flow | None = None, **options) -> list[SearchResult]:
+    """The searches of `run_toy` with these seeds, in this order, beside each other, so that a model call serves them all."""
+    model = Toy(*PARAMETERS[name])
+    process = TokenProcess(model, model.law, model.length)
+    if flow is not None:
+        process.load_flow(flow)
+    given = validate_options(method, {"inverse_temperature": model.inverse_temperature} | options)
+    problem, identity = SearchProblem(0, process.root([0]), model), None if flow is None else flow.identity
+    searches = (
+        open_search(process, problem, method=method, options=given, seed=seed, cache_name=str(seed), flow=identity)
+        for seed in seeds
+    )
+    outcomes = [outcome for _, outcome in drive(process, searches, in_flight=len(seeds))]
+    for outcome in outcomes:
+        if isinstance(outcome, SdtError):
+            raise outcome
+    return sorted(outcomes, key=lambda outcome: seeds.index(outcome.seed))
+
+
+def mean_total_variation(
+    name: str, method: str, num_rollouts: int, seeds: Sequence[int], flow: Flow | None = None, **options
+) -> float:
+    """Mean total variation between distribution() and pi* over search seeds."""
     model = toy(name)
-    runs = [run_toy(name, method, seed, num_rollouts=num_rollouts, **options) for seed in seeds]
+    runs = run_seeds(name, method, seeds, flow, num_rollouts=num_rollouts, **options)
     return float(np.mean([total_variation(law_of(run, model), model) for run in runs]))

@@ -120,24 +120,11 @@ def make_batch(
             check_trajectory(trajectory, spec)
     contexts = {t.context: t for t in trajectories}
     order = {context: i for i, context in enumerate(contexts)}
-    steps = max(len(t.tokens) for t in trajectories)
-    width = max(int(np.diff(t.candidates.ends, prepend=0).max()) for t in trajectories)
-    lowest = min(int(t.candidates.tokens.min()) for t in trajectories)
-    shape = (len(trajectories), steps, width)
-    tokens = np.full(shape[:2], lowest)
-    candidates, log_weight, reward = np.full(shape, lowest), np.full(shape, -np.inf), np.full(shape, np.nan)
-    chosen, soft_values = np.zeros(shape[:2], dtype=np.int64), np.full((shape[0], steps + 1), np.nan)
-    for i, trajectory in enumerate(trajectories):
-        found, count = trajectory.candidates, len(trajectory.tokens)
-        tokens[i, :count] = trajectory.tokens
-        for t in range(count):
-            of_step = found.step(t)
-            places = slice(0, of_step.stop - of_step.start)
-            candidates[i, t, places] = found.tokens[of_step]
-            log_weight[i, t, places], reward[i, t, places] = found.log_weight[of_step], found.reward[of_step]
-            chosen[i, t] = int(np.flatnonzero(found.tokens[of_step] == trajectory.tokens[t])[0])
+    columns = _padded_candidates(trajectories)
+    soft_values = np.full((len(trajectories), columns.tokens.shape[1] + 1), np.nan)
+    for row, trajectory in zip(soft_values, trajectories, strict=True):
         if trajectory.soft_values is not None and trajectory.soft_values_at == inverse_temperatures[trajectory.context]:
-            soft_values[i, : count + 1] = trajectory.soft_values
+            row[: len(trajectory.soft_values)] = trajectory.soft_values
     prompts = np.zeros((len(contexts), max(len(t.prompt) for t in contexts.values())), dtype=np.int64)
     for row, trajectory in zip(prompts, contexts.values(), strict=True):
         row[: len(trajectory.prompt)] = trajectory.prompt
@@ -145,17 +132,47 @@ def make_batch(
         prompts=torch.from_numpy(prompts),
         prompt_lengths=torch.tensor([len(t.prompt) for t in contexts.values()]),
         group=torch.tensor([order[t.context] for t in trajectories]),
-        tokens=torch.from_numpy(tokens),
+        tokens=torch.from_numpy(columns.tokens),
         lengths=torch.tensor([len(t.tokens) for t in trajectories]),
         reward=torch.tensor([t.reward for t in trajectories], dtype=torch.float64),
         log_omega=torch.tensor([_log_omega(t) for t in trajectories], dtype=torch.float64),
         inverse_temperature=torch.tensor([inverse_temperatures[c] for c in contexts], dtype=torch.float64),
-        candidates=torch.from_numpy(candidates),
-        candidate_log_weight=torch.from_numpy(log_weight),
-        candidate_reward=torch.from_numpy(reward),
-        chosen=torch.from_numpy(chosen),
+        candidates=torch.from_numpy(columns.candidates),
+        candidate_log_weight=torch.from_numpy(columns.log_weight),
+        candidate_reward=torch.from_numpy(columns.reward),
+        chosen=torch.from_numpy(columns.chosen),
         soft_values=torch.from_numpy(soft_values),
     )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Columns:
+    """Tokens and candidates of trajectories, padded: tokens, chosen [B, T]; candidates, log_weight, reward [B, T, K]."""
+
+    tokens: np.ndarray
+    candidates: np.ndarray
+    log_weight: np.ndarray
+    reward: np.ndarray
+    chosen: np.ndarray
+
+
+def _padded_candidates(trajectories: Sequence[Trajectory]) -> _Columns:
+    """Flat columns fill the places that exist in their own order: by trajectory, step and candidate."""
+    found = [t.candidates for t in trajectories]
+    lowest = min(int(one.tokens.min()) for one in found)
+    num_steps = np.array([len(t.tokens) for t in trajectories])
+    is_step = np.arange(num_steps.max()) < num_steps[:, None]
+    tokens, counts = np.full(is_step.shape, lowest), np.zeros(is_step.shape, dtype=np.int64)
+    tokens[is_step] = np.concatenate([t.tokens for t in trajectories])
+    counts[is_step] = np.concatenate([np.diff(one.ends, prepend=0) for one in found])
+    is_candidate = np.arange(counts.max()) < counts[..., None]
+    shape = is_candidate.shape
+    candidates, log_weight, reward = np.full(shape, lowest), np.full(shape, -np.inf), np.full(shape, np.nan)
+    candidates[is_candidate] = np.concatenate([one.tokens for one in found])
+    log_weight[is_candidate] = np.concatenate([one.log_weight for one in found])
+    reward[is_candidate] = np.concatenate([one.reward for one in found])
+    chosen = ((candidates == tokens[..., None]) & is_candidate).argmax(axis=-1)
+    return _Columns(tokens, candidates, log_weight, reward, chosen)
 
 
 def _log_omega(trajectory: Trajectory) -> float:

@@ -15,7 +15,7 @@ from sdt_dist.search.methods import dts, maxent_ts
 from sdt_dist.search.session import SearchProblem
 from sdt_dist.search.tree import Tree
 from tests.dts_reference import dts_law
-from tests.search_helpers import PARAMETERS, law_of, mean_total_variation, run_toy, total_variation, toy
+from tests.search_helpers import PARAMETERS, law_of, mean_total_variation, run_seeds, run_toy, total_variation, toy
 
 SEEDS = range(100, 108)
 
@@ -96,7 +96,7 @@ def test_dts_agrees_with_an_independent_implementation(
     instead of draws finds 253 sequences there, not 228.
     """
     model, options = toy(name), HORVITZ_THOMPSON if horvitz_thompson else MULTISET
-    runs = [run_toy(name, "dts", seed, num_rollouts=num_rollouts, **options) for seed in range(2000, 2000 + num_seeds)]
+    runs = run_seeds(name, "dts", range(2000, 2000 + num_seeds), num_rollouts=num_rollouts, **options)
     laws = [law_of(run, model) for run in runs]
     expected = [
         dts_law(model, num_rollouts, np.random.default_rng(seed), horvitz_thompson) for seed in range(num_seeds)

@@ -10,7 +10,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from scipy.stats import spearmanr
+from scipy.stats import rankdata
 
 from sdt_dist.flow.batch import Batch, Scores, make_batch
 from sdt_dist.flow.checkpoint import FlowInfo
@@ -126,18 +126,24 @@ def random_members(count: int, seed: int) -> list[tuple[int, ...]]:
 
 
 def searched(prompts: list[tuple[int, ...]], num_rollouts: int) -> ReplayBuffer:
-    """Trajectories of residual_ts searches of family members, with complete rows."""
-    replay = ReplayBuffer(50_000)
-    for i, prompt in enumerate(prompts):
-        model = FamilyMember(prompt)
-        process = TokenProcess(model, model.law, model.length)
-        root = process.root(prompt)
-        options = {"inverse_temperature": 5.0, "num_rollouts": num_rollouts}
-        problem = SearchProblem(i, root, model)
-        ((_, result),) = run_searches(process, [problem], method="residual_ts", options=options, seed=0)
+    """Trajectories of residual_ts searches of family members, with complete rows; the members share one prior, so one process."""
+    replay, model = ReplayBuffer(50_000), FamilyMember((0,) * FamilyMember.weights)
+    process = TokenProcess(model, model.law, model.length)
+    problems = [SearchProblem(i, process.root(prompt), FamilyMember(prompt)) for i, prompt in enumerate(prompts)]
+    options = {"inverse_temperature": 5.0, "num_rollouts": num_rollouts}
+    results = dict(run_searches(process, problems, method="residual_ts", options=options, seed=0))
+    for problem in problems:
+        result = results[problem.index]
         assert isinstance(result, SearchResult) and result.snapshot is not None
-        replay.add(with_rows(process, root, trajectories_of(result.snapshot, root)))
+        replay.add(with_rows(process, problem.root, trajectories_of(result.snapshot, problem.root)))
     return replay
+
+
+def spearman(found: np.ndarray, exact: np.ndarray) -> np.ndarray:
+    """Spearman's rho of every row."""
+    ranks = [rankdata(values, axis=1) for values in (found, exact)]
+    (of_found, of_exact) = (rank - rank.mean(axis=1, keepdims=True) for rank in ranks)
+    return (of_found * of_exact).sum(axis=1) / np.sqrt((of_found**2).sum(axis=1) * (of_exact**2).sum(axis=1))
 
 
 def held_out(flow: Flow, prompts: list[tuple[int, ...]], inverse_temperature: float) -> tuple[float, float]:
@@ -148,14 +154,13 @@ def held_out(flow: Flow, prompts: list[tuple[int, ...]], inverse_temperature: fl
         model = FamilyMember(prompt, inverse_temperature)
         root = TokenProcess(model, model.law, model.length).root(prompt)
         groups = sibling_groups(model)
-        states = [(root, prefix) for prefix, _ in groups]
+        states, exact = [(root, prefix) for prefix, _ in groups], np.stack([values for _, values in groups])
         rows = np.stack([model.log_prob_tables[len(prefix)][model.index(prefix)] for prefix, _ in groups])
         tilts = flow.log_tilts(states, inverse_temperature, rows)
-        for tilt, (_, exact) in zip(tilts, groups, strict=True):
-            errors.append((tilt - inverse_temperature * exact).std())
-            spreads.append((inverse_temperature * exact).std())
-            if np.ptp(exact) > 1e-9:  # all children of a parent may be worth the same
-                rhos.append(spearmanr(tilt, exact).statistic)
+        errors.append((tilts - inverse_temperature * exact).std(axis=1))
+        spreads.append((inverse_temperature * exact).std(axis=1))
+        differ = np.ptp(exact, axis=1) > 1e-9  # all children of a parent may be worth the same
+        rhos += spearman(tilts[differ], exact[differ]).tolist()
     return float(np.mean(rhos)), float(np.mean(errors) / np.mean(spreads))
 
 

@@ -35,7 +35,7 @@ SETTINGS = {"num_problems": 3, "horizon": 8, "context_length": 64, "num_rollouts
 _load = partial(Toy, *TOY)
 
 
-@pytest.mark.parametrize(("searchers", "servers"), [(1, 1), (1, 2), (4, 1), (4, 2)])
+@pytest.mark.parametrize(("searchers", "servers"), [(1, 1), (4, 2)])  # further sizes: tests/unit/test_fleet_plain.py
 def test_a_fleet_gives_the_samples_of_one_process(searchers, servers):
     work = toy_work(_load(), METHODS, 3)
     outcomes = run_all(work, _load, searchers=searchers, servers=servers)

@@ -163,16 +163,32 @@ def test_a_group_with_another_vocabulary_ends_the_run_before_any_search(loads):
 
 
 def test_one_odd_server_among_others_of_its_group_is_refused_and_the_run_goes_on():
-    loads, reasons = iter([_exact(), *(Smaller() for _ in range(3))]), set()
-    backend = PlainBackend(lambda: next(loads))
+    first_is_known, reasons = asyncio.Event(), set()
+
+    class OddSecond(PlainBackend):
+        """The second server tells its model after the first: of two, whoever is first decides which is the odd one."""
+
+        def _make(self, kind, name):
+            if name != "model-server-1":
+                return super()._make(kind, name)
+            target = ServerTarget(Smaller(), name)
+            target.card = lambda card=target.card: self._card(card)
+            return target
+
+        async def _card(self, card):
+            await first_is_known.wait()
+            return await card()
+
     work = toy_work(_exact(), {"residual_ts": {"num_samples": 4, "num_rollouts": 300}}, 8)
 
     async def look(controller):
         while True:
+            if controller._agreement.knows(0):
+                first_is_known.set()
             reasons.add(controller._servers[1].health.reason)
             await asyncio.sleep(0.005)
 
-    outcomes = _run(work, backend, fleet_config({"servers": 2}), look)
+    outcomes = _run(work, OddSecond(_exact), fleet_config({"servers": 2}), look)
     assert all(same(outcomes[w.name], alone(_exact(), w)) and outcomes[w.name].deterministic for w in work)
     assert any("disagree on vocab_size" in r and "the same model under the same name" in r for r in reasons), reasons
 

@@ -20,7 +20,7 @@ from sdt_dist.flow.losses import (
     terminal,
     tie,
 )
-from sdt_dist.flow.trajectories import horvitz_thompson_log_weights
+from sdt_dist.flow.trajectories import Candidates, horvitz_thompson_log_weights
 from sdt_dist.noise import gumbel
 from tests.flow_helpers import exact_value, scores_by, shortened, toy_trajectory
 from tests.search_helpers import toy
@@ -47,6 +47,32 @@ def batch() -> Batch:
 @pytest.fixture(scope="module")
 def exact(batch: Batch) -> Scores:
     return scores_by(exact_value(TOY), batch)
+
+
+def test_a_batch_has_the_candidates_of_every_step_and_pads_the_rest() -> None:
+    """For trajectories of several lengths, one of which has two candidates at its second step."""
+    short, long = shortened(toy_trajectory(TOY, (1, 2, 3, 4)), 2), toy_trajectory(TOY, (4, 3, 2, 1))
+    found = long.candidates
+    kept = [[t for t in range(5) if step != 1 or t in (0, 3)] for step in range(4)]
+    steps = [tuple(column[found.step(t)][of] for column in _columns(found)) for t, of in enumerate(kept)]
+    narrow = replace(long, candidates=Candidates.join(steps))
+    batch = make_batch([short, long, narrow], {long.context: 5.0})
+    for i, trajectory in enumerate([short, long, narrow]):
+        found = trajectory.candidates
+        for t in range(4):
+            own = found.step(t) if t < len(trajectory.tokens) else slice(0, 0)
+            count = own.stop - own.start
+            assert batch.candidates[i, t, :count].tolist() == found.tokens[own].tolist()
+            assert batch.candidate_log_weight[i, t, :count].tolist() == found.log_weight[own].tolist()
+            np.testing.assert_array_equal(batch.candidate_reward[i, t, :count], found.reward[own])
+            assert (batch.candidate_log_weight[i, t, count:] == -np.inf).all()
+            assert batch.candidate_reward[i, t, count:].isnan().all()
+            if count:
+                assert batch.candidates[i, t, batch.chosen[i, t]] == batch.tokens[i, t] == trajectory.tokens[t]
+
+
+def _columns(found: Candidates) -> tuple[np.ndarray, ...]:
+    return found.tokens, found.log_prob, found.log_weight, found.reward
 
 
 @pytest.mark.parametrize("name", LOSSES)

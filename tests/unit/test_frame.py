@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -27,19 +27,27 @@ def test_importing_the_library_is_light() -> None:
 
 
 def test_import_takes_less_than_300_ms() -> None:
-    code = "import time; t = time.perf_counter(); import sdt_dist; print(time.perf_counter() - t)"
+    """Of processor time, which other work on the machine does not change much."""
+    code = "import time; t = time.process_time(); import sdt_dist; print(time.process_time() - t)"
     assert min(float(_python(code)) for _ in range(5)) < 0.3
 
 
 @pytest.mark.parametrize("command", [[], ["evaluate"], ["forecast"], ["generate"]])
 def test_help_answers_within_a_second(command: list[str]) -> None:
+    """Of processor time, as above."""
+
     def run() -> float:
-        begin = time.perf_counter()
+        begin = _children_s()
         done = subprocess.run([sys.executable, "-m", "cluster.cli", *command, "--help"], capture_output=True, text=True)
         assert done.returncode == 0 and "Usage" in done.stdout
-        return time.perf_counter() - begin
+        return _children_s() - begin
 
     assert min(run() for _ in range(5)) < 1.0
+
+
+def _children_s() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def test_layers_hold() -> None:

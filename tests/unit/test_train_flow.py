@@ -21,7 +21,6 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from cluster.cli import main
 from sdt_dist.evaluation.config import load_config
 from sdt_dist.evaluation.runner import make_plan, run_evaluation
 from sdt_dist.flow.checkpoint import FlowInfo
@@ -63,31 +62,9 @@ main()
 
 
 @pytest.fixture
-def sdt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """Run the command in this process: (exit code, stdout, stderr)."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["sdt", *map(str, arguments)])
-        with pytest.raises(SystemExit) as done:
-            main()
-        printed = capsys.readouterr()
-        return int(done.value.code or 0), printed.out, printed.err
-
-    return run
-
-
-@pytest.fixture
-def mistake(sdt):
-    """Run a command that must end with exit code 2 and one line on stderr, before a model loads; returns the line."""
-
-    def run(*arguments: object) -> str:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("sdt_dist.models.loading.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
-            code, _, err = sdt(*arguments)
-        assert code == 2 and err.startswith("sdt: ") and err.count("\n") == 1, err
-        return err
-
-    return run
+def mistake(early_mistake):
+    """Every mistake here is told before a model loads."""
+    return early_mistake
 
 
 @pytest.fixture(scope="module")
