@@ -98,7 +98,8 @@ def write_report(
     for files, choice in zip(runs, choices, strict=True):
         sections.append(_section_of_run(files, output, choice, files.reference(reference)))
     sections += [_section_of_toys(f"toys-{place}", *found, output) for place, found in enumerate(toys)]
-    title = "Evaluation of " + " and ".join(name for _, name in named)
+    *earlier, last = (name for _, name in named)
+    title = f"Evaluation of {', '.join(earlier)}{' and ' if earlier else ''}{last}"
     subtitle = f"Made by sdt-dist {version('sdt-dist')} from the runs' result files alone."
     write_text(output / "report.md", to_markdown(title, [Section("", "", [Text(subtitle)]), *sections], output))
     write_text(output / "report.html", to_html(title, subtitle, sections))

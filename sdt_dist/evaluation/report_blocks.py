@@ -123,13 +123,13 @@ def interval_cells(metric: str, column: Sequence[dict[str, float] | None]) -> li
 
 
 def number_cells(metric: str, column: Sequence[float | None]) -> list[Cell]:
-    """A column of plain numbers; None is a dash."""
-    whole = all(value is None or float(value).is_integer() for value in column)
-    digits = 0 if whole else decimals_for(value for value in column if value is not None)
-    return [
-        _dash(metric) if value is None else Cell(fixed(value, digits), metric=metric, numbers={"mean": value})
-        for value in column
-    ]
+    """A column of plain numbers with three digits each, whole ones whole; None is a dash."""
+    return [_dash(metric) if value is None else _number(metric, float(value)) for value in column]
+
+
+def _number(metric: str, value: float) -> Cell:
+    digits = 0 if value.is_integer() else decimals_for([value])
+    return Cell(fixed(value, digits), metric=metric, numbers={"mean": value})
 
 
 def text_cells(texts: Iterable[str]) -> list[Cell]:

@@ -262,6 +262,7 @@ def _made(files: RunFiles) -> list[Block]:
 
 def environment_grid(entry: dict[str, Any]) -> Grid:
     """One environment as a table of two columns."""
-    return Grid(
-        "environment", "made with", ["value"], [Row(k, text_cells([v])) for k, v in environment_facts(entry).items()]
-    )
+    packages = ", ".join(f"{name} {found}" for name, found in entry["packages"].items())
+    facts = {name: fact for name, fact in environment_facts(entry).items() if name not in entry["packages"]}
+    rows = [Row(name, text_cells([fact])) for name, fact in (facts | {"packages": packages}).items()]
+    return Grid("environment", "made with", ["value"], rows)

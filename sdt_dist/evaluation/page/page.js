@@ -112,7 +112,7 @@ function showTree(view) {
     const element = document.createElement("button");
     element.type = "button";
     element.textContent = name;
-    element.addEventListener("click", () => { closed.clear(); act(); draw(0); });
+    element.addEventListener("click", () => { closed.clear(); act(); draw(); });
     facts.append(element);
   };
   facts.append(document.createElement("span"));
@@ -120,6 +120,6 @@ function showTree(view) {
   button("close rollouts", closeRollouts);
   view.append(facts);
   closeRollouts();
-  draw(0);
+  draw();
 }
 document.querySelectorAll(".tree .view").forEach(showTree);
