@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -139,19 +140,17 @@ def draw_all(directory: Path, folder: Path | None = None, suffixes: Sequence[str
         "log_z": log_z_and_ess,
         "tree": first_tree,
     }
-    return draw(run, painters, folder, suffixes)
+    return draw({name: partial(painter, run) for name, painter in painters.items()}, folder, suffixes)
 
 
-def draw(
-    run: Run, painters: Mapping[str, Callable[[Run], Figure | None]], folder: Path, suffixes: Sequence[str]
-) -> list[Path]:
-    """Draw figures of a run by name; returns the paths of the first suffix. ResultsError when the disk refuses."""
+def draw(painters: Mapping[str, Callable[[], Figure | None]], folder: Path, suffixes: Sequence[str]) -> list[Path]:
+    """Draw figures by name in one style; returns the paths of the first suffix. ResultsError when the disk refuses."""
     written = []
     with plt.rc_context(_STYLE):
         for name, painter in painters.items():
-            figure = painter(run)
+            figure = painter()
             if figure is not None:
-                save_figure(figure, folder / name, suffixes)
+                _save(figure, folder / name, suffixes)
                 written.append(folder / f"{name}{suffixes[0]}")
     return written
 
@@ -166,7 +165,7 @@ def first_tree(run: Run, label: str | None = None) -> Figure | None:
     return draw_tree(saved.tree, inverse_temperature=strength, title=f"{labels[0]} on {run.problems[0].name}")
 
 
-def save_figure(figure: Figure, stem: Path, suffixes: Sequence[str]) -> None:
+def _save(figure: Figure, stem: Path, suffixes: Sequence[str]) -> None:
     """Write a figure in every format and close it. ResultsError when the disk refuses."""
     path = stem
     try:
@@ -335,7 +334,7 @@ def fan_chart_file(history: np.ndarray, result: SearchResult, path: Path, *, nam
         axes.set_title(f"{name}: {samples.shape[1]} steps, {len(samples)} samples by {result.method}")
         axes.set_xlabel("steps from now")
         legend(axes)
-        save_figure(figure, path.with_suffix(""), [path.suffix])
+        _save(figure, path.with_suffix(""), [path.suffix])
 
 
 def diversity_against_reward(run: Run) -> Figure:

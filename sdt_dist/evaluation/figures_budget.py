@@ -17,7 +17,8 @@ _SAME_BUDGET = 1.5
 def has_one_budget(run: Run) -> bool:
     """Whether all methods but reference lines cost about the same nfe."""
     methods = {label: get_method(next(iter(lines.values()))["method"]) for label, lines in run.lines.items()}
-    paid = [run.summary[label]["nfe"]["mean"] for label, method in methods.items() if not method.reference]
+    searched = [label for label, method in methods.items() if not method.reference]
+    paid = [run.summary[label]["nfe"]["mean"] for label in searched if label in run.summary]
     return not paid or max(paid) < _SAME_BUDGET * min(paid)
 
 

@@ -80,5 +80,5 @@ def draw_value_error(curves: dict[str, dict[int, float]]) -> Figure:
     axes.set_xlabel("depth (tokens)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel("mean |v - V| (lower is better)")
-    axes.legend(frameon=False)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     return figure

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from sdt_dist.errors import ResultsError
-from sdt_dist.evaluation.figures import Run, draw, draw_all, first_tree, save_figure
+from sdt_dist.evaluation.figures import draw, draw_all, first_tree
 from sdt_dist.evaluation.figures_problem import problem_fans
 from sdt_dist.evaluation.figures_tree import draw_value_error
 from sdt_dist.evaluation.html import to_html
@@ -118,18 +119,18 @@ def _names(directories: list[Path]) -> list[str]:
 def _section_of_run(files: RunFiles, output: Path, choice: Choice, reference: str) -> Section:
     """Draw a run's figures and say everything of it."""
     folder = output / "figures" / files.key
-    painters: dict[str, Callable[[Run], Figure | None]] = {}
+    painters: dict[str, Callable[[], Figure | None]] = {}
     if choice.problem in files.run.problems:
-        painters[PROBLEM_FANS] = lambda run: problem_fans(run, choice.problem)
+        painters[PROBLEM_FANS] = partial(problem_fans, files.run, choice.problem)
     if choice.label is not None and choice.method is not None:
-        painters[PROBLEM_TREE] = lambda run: first_tree(run, choice.label)
-    drawn = draw_all(files.directory, folder, _SUFFIXES) + draw(files.run, painters, folder, _SUFFIXES)
+        painters[PROBLEM_TREE] = partial(first_tree, files.run, choice.label)
+    drawn = draw_all(files.directory, folder, _SUFFIXES) + draw(painters, folder, _SUFFIXES)
     stems = [path.with_suffix("") for path in drawn]
     return run_section(files, stems, problem_section(files, choice, stems), reference)
 
 
 def _section_of_toys(key: str, name: str, errors: ValueErrors, output: Path) -> Section:
     """Draw the curves of a value_error.json and show them."""
-    stem = output / "figures" / key / "value_error"
-    save_figure(draw_value_error(errors.curves), stem, _SUFFIXES)
-    return value_error_section(errors, key, name, stem)
+    painters = {"value_error": partial(draw_value_error, errors.curves)}
+    (path,) = draw(painters, output / "figures" / key, _SUFFIXES)
+    return value_error_section(errors, key, name, path.with_suffix(""))

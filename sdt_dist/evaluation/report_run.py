@@ -128,7 +128,8 @@ def _asked(files: RunFiles) -> str:
     text = (
         f"Samples from p(x|c)·exp(λ·r(x)) with λ = {config.inverse_temperature:g} and r = `{config.reward}`: "
         f"{len(files.table)} methods on the same {len(files.run.problems)} problems of `{config.dataset}`, each with the cost of "
-        f"about {config.num_rollouts} rollouts (methods marked * are reference lines outside that budget)."
+        f"about {config.num_rollouts} rollouts{' unless its label says otherwise' if 'rollouts' in config.ablate else ''} (methods "
+        "marked * are reference lines outside that budget)."
     )
     missing = len(config.methods) * len(files.run.problems) - sum(map(len, files.table.values()))
     return f"{text} The run is not finished: {missing} searches are missing." if missing else text
@@ -192,7 +193,13 @@ def label_grid(
 def _paired(files: RunFiles, reference: str) -> list[Block]:
     if len(files.table) < 2:
         return [Text("The run has one method, so there is nothing to compare.")]
-    found = between_methods(files.table, reference)
+    table = files.table
+    if files.run.reward_note:  # by each label's own reward, so not comparable
+        table = {
+            label: {i: {m: value for m, value in row.items() if m != "reward_mean"} for i, row in rows.items()}
+            for label, rows in table.items()
+        }
+    found = between_methods(table, reference)
     if not any(found.values()):
         return [Text("No problem was solved by two methods, so there is nothing to compare.")]
     return [
