@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from actors.config import FleetConfig
-from actors.fleet import Watch, run_fleet
+from actors.fleet import Watch, ask, run_fleet
 from actors.searcher import Outcome
 from actors.work import Loader, SpecReward, Work, load_spec
 from sdt_dist.errors import SdtError
@@ -17,6 +18,7 @@ from sdt_dist.search.result import SearchResult
 from sdt_dist.search.sharing_plan import MissingWalksError, merge_members
 
 _TEAM_STARTS = 3
+_WAIT_S, _SILENCE_S = 20.0, 120.0
 
 
 def on_fleet(config: FleetConfig, loader: Loader | None = None, watch: Watch | None = None) -> Execute:
@@ -46,6 +48,38 @@ def on_fleet(config: FleetConfig, loader: Loader | None = None, watch: Watch | N
                 return
 
     return execute
+
+
+def on_exchange(exchange: Any, client: str) -> Execute:
+    """Makes an evaluation's searches on the fleet behind an exchange, an `ExchangeActor`'s handle; `client` names this evaluation.
+
+    Evidence is not shared. Searches that end are yielded one by one and held by the exchange until the next one is asked for.
+    """
+
+    def execute(evaluation: EvaluationConfig, tasks: Sequence[Task]) -> Iterator[tuple[Task, Outcome]]:
+        work = {
+            f"{client}/{one.name}": (task, replace(one, name=f"{client}/{one.name}"))
+            for task in tasks
+            for one in _Team(evaluation, task, 0, evaluation.flow_identity).work
+        }
+        _tell(exchange.submit, client, [one for _, one in work.values()])
+        try:
+            kept: list[str] = []
+            while work:
+                found = _tell(exchange.collect, client, kept, _WAIT_S)
+                kept = []
+                for name, outcome in found:
+                    task, _ = work.pop(name)
+                    yield task, outcome
+                    kept.append(name)
+        finally:
+            _tell(exchange.leave, client)
+
+    return execute
+
+
+def _tell(method: Any, *arguments: Any) -> Any:
+    return ask(method, *arguments, timeout_s=_SILENCE_S, who="the sweep's exchange")
 
 
 class _Team:

@@ -60,10 +60,10 @@ def run_fleet(
         scheduling_strategy=here,
     ).remote(config, loader, list(work), arguments, namespace, plan)
     try:
-        _ask(controller.start, timeout_s=config.start_timeout_s)
+        ask(controller.start, timeout_s=config.start_timeout_s)
         acknowledged: list[str] = []
         while True:
-            report: Report = _ask(controller.next_report, acknowledged, _REPORT_S, timeout_s=config.start_timeout_s)
+            report: Report = ask(controller.next_report, acknowledged, _REPORT_S, timeout_s=config.start_timeout_s)
             if watch is not None:
                 watch(report.status)
             if report.finished and feed is None:
@@ -78,29 +78,29 @@ def run_fleet(
             if more is None:
                 return
             if more:
-                _ask(controller.add_work, list(more), timeout_s=config.start_timeout_s)
+                ask(controller.add_work, list(more), timeout_s=config.start_timeout_s)
             elif report.finished:
                 time.sleep(_IDLE_S)  # a report of a fleet that has nothing to do comes at once
     finally:
         _end(controller)
 
 
-def _ask(method: Any, *arguments: Any, timeout_s: float) -> Any:
-    """A controller's answer; asked again while it cannot be reached."""
+def ask(method: Any, *arguments: Any, timeout_s: float, who: str = "the controller") -> Any:
+    """An actor's answer, `who` in messages; asked again while it cannot be reached. FleetError where none comes."""
     deadline = time.monotonic() + timeout_s
     while True:
         try:
             return ray.get(method.remote(*arguments), timeout=timeout_s)
         except ActorUnavailableError as error:
             if time.monotonic() > deadline:
-                raise FleetError("the controller cannot be reached; run again with --resume.") from error
+                raise FleetError(f"{who} cannot be reached; run again with --resume.") from error
             time.sleep(0.1)
         except ActorDiedError as error:
             raise FleetError(
-                f"the controller died ({reason(error)}); finished work is kept, run again with --resume."
+                f"{who} died ({reason(error)}); finished work is kept, run again with --resume."
             ) from error
         except GetTimeoutError as error:
-            raise FleetError(f"waited {timeout_s:.0f} s for the controller; run again with --resume.") from error
+            raise FleetError(f"waited {timeout_s:.0f} s for {who}; run again with --resume.") from error
         except RayTaskError as error:
             if isinstance(error.cause, SdtError):
                 raise error.cause from None

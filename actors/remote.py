@@ -25,6 +25,7 @@ from actors.calls import Routes
 from actors.config import FleetConfig, Placement
 from actors.controller import Controller, Report
 from actors.endpoint import Endpoint, GoneError, UnreachableError, within
+from actors.exchange import Exchange
 from actors.learner import LearningPlan, LiveLearner
 from actors.metrics import Exporter
 from actors.searcher import Outcome, Searcher, SearcherSettings
@@ -232,6 +233,35 @@ class LearnerActor:
         return self._learner.name
 
 
+@ray.remote
+class ExchangeActor:
+    """Where the trials of a sweep meet its fleet; see `Exchange`."""
+
+    def __init__(self) -> None:
+        self._exchange = Exchange()
+
+    async def submit(self, client: str, work: Sequence[Work]) -> None:
+        await self._exchange.submit(client, work)
+
+    async def collect(self, client: str, kept: Sequence[str], wait_s: float) -> list[tuple[str, Outcome]]:
+        return await self._exchange.collect(client, kept, wait_s)
+
+    async def leave(self, client: str) -> None:
+        await self._exchange.leave(client)
+
+    async def take(self) -> list[Work]:
+        return await self._exchange.take()
+
+    async def give(self, name: str, outcome: Outcome) -> None:
+        await self._exchange.give(name, outcome)
+
+    async def fail(self, error: SdtError) -> None:
+        await self._exchange.fail(error)
+
+    def __repr__(self) -> str:
+        return "exchange"
+
+
 class RayBackend:
     """Starts actors of one fleet where its configuration says, and kills them; `loader` makes the run's own model.
 
@@ -259,9 +289,9 @@ class RayBackend:
         elif kind == "store-shard":
             handle = _make(StoreShardActor, self._config.shard, options, name, self._folder)
         elif kind == "trajectory-buffer":
-            handle = _beside_us(TrajectoryBufferActor, 0.0, options, name, self._config.buffer_records)
+            handle = beside_us(TrajectoryBufferActor, 0.0, options, name, self._config.buffer_records)
         elif kind == "learner":
-            handle = _beside_us(LearnerActor, self._config.learner_gpus, options, name, self._plan)
+            handle = beside_us(LearnerActor, self._config.learner_gpus, options, name, self._plan)
         else:
             handle = _make(SearcherActor, self._config.searcher, options, name)
         return RayEndpoint(name, handle, incarnation)
@@ -272,8 +302,8 @@ class RayBackend:
         ray.kill(endpoint.handle)
 
 
-def _beside_us(actor: Any, gpus: float, options: dict[str, Any], *arguments: Any) -> ActorHandle:
-    """An actor on this node that asks for no CPU, as the controller itself."""
+def beside_us(actor: Any, gpus: float, options: dict[str, Any], *arguments: Any) -> ActorHandle:
+    """An actor on this node that asks for no CPU and ends with whoever called this, as the controller itself."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     chosen = _OPTIONS | options | {"num_cpus": 0, "num_gpus": gpus, "scheduling_strategy": here}
     return actor.options(**chosen).remote(*arguments)

@@ -17,6 +17,7 @@ from cluster.commands.report import report
 from cluster.commands.serve import serve
 from cluster.commands.train_flow import train_flow
 from cluster.commands.train_forecaster import train_forecaster
+from cluster.commands.tune import tune
 from sdt_dist.errors import SdtError
 
 MISTAKE, INTERRUPTED = 2, 130
@@ -25,6 +26,7 @@ _AFTER_A_STOP = {
     "submit": "; the job goes on",
     "train-flow": "; --resume goes on from the last saved state",
     "train-forecaster": "; the same command goes on from the last checkpoint",
+    "tune": "; finished searches are kept, and --resume goes on from them",
 }
 
 
@@ -52,7 +54,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     add_completion=False,
 )
-for _command in (evaluate, forecast, generate, train_forecaster, train_flow, report, serve, doctor):
+for _command in (evaluate, forecast, generate, train_forecaster, train_flow, tune, report, serve, doctor):
     _name = _command.__name__.replace("_", "-")
     app.command(_name)(_stoppable(_name, _command))
 

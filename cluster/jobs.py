@@ -22,9 +22,9 @@ from cluster.probe import is_this_host, probe
 from sdt_dist.errors import ConfigurationError, FleetError, unknown_name
 
 TUNNEL = "open a tunnel to the head: ssh -L 8265:127.0.0.1:8265 HEAD, or give the dashboard's URL with --address"
-ATTACHING = ("evaluate", "doctor")  # commands that take --address
-WRITING = ("evaluate", "train-forecaster", "train-flow")  # commands that write a directory
-COMMANDS = ("evaluate", "train-forecaster", "train-flow", "report", "doctor")
+ATTACHING = ("evaluate", "tune", "doctor")  # commands that take --address
+WRITING = ("evaluate", "train-forecaster", "train-flow", "tune")  # commands that write a directory
+COMMANDS = ("evaluate", "train-forecaster", "train-flow", "tune", "report", "doctor")
 _SAVED = "$HOME/sdt-results"
 
 

@@ -43,6 +43,10 @@ class LiveView(Progress):
         if line["status"] != "ok":
             self.say(f"{line['label']} on {line['name']} failed: {' '.join(line['error'].split())}")
 
+    def at(self, completed: int, description: str) -> None:
+        """Set the bar, where work is not counted by lines."""
+        self._bar.update(self._task, completed=completed, description=description)
+
     def watch(self, status: dict[str, Any]) -> None:
         """Show the fleet's state."""
         self._live.update(self._group(fleet_line(status, self._rates.of(status))))

@@ -46,7 +46,7 @@ def load_problems(
     """Windows of a dataset whose targets lie in `split`, in channel order; an even choice of `num_problems`.
 
     stride: rows between targets (default: the horizon, no overlap). Datasets without splits take targets from
-    their last quarter, whatever the split. season: replaces the dataset's own. Windows of constant history are kept, so
+    their last quarter, for `val` from the quarter before it. season: replaces the dataset's own. Windows of constant history are kept, so
     that a run counts them as failed. ConfigurationError for a value out of range; DataError when nothing fits;
     ContextError when no history can be scaled.
     """
@@ -81,7 +81,9 @@ def _targets(series: Series, split: str, horizon: int, stride: int, context_leng
     """First target rows inside the split, with enough history before them."""
     total = len(series.values)
     if series.splits is None:
-        first, end = max(total - max(total // 4, horizon), 0), total
+        quarter = max(total // 4, horizon)
+        end = total - quarter if split == "val" else total
+        first = max(end - quarter, 0)
     elif split in series.splits:
         first, end = series.splits[split]
     else:

@@ -33,7 +33,7 @@ _ALIGNED = ("s_adt", "residual_ts", "snis", "smc", "maxent_ts", "dts")
 _CROWD = 14  # curves that a figure can tell apart
 _BASE_COLOUR, _ALIGNED_COLOUR, _SAMPLE_COLOUR = COLOURS[1], COLOURS[0], COLOURS[4]
 _FAN = (("#CFE3F2", 10, 90), ("#8FBEDD", 25, 75))
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "figure.dpi": 150,
     "savefig.bbox": "tight",
     "axes.spines.top": False,
@@ -146,11 +146,11 @@ def draw_all(directory: Path, folder: Path | None = None, suffixes: Sequence[str
 def draw(painters: Mapping[str, Callable[[], Figure | None]], folder: Path, suffixes: Sequence[str]) -> list[Path]:
     """Draw figures by name in one style; returns the paths of the first suffix. ResultsError when the disk refuses."""
     written = []
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         for name, painter in painters.items():
             figure = painter()
             if figure is not None:
-                _save(figure, folder / name, suffixes)
+                save_figure(figure, folder / name, suffixes)
                 written.append(folder / f"{name}{suffixes[0]}")
     return written
 
@@ -165,7 +165,7 @@ def first_tree(run: Run, label: str | None = None) -> Figure | None:
     return draw_tree(saved.tree, inverse_temperature=strength, title=f"{labels[0]} on {run.problems[0].name}")
 
 
-def _save(figure: Figure, stem: Path, suffixes: Sequence[str]) -> None:
+def save_figure(figure: Figure, stem: Path, suffixes: Sequence[str] = (".png",)) -> None:
     """Write a figure in every format and close it. ResultsError when the disk refuses."""
     path = stem
     try:
@@ -325,7 +325,7 @@ def draw_fan(axes: Axes, history: np.ndarray, samples: np.ndarray, truth: np.nda
 def fan_chart_file(history: np.ndarray, result: SearchResult, path: Path, *, name: str, season: int | None) -> None:
     """One forecast as a fan chart, with the seasonal-naive line where a season is given. ResultsError as `draw_all`."""
     samples = np.stack([sample.series for sample in result.samples])  # type: ignore[misc]
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(8, 3.6))
         draw_fan(axes, history, samples, None)
         if season is not None and season <= len(history):
@@ -334,7 +334,7 @@ def fan_chart_file(history: np.ndarray, result: SearchResult, path: Path, *, nam
         axes.set_title(f"{name}: {samples.shape[1]} steps, {len(samples)} samples by {result.method}")
         axes.set_xlabel("steps from now")
         legend(axes)
-        _save(figure, path.with_suffix(""), [path.suffix])
+        save_figure(figure, path.with_suffix(""), [path.suffix])
 
 
 def diversity_against_reward(run: Run) -> Figure:

@@ -138,6 +138,24 @@ def run_evaluation(
     for environment.json; default: this process. Raises ResultsError for an unusable directory.
     A problem whose reward or context fails is recorded as failed and the others go on.
     """
+    answering = servers or [server_record(plan.config.model)]
+    search_all(plan, output, resume=resume, progress=progress, execute=execute, servers=answering)
+    return recompute(output)
+
+
+def search_all(
+    plan: Plan,
+    output: Path,
+    *,
+    resume: bool = False,
+    progress: Progress | None = None,
+    execute: Execute | None = None,
+    servers: Sequence[dict[str, Any]] = (),
+) -> None:
+    """`run_evaluation` without its summary, so that whoever only searches need not load the metrics.
+
+    Without `servers` there is no environment.json.
+    """
     progress = progress or Progress()
     config = plan.config
     log = open_directory(output, config, plan.problems, resume=resume)
@@ -151,13 +169,13 @@ def run_evaluation(
     ]
     progress.start(len(todo))
     if todo:
-        note_environment(output, servers or [server_record(config.model)])
+        if servers:
+            note_environment(output, servers)
         for task, outcome in (execute or in_process())(config, todo):
             _keep(task, outcome, output, evidence)
             line = result_line(task.problem, task.method.name, task.method.label, config.seed, outcome)
             log.append(line)
             progress.done(line)
-    return recompute(output)
 
 
 def _keep(task: Task, outcome: Outcome, output: Path, evidence: Evidence) -> None:

@@ -1,0 +1,39 @@
+"""ASHA over growing budgets that still knows its rungs after `Tuner.restore` (Li et al. 2018, arXiv 1810.05934).
+
+Ray saves no scheduler with an experiment (ray-project/ray issue 30838), so a resumed one would compare with nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from ray.tune.schedulers import ASHAScheduler
+
+from tune.config import SweepConfig
+from tune.objectives import OBJECTIVES
+
+
+class GrowingBudgets(ASHAScheduler):
+    """ASHA on the first objective, at rungs in rollouts; a trial that comes back brings the results that it had."""
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        super().on_trial_add(tune_controller, trial)
+        for rung in json.loads((trial.last_result or {}).get("rungs", "[]")):
+            result = {"rollouts": rung["rollouts"]} | {k: v["mean"] for k, v in rung["objectives"].items()}
+            self.on_trial_result(tune_controller, trial, result)
+
+
+def scheduler_of(sweep: SweepConfig) -> GrowingBudgets | None:
+    """The scheduler of a sweep; None where every trial has all its budgets."""
+    if not sweep.asha or sweep.rungs is None:
+        return None
+    objective = OBJECTIVES[sweep.objectives[0]]
+    return GrowingBudgets(
+        time_attr="rollouts",
+        metric=objective.name,
+        mode=objective.mode,
+        grace_period=sweep.rungs[0],
+        reduction_factor=sweep.rungs[1] // sweep.rungs[0],
+        max_t=sweep.rungs[-1],
+    )
