@@ -116,7 +116,7 @@ def test_a_space_travels_as_a_pickle_and_screens_on_points_of_its_own():
         ({"space": {"num_samples": [8, 16]}}, "num_samples cannot be swept: metrics need the same number"),
         ({"space": {"inverse_temperature": [-1.0, 1.0]}}, "inverse_temperature=-1.0: .*greater than 0"),
         ({"space": {"gamma": [-1.0]}}, "gamma=-1.0: .*must be finite and >= 0"),
-        ({"evaluation": {"reward": "nonneg"}}, "gamma: reward 'nonneg' has no spectral term"),
+        ({"evaluation": {"reward": "nonneg"}}, "but reward 'nonneg' has no spectral term"),
         ({"evaluation": {"num_samples": 1}}, "num_samples: 1"),
         ({"evaluation": {"warm_start": "x"}}, "warm_start is no setting of a sweep"),
         ({"evaluation": {"horizn": 8}}, "unknown option of evaluation 'horizn'"),
@@ -217,11 +217,13 @@ def test_best_yaml_is_an_evaluation_and_heldout_yaml_sets_it_beside_the_defaults
     write_choice(tmp_path, config, best)
     evaluation = load_config(str(tmp_path / BEST), {})
     assert evaluation == chosen_evaluation(config, best)
-    assert evaluation.split == "test" and evaluation.num_rollouts == 90 and evaluation.reward == "spectral:gamma=2.0"
+    assert evaluation.split == "test" and evaluation.num_rollouts == 90 and evaluation.reward == "spectral:gamma=2"
     assert evaluation.options_of(evaluation.method_configs()[0])["epsilon"] == 0.2
     chosen, defaults = yaml.safe_load((tmp_path / HELDOUT).read_text())["methods"]
     assert chosen["label"] == "chosen" and chosen["name"] == "residual_ts"
     assert defaults["reward"] == "spectral:gamma=1" and defaults["options"] == {"inverse_temperature": 3.0}
+    both = load_config(str(tmp_path / HELDOUT), {})
+    assert [both.reward_of(method) for method in both.method_configs()] == ["spectral:gamma=2", "spectral:gamma=1"]
 
 
 def test_heldout_settings_of_the_same_reward_are_an_evaluation_already(tmp_path):
