@@ -29,7 +29,7 @@ from sdt_dist.metrics.aggregate import summarise
 mpl.use("Agg")
 HORIZON, LAMBDA, CONTEXTS = 48, 20.0, 12
 DATASETS = ("etth1", "m4_hourly")
-TREES, DRAWS, WALKS = (50, 200, 500, 2000), (50, 200, 500, 1000), (500, 2000)
+TREES, DRAWS, WALKS = (50, 200, 500, 2000), (50, 200, 500), (500, 2000)
 PROPOSED, FEW, FEWER = (25, 50, 100, 200, 500), (25, 100, 200), (50, 200)
 YARDSTICK = ("dts", 2000)
 MEASURES = {"log_z": "mean log Ẑ", "gap": "Spec-W1 − the truth's", "crps": "CRPS"}
@@ -40,7 +40,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "snis": ({"name": "snis"}, DRAWS),
     "smc": ({"name": "smc"}, DRAWS),
     "dts": ({"name": "dts"}, TREES),
-    "residual_ts": ({"name": "residual_ts"}, TREES),
+    "residual_ts": ({"name": "residual_ts"}, DRAWS),
     "snis, F proposes": ({"name": "snis", "flow": True}, FEW),
     "smc, F twists": ({"name": "smc", "flow": True}, FEW),
     "s_adt: proposal": ({"name": "s_adt"}, PROPOSED),
