@@ -30,7 +30,7 @@ def evaluate(
     model: Annotated[Text, typer.Option(help="bundled, a directory or a hub id")] = None,
     reward: Annotated[Text, typer.Option(help="e.g. spectral:gamma=1+nonneg, or path.py:function")] = None,
     inverse_temperature: Annotated[Number, typer.Option(help="lambda of p(x) exp(lambda r(x))")] = None,
-    flow: Annotated[Text, typer.Option(help="flow checkpoint for s_adt, snis+flow and smc+flow")] = None,
+    flow: Annotated[Text, typer.Option(help="flow checkpoint, or bundled, for s_adt, snis+flow, smc+flow")] = None,
     searchers_per_problem: Annotated[Whole, typer.Option(help="searchers that share one problem (residual_ts)")] = None,
     warm_start: Annotated[Text, typer.Option(help="directory with evidence of an earlier run (residual_ts)")] = None,
     address: Annotated[Text, typer.Option(help="Ray cluster: auto or host:port; default: this machine alone")] = None,

@@ -30,7 +30,9 @@ def forecast(
     model: Annotated[str, typer.Option(help="bundled, or a directory that train-forecaster wrote")] = "bundled",
     reward: Annotated[str, typer.Option(help="e.g. spectral:gamma=1+nonneg")] = "spectral:gamma=1",
     inverse_temperature: Annotated[float, typer.Option(help="lambda of p(x) exp(lambda r(x))")] = 3.0,
-    flow: Annotated[Path | None, typer.Option(help="flow checkpoint that s_adt, snis or smc propose with")] = None,
+    flow: Annotated[
+        Path | None, typer.Option(help="flow checkpoint, or bundled, that s_adt, snis or smc propose with")
+    ] = None,
     rollouts: Annotated[int, typer.Option(min=1, help="rollouts of the search")] = 200,
     num_samples: Annotated[int, typer.Option(min=2, help="samples that make the quantiles")] = 100,
     quantiles: Annotated[str, typer.Option(help="comma-separated")] = "0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9",

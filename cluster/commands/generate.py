@@ -18,7 +18,9 @@ def generate(
     method: Annotated[str, typer.Option(help="search method")] = "residual_ts",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="tokens to generate; the prompt does not count")] = 32,
     inverse_temperature: Annotated[float, typer.Option(help="lambda of p(x) exp(lambda r(x))")] = 1.0,
-    flow: Annotated[Path | None, typer.Option(help="flow checkpoint that s_adt, snis or smc propose with")] = None,
+    flow: Annotated[
+        Path | None, typer.Option(help="flow checkpoint, or bundled, that s_adt, snis or smc propose with")
+    ] = None,
     sampling_temperature: Annotated[float, typer.Option(help="temperature of the prior p")] = 1.0,
     rollouts: Annotated[int, typer.Option(min=1, help="rollouts of the search")] = 50,
     num_samples: Annotated[int, typer.Option(min=1, help="samples to print")] = 4,

@@ -28,7 +28,7 @@ def serve(
     max_rows: Annotated[int, typer.Option(min=1, help="most requests in a message, and in one model call")] = 4096,
     device: Annotated[str | None, typer.Option(help="torch device, e.g. mps or cuda")] = None,
     flow: Annotated[
-        list[Path] | None, typer.Option(help="directory of a flow checkpoint for s_adt; repeat for several")
+        list[Path] | None, typer.Option(help="flow checkpoint, or bundled, for s_adt; repeat for several")
     ] = None,
 ) -> None:
     """Serve a model to searches on other machines; Ctrl-C ends it.

@@ -82,7 +82,7 @@ class EvaluationConfig(BaseModel):
     num_samples: int = Field(50, ge=2, description="samples a method returns")
     wave_size: int = Field(10, ge=1, description="leaves a tree evaluates per model call")
     seed: int = Field(0, ge=0, description="seed of every random draw")
-    flow: str | None = Field(None, description="flow checkpoint for s_adt and for methods with flow: true")
+    flow: str | None = Field(None, description="flow checkpoint, or bundled, for s_adt and methods with flow: true")
     flow_identity: str | None = Field(None, description="which flow that is; filled in, and no other is taken")
     searchers_per_problem: int = Field(1, ge=1, description="searches that share one problem's budget and evidence")
     warm_start: str | None = Field(None, description="output directory of an earlier run that kept its evidence")

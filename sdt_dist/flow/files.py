@@ -21,6 +21,8 @@ from sdt_dist.models.process import check_holds_flows
 if TYPE_CHECKING:
     from sdt_dist.flow.flow import Flow
 
+BUNDLED = Path(__file__).parent / "weights"
+
 
 @dataclass(frozen=True, slots=True)
 class FlowFiles:
@@ -32,10 +34,15 @@ class FlowFiles:
 
     @classmethod
     def read(cls, directory: str | Path) -> FlowFiles:
-        """The files of a checkpoint directory; CheckpointError unless they are there, ours and undamaged."""
-        folder = Path(directory)
+        """The files of a checkpoint directory, or of the flow on board, `bundled`.
+
+        CheckpointError unless they are there, ours and undamaged.
+        """
+        folder = BUNDLED if str(directory) == "bundled" else Path(directory)
         if not folder.is_dir():
-            raise CheckpointError(f"flow: {folder} is no directory; give the directory of a flow's checkpoint.")
+            raise CheckpointError(
+                f"flow: {folder} is no directory; give the directory of a flow's checkpoint, or bundled."
+            )
         texts = []
         for name in (INFO_FILE, WEIGHTS_FILE):
             try:

@@ -1,0 +1,54 @@
+"""The flow on board: it belongs to the bundled forecaster, and helps on series that it was not trained on."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import sdt_dist as sdt
+from sdt_dist.errors import CheckpointError, ConfigurationError
+from sdt_dist.flow.collect import collect
+from sdt_dist.flow.contexts import SyntheticContexts, reward_context
+from sdt_dist.flow.files import BUNDLED, FlowFiles
+from sdt_dist.flow.held_out import divergences
+from sdt_dist.flow.train_config import load_train_config
+from sdt_dist.models.card import card_of
+from sdt_dist.rewards.spec import parse_reward
+from sdt_dist.search.session import SearchProblem
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+RECIPE = BUNDLED.parents[2] / "examples" / "flow_bundled.yaml"
+OTHER_SEED = 12_345  # of contexts; training had the recipe's own
+
+
+def test_it_is_what_its_recipe_says_and_fits_the_bundled_model():
+    files, config = FlowFiles.read("bundled"), load_train_config(str(RECIPE), {})
+    head = files.head
+    assert (head.info.reward, head.spec.max_new_tokens) == (config.reward, config.horizon)
+    assert head.info.inverse_temperatures == config.training().inverse_temperatures
+    assert head.info.version == config.rounds and config.seed != OTHER_SEED
+    files.check_model(card_of(sdt.load_model("bundled"), "bundled"))
+    head.check_use("spectral:gamma=1", 20.0, 48)
+    for reward, strength, horizon in (
+        ("spectral:gamma=2", 20.0, 48),
+        ("spectral:gamma=1", 2.0, 48),
+        ("spectral:gamma=1", 20.0, 24),
+    ):
+        with pytest.raises((CheckpointError, ConfigurationError)):
+            head.check_use(reward, strength, horizon)
+
+
+def test_its_proposal_is_nearer_to_the_target_than_p_on_series_that_it_never_saw():
+    process, flow = sdt.load_model("bundled").process(48), FlowFiles.read("bundled").flow()
+    factory = parse_reward("spectral:gamma=1")
+    contexts = SyntheticContexts(512).draw(OTHER_SEED, 0, 5)
+    problems = [
+        SearchProblem(i, process.root(context), factory.build(reward_context(context)))
+        for i, context in enumerate(contexts)
+    ]
+    options = {"inverse_temperature": 10.0, "num_rollouts": 40}
+    found = collect(process, problems, "snis", options, seed=0, num_children=24, ordered=True)
+    assert not found.errors and len(found.rewards) == 5
+    with torch.no_grad():
+        at = divergences(flow.network, found.trajectories, 10.0)
+    assert 0 < at["flow"] < 0.95 * at["prior"]
