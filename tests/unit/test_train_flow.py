@@ -278,7 +278,7 @@ def test_rounds_on_toys_learn_soft_values(tmp_path):
     config = TrainFlowConfig(
         rounds=5, steps_per_round=60, contexts_per_round=4, rollouts=40, num_children=None, learning_rate=0.005,
         num_contexts=4, per_context=8, lowest_inverse_temperature=2.0, highest_inverse_temperature=8.0,
-        calibrate_every=60,
+        calibrate_every=60, contrastive=0.0, rtb=1.0, bellman=1.0, terminal=1.0, tie=1.0,
     )  # fmt: skip
     model = FamilyMember((0,) * 5)
     process = TokenProcess(model, model.law, model.length)
