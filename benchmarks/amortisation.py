@@ -6,7 +6,9 @@
 reward with gamma = 1 at lambda = 20. Measures, fixed before the first run: mean log Z-hat (its expectation is at most log
 Z, so higher is better), the gap of Spec-W1 to that of the true futures (near 0 is better), and CRPS. Budgets are
 rollouts; a row's nfe is what its searches did pay. The ratio is the nfe of dts with 2,000 rollouts over the nfe at which a
-method's curve, linear in log nfe between its budgets, reaches the same mean. Leaf values claim no log Z. Searches are made by
+method's curve, linear in log nfe between its budgets, reaches the same mean. Leaf values claim no log Z.
+Added after the first look, because the mean log Z-hat of dts does not rise with its budget: the root mean square error of log
+Z-hat against all other unbiased estimates of the run, pooled by nfe, and by how much more snis must pay for the same. Searches are made by
 `sdt evaluate`, so a run can be killed and resumed; the tables and figures are made from its result files alone.
 """
 
@@ -33,6 +35,13 @@ TREES, DRAWS, WALKS = (50, 200, 500, 2000), (50, 200, 500), (500, 2000)
 PROPOSED, FEW, FEWER = (25, 50, 100, 200, 500), (25, 100, 200), (50, 200)
 YARDSTICK = ("dts", 2000)
 MEASURES = {"log_z": "mean log Ẑ", "gap": "Spec-W1 − the truth's", "crps": "CRPS"}
+ERROR = "squared_error"
+DRAWN = {ERROR: "RMSE of log Ẑ", **MEASURES}
+UNBIASED = (
+    "snis", "residual_ts", "snis, F proposes", "smc, F twists", "s_adt: proposal", "s_adt: selection mix",
+    "s_adt: proposal, mix",
+)  # fmt: skip
+BASE = "snis"
 _SHARE = 0.95  # of num_rollouts * horizon, as in `sdt evaluate`
 Curve = dict[int, dict[str, np.ndarray]]  # by budget: each measure's values over contexts
 
@@ -87,7 +96,7 @@ def curves(output: Path) -> dict[str, Curve]:
         own = {problem.index: truth[problem.name]["spec_w1"] for problem in problems}
         for label, rows in tabulate(output / dataset).items():
             name, budget = label.split(" @")
-            columns: dict[str, list[float]] = {m: [] for m in ("log_z", "gap", "crps", "nfe", "wall_s")}
+            columns: dict[str, list[float]] = {m: [] for m in ("log_z", "gap", "crps", "nfe", "wall_s", "ess")}
             for index, row in sorted(rows.items()):
                 row = {**row, "gap": row["spec_w1"] - own[index]}
                 for measure, column in columns.items():
@@ -95,7 +104,16 @@ def curves(output: Path) -> dict[str, Curve]:
             curve = found.setdefault(name, {}).setdefault(int(budget), {})
             for measure, column in columns.items():
                 curve[measure] = np.concatenate([curve.get(measure, np.zeros(0)), column])
+    errors = {(name, budget): squared_errors(found, name, budget) for name, curve in found.items() for budget in curve}
+    for (name, budget), error in errors.items():
+        found[name][budget][ERROR] = error
     return found
+
+
+def _summary(columns: dict[str, np.ndarray], measure: str) -> dict[str, float]:
+    """Mean and interval over contexts; of squared errors their roots."""
+    found = summarise(columns[measure])
+    return {key: value**0.5 for key, value in found.items()} if measure == ERROR else found
 
 
 def _cell(values: np.ndarray, digits: int) -> str:
@@ -155,29 +173,76 @@ def ratios(found: dict[str, Curve]) -> str:
     return "\n".join(lines)
 
 
+def squared_errors(found: dict[str, Curve], name: str, budget: int) -> np.ndarray:
+    """Squared errors of log Z-hat [contexts] against the other unbiased estimates of each context, pooled by nfe.
+
+    Sums of unbiased Z-hat weighted by what they cost are unbiased, whatever made them; smc without F, whose variance is
+    much larger, is left out.
+    """
+    others = [c for n, curve in found.items() for b, c in curve.items() if n in UNBIASED and (n, b) != (name, budget)]
+    log_cost = np.stack([np.log(c["nfe"]) for c in others])
+    log_z = np.stack([c["log_z"] for c in others])
+    pooled = np.logaddexp.reduce(log_z + log_cost) - np.logaddexp.reduce(log_cost)
+    return (found[name][budget]["log_z"] - pooled) ** 2
+
+
+def cost_of_error(costs: np.ndarray, errors: np.ndarray, target: float) -> float:
+    """Cost at which errors [N] falling with costs [N] come down to a target, linear in logs; 0 or inf outside the curve."""
+    below = np.flatnonzero(errors <= target)
+    if not len(below):
+        return np.inf
+    i = int(below[0])
+    if i == 0:
+        return float(costs[0]) if errors[0] == target else 0.0
+    share = np.log(errors[i - 1] / target) / np.log(errors[i - 1] / errors[i])
+    return float(np.exp(np.log(costs[i - 1]) + share * (np.log(costs[i]) - np.log(costs[i - 1]))))
+
+
+def errors(found: dict[str, Curve]) -> str:
+    """Markdown: root mean square errors of log Z-hat, and how many times a method's nfe snis pays for as small a one."""
+    costs = np.array([c["nfe"].mean() for c in found[BASE].values()])
+    of_base = np.array([_summary(c, ERROR)["mean"] for c in found[BASE].values()])
+    lines = ["| method | rollouts | nfe | RMSE of log Ẑ | ESS | nfe of snis / nfe |", "|---|---:|---:|---:|---:|---:|"]
+    for name, curve in found.items():
+        for budget, columns in curve.items():
+            if np.isnan(columns["log_z"]).any():
+                continue
+            rmse, nfe = _summary(columns, ERROR), columns["nfe"].mean()
+            needed = cost_of_error(costs, of_base, rmse["mean"])
+            ratio = f"< {costs[0] / nfe:.1f}" if needed == 0 else f"{needed / nfe:.1f}"
+            ratio = f"> {costs[-1] / nfe:.1f}" if np.isinf(needed) else ratio
+            interval = f"{rmse['mean']:.2f} [{rmse['low']:.2f}, {rmse['high']:.2f}]"
+            lines.append(f"| {name} | {budget:,} | {nfe:,.0f} | {interval} | {columns['ess'].mean():.1f} | {ratio} |")
+    return "\n".join(lines)
+
+
 def draw(found: dict[str, Curve], path: Path) -> None:
     """Every measure against nfe and against wall time."""
     import matplotlib.pyplot as plt
 
-    figure, grid = plt.subplots(2, len(MEASURES), figsize=(15, 8.5), layout="constrained")
+    figure, grid = plt.subplots(2, len(DRAWN), figsize=(19, 8.5), layout="constrained")
     colours = plt.get_cmap("tab20").colors  # type: ignore[attr-defined]
     for row, (cost, unit) in zip(grid, (("nfe", "nfe a context"), ("wall_s", "wall time a context, s")), strict=True):
-        for axes, (measure, title) in zip(row, MEASURES.items(), strict=True):
+        for axes, (measure, title) in zip(row, DRAWN.items(), strict=True):
             for colour, (name, curve) in zip(colours, found.items(), strict=False):
-                values = [summarise(c[measure]) for c in curve.values() if not np.isnan(c[measure]).any()]
+                values = [_summary(c, measure) for c in curve.values() if not np.isnan(c[measure]).any()]
                 if not values:
                     continue
                 x = [c[cost].mean() for c in curve.values()]
                 mean, low, high = (np.array([v[k] for v in values]) for k in ("mean", "low", "high"))
                 style = "-o" if name in ("snis", "smc", "dts", "residual_ts") else "--s"
                 axes.plot(x, mean, style, label=name, color=colour, markersize=4)
-                if name in ("dts", "s_adt: proposal"):
-                    axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+                if name in ("dts", "snis, F proposes"):
+                    axes.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)
             axes.set(xscale="log", xlabel=unit, ylabel=title)
+            if measure == ERROR:
+                axes.set_yscale("log")
             if measure == "gap":
                 axes.axhline(0, color="#888888", linewidth=0.8)
-    grid[0, 0].legend(fontsize=7)
-    figure.suptitle("24 held-out contexts, horizon 48, λ = 20; bands: 95% bootstrap over contexts")
+    handles, names = grid[0, -1].get_legend_handles_labels()  # CRPS, which all have
+    figure.legend(handles, names, loc="outside right center", frameon=False)
+    num = len(next(iter(found[BASE].values()))[ERROR])
+    figure.suptitle(f"{num} held-out contexts, horizon 48, λ = 20; bands of two methods: 95% bootstrap over contexts")
     figure.savefig(path, dpi=130)
 
 
@@ -190,7 +255,7 @@ def main() -> None:
     if arguments.flow is not None:
         run(arguments.flow, arguments.output, arguments.resume)
     found = curves(arguments.output)
-    print(table(found) + "\n\n" + ratios(found))
+    print("\n\n".join([table(found), ratios(found), errors(found)]))
     draw(found, arguments.output / "amortisation.png")
 
 
