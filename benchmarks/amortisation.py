@@ -1,6 +1,6 @@
 """Whether a learned flow saves rollouts: quality against nfe and wall time on held-out contexts, each use of F apart.
 
-    python -m benchmarks.amortisation --flow runs/flow --output results/amortisation [--resume]
+    python -m benchmarks.amortisation --flow bundled --output results/amortisation [--resume]
 
 24 contexts that no flow was trained on (12 windows of ETTh1's test part, 12 series of M4 Hourly), horizon 48, the spectral
 reward with gamma = 1 at lambda = 20. Measures, fixed before the first run: mean log Z-hat (its expectation is at most log
