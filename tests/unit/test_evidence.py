@@ -136,5 +136,8 @@ def test_configurations_that_cannot_share_are_refused(change, message):
 
 
 def test_configurations_that_can_share_are_not():
-    EvaluationConfig.model_validate(BASE | {"searchers_per_problem": 2, "keep_evidence": True}).check()
-    EvaluationConfig.model_validate({"keep_evidence": True}).check()
+    teams = EvaluationConfig.model_validate(BASE | {"searchers_per_problem": 2, "keep_evidence": True})
+    alone = EvaluationConfig.model_validate({"keep_evidence": True})
+    for config in (teams, alone):
+        config.check()
+    assert teams.shares_evidence and not alone.shares_evidence
