@@ -15,13 +15,21 @@ from tune.objectives import OBJECTIVES
 
 
 class GrowingBudgets(ASHAScheduler):
-    """ASHA on the first objective, at rungs in rollouts; a trial that comes back brings the results that it had."""
+    """ASHA on the first objective, at rungs in rollouts; a trial that comes back brings the results that it had.
+
+    A trial is not stopped below a budget that it began before a kill (`begun` in its results): it had been let through, and
+    what it has on disk, the end included, stays its own.
+    """
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         super().on_trial_add(tune_controller, trial)
         for rung in json.loads((trial.last_result or {}).get("rungs", "[]")):
             result = {"rollouts": rung["rollouts"]} | {k: v["mean"] for k, v in rung["objectives"].items()}
             self.on_trial_result(tune_controller, trial, result)
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        action = super().on_trial_result(tune_controller, trial, result)
+        return self.CONTINUE if result["rollouts"] < result.get("begun", 0) else action
 
 
 def scheduler_of(sweep: SweepConfig) -> GrowingBudgets | None:

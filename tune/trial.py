@@ -58,22 +58,26 @@ def trial_directory(output: Path, parameters: Parameters) -> Path:
 
 
 def run_trial(config: dict[str, Any], common: Common) -> None:
-    """Ray Tune's trainable: reports the objectives at each budget, with `rollouts` as the time that ASHA compares at."""
+    """Ray Tune's trainable: reports the objectives at each budget, with `rollouts` as the time that ASHA compares at.
+
+    Every report has `begun`, the largest budget that the trial had begun before it was killed, 0 where there is none.
+    """
     os.chdir(common.folder)
     sweep, name, directory = common.sweep, trial_name(config), trial_directory(common.output, config)
     rungs: list[dict[str, Any]] = []
     with _alone(directory):
         write_text(directory / PARAMETERS, json.dumps(config))
-        for rollouts in sweep.budgets(config):
-            if rollouts > common.ended.get(name, rollouts):
-                break
+        budgets = sweep.budgets(config)
+        budgets = [rollouts for rollouts in budgets if rollouts <= common.ended.get(name, budgets[-1])]
+        begun = max((rollouts for rollouts in budgets if (directory / str(rollouts)).exists()), default=0)
+        for rollouts in budgets:
             plan = Plan(sweep.evaluation_of(config, rollouts), common.problems)
             place = directory / str(rollouts)
             search_all(plan, place, resume=True, execute=on_exchange(common.exchange, f"{name}/{rollouts}"))
             measured = measure(common.measurer, place)
             rungs.append({"rollouts": rollouts, "objectives": measured})
             means = {objective: found["mean"] for objective, found in measured.items()}
-            ray_tune.report({"rollouts": rollouts, **means, "rungs": json.dumps(rungs)})
+            ray_tune.report({"rollouts": rollouts, "begun": begun, **means, "rungs": json.dumps(rungs)})
 
 
 @contextmanager

@@ -93,3 +93,20 @@ def test_asha_judges_restored_trials_by_all_the_rungs_that_they_had():
     best = trial("best", [])
     scheduler.on_trial_add(None, best)
     assert scheduler.on_trial_result(None, best, {"rollouts": 10, "crps": 0.1}) == "CONTINUE"
+
+
+def test_asha_does_not_stop_a_trial_below_a_budget_that_it_had_begun_before_a_kill():
+    scheduler = scheduler_of(load_sweep(None, {"rungs": [10, 30, 90]}))
+    assert scheduler is not None
+    answers = {}
+    for begun in (0, 30, 90):
+        trials = [SimpleNamespace(trial_id=f"{begun}-{number}", last_result=None) for number in range(6)]
+        for number, trial in enumerate(trials):  # each is worse than the one before it
+            scheduler.on_trial_add(None, trial)
+            results = ({"rollouts": r, "begun": begun, "crps": 0.2 + number / 10} for r in (10, 30, 90))
+            answers[begun] = [scheduler.on_trial_result(None, trial, result) for result in results]
+    assert answers == {
+        0: ["STOP", "STOP", "STOP"],
+        30: ["CONTINUE", "STOP", "STOP"],
+        90: ["CONTINUE", "CONTINUE", "STOP"],
+    }
