@@ -75,17 +75,17 @@ class SweepConfig(BaseModel):
 
     def evaluation_of(self, parameters: Parameters, rollouts: int, split: str | None = None) -> EvaluationConfig:
         """The evaluation of one trial at one budget; SdtError where its parameters do not go together."""
-        base, method = self.base, parameters["method"]
+        base, method = self.base, MethodConfig.named(parameters["method"])
         options = {k: v for k, v in parameters.items() if k not in (*COMMON, "method")}
         if "max_nfe" in options:
             options["num_rollouts"] = None
-        chosen: dict[str, Any] = {"methods": [MethodConfig(name=method, label=method, options=options)]}
+        chosen: dict[str, Any] = {"methods": [method.model_copy(update={"options": options})]}
         chosen["num_rollouts"] = rollouts
         if "inverse_temperature" in parameters:
             chosen["inverse_temperature"] = float(parameters["inverse_temperature"])
         if "gamma" in parameters:
             chosen["reward"] = with_gamma(base.reward, float(parameters["gamma"]))
-        if get_method(method).flow != "required":
+        if not method.uses_flow:
             chosen |= {"flow": None, "flow_identity": None}
         return base.model_copy(update=chosen | ({} if split is None else {"split": split}))
 
@@ -111,9 +111,14 @@ class SweepConfig(BaseModel):
     def _check_methods(self) -> None:
         if len(set(self.methods)) < len(self.methods):
             raise ConfigurationError(f"methods: {', '.join(self.methods)}, each may be given once.")
-        lines = [name for name in self.methods if get_method(name).reference]
+        lines = [name for name in self.methods if get_method(MethodConfig.named(name).name).reference]
         if lines:
             raise ConfigurationError(f"methods: {lines[0]} is a reference line outside the budget; leave it out.")
+        if self.base.flow is not None and not any(MethodConfig.named(name).uses_flow for name in self.methods):
+            raise ConfigurationError(
+                f"evaluation: flow: {self.base.flow!r}, but none of the methods {', '.join(self.methods)} uses it; add s_adt, "
+                "snis+flow or smc+flow to methods, or leave it out."
+            )
         if len(self.methods) == 1 and not self.space:
             raise ConfigurationError("space: empty, and there is one method; give parameters to try, or more methods.")
 

@@ -72,7 +72,10 @@ def history(sweep: SweepConfig, trials: Sequence[TrialLine]) -> Figure:
 
 
 def pareto(sweep: SweepConfig, points: Sequence[Point]) -> Figure:
-    """Quality against cost, or the first two objectives, one marker a method; points that none beats are joined."""
+    """Quality against cost, or the first two objectives, one marker a method; steps through those that none beats.
+
+    Steps, because nothing between two of them was measured: that much of x buys that y, until the next one.
+    """
     y, x = front_axes(sweep.objectives)[:2]
     figure, axes = plt.subplots(figsize=(6.4, 3.6))
     for place, method in enumerate(sweep.methods):
@@ -81,8 +84,8 @@ def pareto(sweep: SweepConfig, points: Sequence[Point]) -> Figure:
             marker = _MARKERS[place % 12]
             axes.plot(*zip(*own, strict=True), marker, color=_COLOURS[place % 8], ms=5, alpha=0.8, label=method)
     front = sorted((p.means[x], p.means[y]) for p in points if p.on_front)
-    style = "-" if len(sweep.objectives) < 3 else "k."
-    axes.plot(*zip(*front, strict=True), style, color="black", lw=1.0, zorder=0, label="Pareto front")
+    joined = {"drawstyle": "steps-post"} if len(sweep.objectives) < 3 else {"linestyle": "none", "marker": "."}
+    axes.plot(*zip(*front, strict=True), color="black", lw=1.0, zorder=0, label="Pareto front", **joined)
     axes.set(xlabel=OBJECTIVES[x].title, ylabel=OBJECTIVES[y].title)
     if x == "nfe":
         _log_axis(axes, [point.means[x] for point in points])

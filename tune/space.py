@@ -14,6 +14,7 @@ import numpy as np
 from pydantic import Field
 
 from sdt_dist.errors import ConfigurationError, unknown_name
+from sdt_dist.evaluation.config import MethodConfig
 from sdt_dist.search.methods import get_method, method_names
 from sdt_dist.search.options import StrictOptions, parse_options
 
@@ -102,7 +103,7 @@ class Space:
     def _without_takers(self, name: str) -> ConfigurationError:
         others = [method for method in (*method_names(), "s_adt") if kind_of(name, method) is not None]
         if not others:
-            known = {option for method in self.methods for option in get_method(method).options.model_fields}
+            known = {option for method in self.methods for option in _options_of(method)}
             return unknown_name("parameter of the space", name, (known | COMMON.keys()) - _FIXED.keys())
         return ConfigurationError(
             f"space: {name}, but none of the methods {', '.join(self.methods)} has it; {', '.join(others)} have. Add one of "
@@ -114,11 +115,16 @@ def kind_of(name: str, method: str) -> Any:
     """The type of a method's parameter (int, float, bool, or object for what has choices only), None where it has none."""
     if name in COMMON:
         return COMMON[name]
-    field = get_method(method).options.model_fields.get(name)
+    field = _options_of(method).get(name)
     if field is None:
         return None
     kinds = set(get_args(field.annotation) or (field.annotation,)) - {type(None)}
     return kinds.pop() if kinds in ({int}, {float}, {bool}) else object
+
+
+def _options_of(method: str) -> dict[str, Any]:
+    """The fields of a method's own options; `snis+flow` has those of snis."""
+    return dict(get_method(MethodConfig.named(method).name).options.model_fields)
 
 
 def check_form(name: str, domain: Any) -> None:

@@ -78,6 +78,26 @@ def test_whatever_is_drawn_is_an_evaluation_that_its_method_accepts():
             assert method.name == parameters["method"] and gamma == parameters["gamma"]
 
 
+def test_methods_with_a_flow_stand_beside_the_same_ones_without():
+    config = load_sweep(
+        None,
+        {
+            "evaluation": {"flow": "bundled", "horizon": 48, "reward": "spectral:gamma=1"},
+            "methods": ["snis", "snis+flow", "s_adt"],
+            "space": {"inverse_temperature": {"low": 5, "high": 30}, "alpha": [0.0, 0.5], "rollouts": [10, 20]},
+        },
+    )
+    for method, alpha in (("snis", None), ("snis+flow", None), ("s_adt", 0.5)):
+        parameters = {"method": method, "inverse_temperature": 20.0, "rollouts": 10}
+        parameters |= {} if alpha is None else {"alpha": alpha}
+        assert set(config.search_space.names_of(method)) == parameters.keys() - {"method"}
+        evaluation = config.evaluation_of(parameters, 10)
+        (one,) = evaluation.method_configs()
+        assert (one.name, one.label) == (method.removesuffix("+flow"), method)
+        assert one.uses_flow == (evaluation.flow is not None) == (method != "snis")
+        assert (evaluation.flow_identity is not None) == (method != "snis")
+
+
 def load_sine():
     import numpy as np
 
@@ -103,6 +123,8 @@ def test_a_space_travels_as_a_pickle_and_screens_on_points_of_its_own():
         ({"methods": ["snisx"]}, "unknown method 'snisx'"),
         ({"methods": ["snis"], "space": {}}, "space: empty"),
         ({"methods": ["s_adt"], "space": {"alpha": [0.0, 0.5]}}, "s_adt needs a flow"),
+        ({"methods": ["snis", "snis+flow"], "space": {}}, r"snis\+flow .*needs a flow"),
+        ({"methods": ["snis"], "evaluation": {"flow": "bundled"}}, "flow: 'bundled', but none of the methods snis uses it"),
         ({"space": {"epsilon": {"low": 0.5, "high": 0.1}}}, "epsilon: low 0.5, must be below high 0.1"),
         ({"space": {"epsilon": {"low": 0, "high": 0.1, "log": True}}}, "epsilon: low 0, must be above 0 with log"),
         ({"space": {"epsilon": {"low": 0.1, "high": 1.5}}}, "residual_ts with epsilon=1.5: .*less than or equal to 1"),
@@ -258,6 +280,12 @@ def test_the_spectral_gap_is_the_distance_of_means_to_the_truths():
     assert measure_rows(rows, problems, ["spec_w1_gap"])["spec_w1_gap"]["mean"] == pytest.approx(0.01)
     below = {index: {"spec_w1": row["spec_w1"] - 0.01} for index, row in truth.items()}
     assert measure_rows(below, problems, ["spec_w1_gap"])["spec_w1_gap"]["mean"] == pytest.approx(0.01)
+    around = {i: {"spec_w1": row["spec_w1"] + d} for (i, row), d in zip(truth.items(), (-3, 1, 1, 2), strict=True)}
+    found = measure_rows(around, problems, ["spec_w1_gap"])["spec_w1_gap"]
+    assert found["mean"] == pytest.approx(0.25) and found["low"] == 0.0 and found["high"] == pytest.approx(2.0)
+    apart = {i: {"spec_w1": row["spec_w1"] - d} for (i, row), d in zip(truth.items(), (1, 2, 3, 4), strict=True)}
+    found = measure_rows(apart, problems, ["spec_w1_gap"])["spec_w1_gap"]
+    assert 1.0 < found["low"] < found["mean"] < found["high"] < 4.0
 
 
 def test_a_space_of_too_many_corners_still_tries_every_end():
