@@ -178,7 +178,7 @@ def _grid(
         row, column = rows.index(y), columns.index(x)
         table[row, column] = value
         colour = "white" if value < middle else "black"
-        text = f"{value:.3g}\nthin" if is_thin else f"{value:.3g}"
+        text = f"{value:#.3g}\nthin" if is_thin else f"{value:#.3g}"
         axes.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
     drawn.set_data(table)
     axes.grid(visible=False)

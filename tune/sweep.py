@@ -27,7 +27,7 @@ from actors.fleet import Watch
 from actors.work import Loader, load_spec
 from sdt_dist.data.problems import ForecastProblem
 from sdt_dist.errors import FleetError, ResultsError
-from sdt_dist.evaluation.results import write_text
+from sdt_dist.evaluation.results import read_saved, write_text
 from tune.config import SweepConfig
 from tune.fleet import SharedFleet
 from tune.ledger import Ledger, TrialLine, line_of, read_trials, write_trials
@@ -67,13 +67,7 @@ def check_directory(output: Path, sweep: SweepConfig, *, resume: bool) -> None:
 
 def saved_sweep(output: Path) -> SweepConfig:
     """The configuration of the sweep in a directory; ResultsError when it holds none."""
-    try:
-        return SweepConfig.model_validate(yaml.safe_load((output / CONFIG).read_text(encoding="utf-8")))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ResultsError(
-            f"output: {output / CONFIG} is no configuration that `sdt tune` wrote ({type(error).__name__}); give another "
-            "directory."
-        ) from error
+    return read_saved(output / CONFIG, SweepConfig, "sdt tune")
 
 
 def run_sweep(

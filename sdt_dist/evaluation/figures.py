@@ -20,8 +20,8 @@ from sdt_dist.data.problems import ForecastProblem
 from sdt_dist.errors import ResultsError
 from sdt_dist.evaluation.ablation import family, middle
 from sdt_dist.evaluation.figures_ablation import ablation
-from sdt_dist.evaluation.figures_axes import COLOURS, legend, log_axis, point, reach, style_of
-from sdt_dist.evaluation.figures_budget import by_method, has_one_budget
+from sdt_dist.evaluation.figures_axes import COLOURS, legend, reach, style_of
+from sdt_dist.evaluation.figures_cost import diversity_against_reward, quality_against_cost
 from sdt_dist.evaluation.figures_tree import draw_tree
 from sdt_dist.evaluation.results import Line, read_lines, read_problems, saved_config, tree_path
 from sdt_dist.metrics.spectrum import MIN_SEGMENT, power_spectrum, reference_spectrum
@@ -31,6 +31,7 @@ from sdt_dist.search.snapshot import Snapshot
 Lines = dict[str, dict[int, Line]]
 _ALIGNED = ("s_adt", "residual_ts", "snis", "smc", "maxent_ts", "dts")
 _CROWD = 14  # curves that a figure can tell apart
+_LONG = 36  # letters beside a panel
 _BASE_COLOUR, _ALIGNED_COLOUR, _SAMPLE_COLOUR = COLOURS[1], COLOURS[0], COLOURS[4]
 _FAN = (("#CFE3F2", 10, 90), ("#8FBEDD", 25, 75))
 STYLE: dict[Any, Any] = {
@@ -178,43 +179,6 @@ def save_figure(figure: Figure, stem: Path, suffixes: Sequence[str] = (".png",))
         plt.close(figure)
 
 
-def _points(axes: Axes, run: Run, x: str, y: str) -> None:
-    """One marker with both intervals a label that has both measures, joined where they are one curve."""
-    for curve, labels in run.curves().items():
-        rows = [row for label in labels if {x, y} <= (row := run.summary.get(label, {})).keys()]
-        if len(rows) > 1:
-            means = ([row[name]["mean"] for row in rows] for name in (x, y))
-            axes.plot(*means, color=run.style(labels[0])["color"], linewidth=1.0)
-        for row in rows:
-            place, bars = run.place(labels[0]), {"xerr": reach(row[x]), "yerr": reach(row[y])}
-            point(axes, row[x]["mean"], row[y]["mean"], place, **bars).set_label(curve)
-    if run.is_crowded:
-        axes.set_title("of what was swept beside rollouts, the middle values only", fontsize=8)
-
-
-def quality_against_cost(run: Run) -> Figure:
-    """CRPS against nfe (one curve over ablated budgets), or by method where all have one budget; and against wall time."""
-    is_matched = has_one_budget(run)
-    size = (9.5, max(4.2, 0.36 * len(run.lines) + 1.2))
-    figure, panels = plt.subplots(1, 2, figsize=size, sharey=not is_matched, layout="constrained")
-    if is_matched:
-        by_method(panels[0], run, "crps")
-        panels[0].set_xlabel("CRPS (left is better), at the NFE named")
-    else:
-        _points(panels[0], run, "nfe", "crps")
-        log_axis(panels[0])
-        panels[0].set_xlabel(
-            "NFE per problem (matched at each budget)" if "rollouts" in run.config.ablate else "NFE per problem"
-        )
-    _points(panels[1], run, "wall_s", "crps")
-    log_axis(panels[1])
-    panels[1].set_xlabel("seconds per problem")
-    panels[int(is_matched)].set_ylabel("CRPS (lower is better)")
-    legend(panels[1])
-    figure.suptitle(f"Quality against cost: mean over problems ({len(run.problems)}), 95% bootstrap intervals")
-    return figure
-
-
 def reward_distributions(run: Run) -> Figure:
     """Rewards of all returned samples by method."""
     labels = list(run.lines)
@@ -299,7 +263,8 @@ def fans(run: Run) -> Figure | None:
             if index in run.lines[label]:
                 samples = np.array(run.lines[label][index]["samples"])
                 draw_fan(grid[row, column], problem.history, samples, problem.truth)
-            grid[row, column].set_title(f"{problem.name}: {label}", fontsize=10)
+            grid[row, 0].set_ylabel(label, fontsize=8 if len(label) < _LONG else 6)
+        grid[0, column].set_title(problem.name, fontsize=10)
         grid[-1, column].set_xlabel("steps from now")
     found = dict(pair for axes in grid.flat for pair in zip(*axes.get_legend_handles_labels()[::-1], strict=True))
     figure.tight_layout(rect=(0, 0.07, 1, 1))
@@ -335,16 +300,6 @@ def fan_chart_file(history: np.ndarray, result: SearchResult, path: Path, *, nam
         axes.set_xlabel("steps from now")
         legend(axes)
         save_figure(figure, path.with_suffix(""), [path.suffix])
-
-
-def diversity_against_reward(run: Run) -> Figure:
-    """Distinct returned samples against their mean reward."""
-    figure, axes = plt.subplots(figsize=(6, 3.8))
-    _points(axes, run, "reward_mean", "distinct_samples")
-    axes.set_xlabel(f"mean reward (right is better{run.reward_note})")
-    axes.set_ylabel("distinct samples (higher is more diverse)")
-    legend(axes)
-    return figure
 
 
 def log_z_and_ess(run: Run) -> Figure | None:

@@ -11,10 +11,11 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import yaml
+from pydantic import BaseModel
 
 from sdt_dist.data.problems import ForecastProblem
 from sdt_dist.errors import ResultsError, SdtError
@@ -23,6 +24,7 @@ from sdt_dist.search.result import SearchResult
 from sdt_dist.search.snapshot import Snapshot
 
 Line = dict[str, Any]
+SavedT = TypeVar("SavedT", bound=BaseModel)
 SAMPLES, CONFIG, PROBLEMS = "samples.jsonl", "config.yaml", "problems.json"
 _HEAD = {"problem", "name", "method", "label", "seed", "status", "samples"}
 
@@ -82,12 +84,16 @@ def _text(path: Path) -> str | None:
 
 def saved_config(directory: Path) -> EvaluationConfig:
     """The configuration of the run in a directory; ResultsError when it holds none of ours."""
+    return read_saved(directory / CONFIG, EvaluationConfig, "sdt evaluate")
+
+
+def read_saved(path: Path, kind: type[SavedT], command: str) -> SavedT:
+    """The configuration in a file that a command wrote; ResultsError when it is absent or none of its."""
     try:
-        return EvaluationConfig.model_validate(yaml.safe_load((directory / CONFIG).read_text(encoding="utf-8")))
+        return kind.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ResultsError(
-            f"output: {directory / CONFIG} is no configuration that `sdt evaluate` wrote ({type(error).__name__}); give "
-            "another directory."
+            f"output: {path} is no configuration that `{command}` wrote ({type(error).__name__}); give another directory."
         ) from error
 
 

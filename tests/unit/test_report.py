@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
-import scoringrules
-from scipy.stats import bootstrap, wilcoxon
+from scipy.stats import wilcoxon
 
 from sdt_dist.errors import ResultsError, SdtError
 from sdt_dist.evaluation.config import EvaluationConfig
@@ -28,55 +26,20 @@ from sdt_dist.evaluation.runner import make_plan, run_evaluation
 from sdt_dist.evaluation.value_error import ValueErrors
 from sdt_dist.metrics.forecast import spectral_measures
 from sdt_dist.search.snapshot import Snapshot
+from tests.report_helpers import (
+    COSTS,
+    Page,
+    as_printed,
+    check_cell,
+    column_of,
+    holm,
+    interval_of,
+    lines_of,
+    measures_of,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 METHODS = ["sample", "snis", "residual_ts"]
-COSTS = ["nfe", "model_calls", "rollouts", "reward_calls", "recomputed_tokens", "wall_s"]
-
-
-class Page(HTMLParser):
-    """The cells of a report by (table, run, label, metric), its addresses, scripts' trees and text."""
-
-    def __init__(self, source: str) -> None:
-        super().__init__()
-        self.cells: dict[tuple[str, str, str, str], dict] = {}
-        self.links: list[str] = []
-        self.anchors: set[str] = set()
-        self.trees: list[dict] = []
-        self.text = ""
-        self._table, self._cell, self._is_code = "", None, False
-        self.source = source
-        self.feed(source)
-
-    def handle_starttag(self, tag, attrs):
-        found = dict(attrs)
-        self.links += [found[name] for name in ("src", "href", "srcset", "action", "data") if name in found]
-        self.anchors |= {found["id"]} if "id" in found else set()
-        self._is_code = tag in ("script", "style")
-        if tag == "table":
-            self._table = found["data-table"]
-        if tag == "td" and found["data-metric"]:
-            self._cell = {"numbers": {k[5:]: v for k, v in found.items()}, "lines": []}
-            place = (self._table, *(found[f"data-{name}"] for name in ("run", "label", "metric")))
-            assert place not in self.cells
-            self.cells[place] = self._cell
-        if "data-tree" in found:
-            self.trees.append(json.loads(found["data-tree"]))
-
-    def handle_endtag(self, tag):
-        self._is_code = False
-        if tag == "td":
-            self._cell = None
-
-    def handle_data(self, data):
-        if self._cell is not None and data.strip():
-            self._cell["lines"].append(data.strip())
-        if not self._is_code:
-            self.text += " " + data
-
-    def of(self, table: str) -> dict[tuple[str, str, str], dict]:
-        """{(run, label, metric): cell} of the cells of one table that hold a number."""
-        return {place[1:]: cell for place, cell in self.cells.items() if place[0] == table and cell["lines"] != ["–"]}
 
 
 def _run(directory: Path, **settings) -> Path:
@@ -98,7 +61,7 @@ def runs(tmp_path_factory) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def measured(runs) -> dict[str, dict]:
-    return {f"run-{number}": _measures(directory) for number, directory in enumerate(runs)}
+    return {f"run-{number}": measures_of(directory) for number, directory in enumerate(runs)}
 
 
 @pytest.fixture(scope="module")
@@ -116,84 +79,6 @@ def copy(runs, tmp_path) -> Path:
     return Path(shutil.copytree(runs[0], tmp_path / "copy"))
 
 
-def _lines(directory: Path) -> list[dict]:
-    return [json.loads(line) for line in (directory / "samples.jsonl").read_text().splitlines()]
-
-
-def _measures(directory: Path) -> dict[str, dict[int, dict[str, float]]]:
-    """Measures by label and problem, from samples.jsonl and problems.json with numpy and scoringrules."""
-    problems = {record["index"]: record for record in json.loads((directory / "problems.json").read_text())}
-    table: dict[str, dict[int, dict[str, float]]] = {}
-    for line in _lines(directory):
-        problem, samples = problems[line["problem"]], np.array(line["samples"])
-        truth, history = np.array(problem["truth"]), np.array(problem["history"])
-        z, z_truth, z_history = ((x - problem["loc"]) / problem["scale"] for x in (samples, truth, history))
-        low, high = np.quantile(samples, [0.1, 0.9], axis=0)
-        season = problem["season"]
-        naive = np.mean(np.abs(history[season:] - history[:-season]))
-        levels = np.arange(1, 10) / 10
-        pinball = [
-            np.maximum(q * (truth - x), (q - 1) * (truth - x))
-            for q, x in zip(levels, np.quantile(samples, levels, axis=0), strict=True)
-        ]
-        table.setdefault(line["label"], {})[line["problem"]] = {
-            "crps": float(np.mean([scoringrules.crps_ensemble(t, z[:, i], estimator="fair") for i, t in enumerate(z_truth)])),
-            "wql_loss": 2 * float(np.sum(np.mean(pinball, axis=0))),
-            "wql_scale": float(np.abs(truth).sum()),
-            "mase": float(np.mean(np.abs(np.median(samples, axis=0) - truth)) / naive),
-            "coverage_80": float(np.mean((low <= truth) & (truth <= high))),
-            **spectral_measures(z, z_history),
-            "reward_mean": float(np.mean(line["rewards"])),
-            "reward_best": line["best_reward"],
-            "ess": line["ess"],
-            "log_z": line["log_z"],
-            "distinct_samples": len({tuple(tokens) for tokens in line["tokens"]}),
-            **{name: line[name] for name in COSTS},
-        }  # fmt: skip
-    return table
-
-
-def _column(rows: dict[int, dict[str, float]], metric: str) -> np.ndarray:
-    return np.array([row[metric] for row in rows.values() if row[metric] is not None], dtype=float)
-
-
-def _interval(*columns: np.ndarray, statistic=lambda x, axis: np.mean(x, axis=axis)) -> tuple[float, float]:
-    if all(np.ptp(column) == 0 for column in columns):
-        value = float(statistic(*columns, axis=-1))
-        return value, value
-    found = bootstrap(
-        columns, statistic, paired=len(columns) > 1, n_resamples=2000, method="percentile", rng=np.random.default_rng(0)
-    )
-    return tuple(found.confidence_interval)
-
-
-def _holm(values: dict) -> dict:
-    """Holm (1979): the i-th smallest of m times m - i + 1, made monotone, at most 1."""
-    order, found, running = sorted(values, key=values.get), {}, 0.0
-    for place, key in enumerate(order):
-        running = max(running, min(1.0, values[key] * (len(order) - place)))
-        found[key] = running
-    return found
-
-
-def _shown(text: str) -> tuple[float, float]:
-    """A number as printed and half of its last place."""
-    digits = len(text.partition(".")[2])
-    return float(text.replace(",", "")), 0.5 * 10.0**-digits * (1 + 1e-6)
-
-
-def _check(cell: dict, mean: float, low: float, high: float) -> None:
-    """The visible mean and interval, and the full numbers behind them."""
-    shown = [cell["lines"][0], *re.findall(r"[-+\d.,]+(?=[,\]])", cell["lines"][1] if len(cell["lines"]) > 1 else "")]
-    wanted = [mean, low, high] if len(shown) == 3 else [mean]
-    assert low == high or len(shown) == 3
-    for text, value in zip(shown, wanted, strict=True):
-        printed, half = _shown(text)
-        assert printed == pytest.approx(value, abs=half)
-    for name, value in (("mean", mean), ("low", low), ("high", high)):
-        assert float(cell["numbers"][name]) == pytest.approx(value, rel=1e-9, abs=1e-12)
-
-
 def test_every_mean_and_interval_is_that_of_the_samples(page, measured):
     cells = {place: cell for place, cell in page.of("methods").items() if place[1] != "true future"}
     assert {metric for *_, metric in cells} == {
@@ -203,11 +88,11 @@ def test_every_mean_and_interval_is_that_of_the_samples(page, measured):
     for (run, label, metric), cell in cells.items():
         rows = measured[run][label]
         if metric == "wql":
-            parts = [_column(rows, "wql_loss"), _column(rows, "wql_scale")]
+            parts = [column_of(rows, "wql_loss"), column_of(rows, "wql_scale")]
             ratio = lambda a, b, axis: np.sum(a, axis=axis) / np.sum(b, axis=axis)  # noqa: E731
-            _check(cell, parts[0].sum() / parts[1].sum(), *_interval(*parts, statistic=ratio))
+            check_cell(cell, parts[0].sum() / parts[1].sum(), *interval_of(*parts, statistic=ratio))
         else:
-            _check(cell, _column(rows, metric).mean(), *_interval(_column(rows, metric)))
+            check_cell(cell, column_of(rows, metric).mean(), *interval_of(column_of(rows, metric)))
     assert len(cells) == 2 * (3 * 12 - 1)  # two runs; plain sampling has no log Z
 
 
@@ -223,7 +108,7 @@ def test_the_true_futures_are_measured_too(page, runs):
     assert set(found) == {"spec_w1", "spec_w1_half", "log_l1"}
     for metric, cell in found.items():
         values = np.array([row[metric] for row in rows])
-        _check(cell, values.mean(), *_interval(values))
+        check_cell(cell, values.mean(), *interval_of(values))
 
 
 @pytest.mark.parametrize("table", ["paired", "changes"])
@@ -232,8 +117,8 @@ def test_every_difference_and_its_test_is_that_of_the_samples(page, measured, ta
     for (run, label, metric), cell in page.of(table).items():
         own = measured[run][label]
         other = measured["run-0"][label] if table == "changes" else measured[run]["sample"]
-        difference = _column(own, metric) - _column(other, metric)
-        _check(cell, difference.mean(), *_interval(difference))
+        difference = column_of(own, metric) - column_of(other, metric)
+        check_cell(cell, difference.mean(), *interval_of(difference))
         assert int(cell["numbers"]["num"]) == len(difference) == 5
         p = 1.0 if not difference.any() else wilcoxon(difference, zero_method="zsplit").pvalue
         assert float(cell["numbers"]["p"]) == pytest.approx(p)
@@ -242,7 +127,7 @@ def test_every_difference_and_its_test_is_that_of_the_samples(page, measured, ta
         {"run-1": 3 * 7} if table == "changes" else {"run-0": 2 * 7, "run-1": 2 * 7}
     )
     for run, found in by_run.items():
-        corrected = _holm(found)
+        corrected = holm(found)
         for (label, metric), p in corrected.items():
             cell = page.of(table)[run, label, metric]
             assert float(cell["numbers"]["p-holm"]) == pytest.approx(p)
@@ -256,10 +141,10 @@ def test_every_cost_is_that_of_the_samples(page, measured):
     assert {metric for *_, metric in cells} == {*COSTS, "ms_per_nfe", "problems", "failed"}
     for (run, label, metric), cell in cells.items():
         rows = measured[run][label]
-        nfe, wall = (_column(rows, name).sum() for name in ("nfe", "wall_s"))
+        nfe, wall = (column_of(rows, name).sum() for name in ("nfe", "wall_s"))
         others = {"ms_per_nfe": 1000 * wall / nfe, "problems": 5, "failed": 0}
-        value = others[metric] if metric in others else _column(rows, metric).mean()
-        printed, half = _shown(cell["lines"][0])
+        value = others[metric] if metric in others else column_of(rows, metric).mean()
+        printed, half = as_printed(cell["lines"][0])
         assert printed == pytest.approx(value, abs=half)
     beside = page.of("side_by_side")
     for place, cell in beside.items():
@@ -297,7 +182,7 @@ def test_the_tree_is_the_saved_one(page, runs):
     assert tree["parent"] == nodes["parent"].tolist() and tree["visits"] == nodes["visits"].tolist()
     assert tree["token"] == nodes["token"].tolist()
     np.testing.assert_allclose(tree["p"], np.exp(nodes["log_prior"]), rtol=1e-3)
-    line = next(line for line in _lines(runs[0]) if line["label"] == "residual_ts")
+    line = next(line for line in lines_of(runs[0]) if line["label"] == "residual_ts")
     known = dict(zip(line["tokens"][0], line["samples"][0], strict=True))
     assert all(mean == known[token] for token, mean in zip(tree["token"], tree["means"], strict=True) if token in known)
 
@@ -387,7 +272,7 @@ def test_a_directory_without_a_run_is_refused(tmp_path):
 
 
 def test_failed_searches_are_counted_and_explained(copy):
-    lines = _lines(copy)
+    lines = lines_of(copy)
     for line in lines:
         if line["label"] == "snis" and line["problem"] in (1, 2):
             line |= {"status": "failed", "error": "reward: <b>nan</b>", "samples": [], "rewards": [], "weights": []}
@@ -402,7 +287,7 @@ def test_failed_searches_are_counted_and_explained(copy):
 
 
 def test_a_run_in_which_everything_failed_has_a_report(copy, tmp_path):
-    lines = _lines(copy)
+    lines = lines_of(copy)
     failed = [line | {"status": "failed", "error": "no", "samples": []} for line in lines]
     (copy / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in failed))
     found = Page(write_report([copy], tmp_path / "report").read_text())
