@@ -120,8 +120,21 @@ def _measures(before: RunFiles, after: RunFiles) -> list[Block]:
         f"; up to {left_out} others are left out." if left_out else "."
     )
     return [
-        Text(count),
+        Text(f"{count} {_alike(before, after, list(found), pairs)}"),
         Bullets(in_words(found, f" in {after.name}")),
         differences_grid(found, "changes", after.key),
         Text(explain(found, f"{after.name} minus {before.name} on the same problem")),
     ]
+
+
+def _alike(before: RunFiles, after: RunFiles, labels: list[str], pairs: Pairs) -> str:
+    """How many searches that both runs made returned the very same samples."""
+    both = [
+        (old["samples"], new["samples"])
+        for label in labels
+        for known, index in pairs
+        if (old := before.run.lines[label].get(known)) is not None
+        and (new := after.run.lines[label].get(index)) is not None
+    ]
+    same = sum(old == new for old, new in both)
+    return f"Of the {len(both)} searches that both made, {same or 'none'} returned the very same samples."

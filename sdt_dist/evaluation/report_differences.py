@@ -11,6 +11,7 @@ from sdt_dist.evaluation.tables import COLUMNS, Column
 
 _BY_METRIC = {column.metric: column for column in COLUMNS}
 _SIGNIFICANT = 0.05
+_MOST_NAMED = 8  # methods in a sentence
 _FEW = 10  # problems; percentile bootstrap intervals cover too rarely below
 
 
@@ -51,9 +52,10 @@ def in_words(found: Differences, than: str) -> list[str]:
     sentences, unchanged = [], []
     for metric in METRICS:
         column = _BY_METRIC[metric]
-        higher = [f"`{label}`" for label, row in found.items() if metric in row and row[metric].low > 0]
-        lower = [f"`{label}`" for label, row in found.items() if metric in row and row[metric].high < 0]
-        sides = [f"{side}{than} for {', '.join(who)}" for side, who in (("higher", higher), ("lower", lower)) if who]
+        higher = [label for label, row in found.items() if metric in row and row[metric].low > 0]
+        lower = [label for label, row in found.items() if metric in row and row[metric].high < 0]
+        named = (("higher", higher), ("lower", lower))
+        sides = [f"{side}{than} for {_listed(who, len(found))}" for side, who in named if who]
         if sides:
             sentences.append(f"{column.title} (good: {column.better}) is {' and '.join(sides)}.")
         elif any(metric in row for row in found.values()):
@@ -61,6 +63,13 @@ def in_words(found: Differences, than: str) -> list[str]:
     if unchanged:
         sentences.append(f"No method differs by more than its interval in {', '.join(unchanged)}.")
     return sentences
+
+
+def _listed(labels: list[str], total: int) -> str:
+    """The names of methods, or how many they are where nobody would read them."""
+    if len(labels) > _MOST_NAMED:
+        return f"{len(labels)} of {total} (in bold below)"
+    return ", ".join(f"`{label}`" for label in labels)
 
 
 def explain(found: Differences, what: str) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from sdt_dist.errors import ResultsError
+from sdt_dist.evaluation.ablation import family, middle
 from sdt_dist.evaluation.config import EvaluationConfig
 from sdt_dist.evaluation.environment import backends_of, environment_facts, read_environment
 from sdt_dist.evaluation.figures import Run
@@ -54,13 +55,14 @@ COST_RATIOS = [
 ]
 FORECAST = ("crps", "wql", "mase", "coverage_80", "spec_w1", "spec_w1_half", "log_l1")
 SEARCH = ("reward_mean", "reward_best", "ess", "log_z", "distinct_samples")
+_ABLATIONS = "Ablations"
 _FIGURES: dict[str, tuple[str, str]] = {
     "quality_cost": (
         "Quality and cost",
         "CRPS at the matched budget and against seconds: means over problems with 95% bootstrap intervals. `greedy` and `sample` "
         "are reference lines outside the budget.",
     ),
-    "ablation": ("Ablations", "Means over problems at every combination of the settings that were varied."),
+    "ablation": (_ABLATIONS, "Means over problems at every combination of the settings that were varied."),
     "fans": ("Forecasts", "Forecasts of some problems, plain samples above aligned ones."),
     "spectra": (
         "Spectra",
@@ -102,20 +104,23 @@ class RunFiles:
         return self.run.directory
 
     def reference(self, wanted: str | None) -> str:
-        """The method that others are compared with: the wanted one, plain sampling, or the first."""
-        return next((label for label in (wanted, BASE) if label in self.table), next(iter(self.table)))
+        """What others are compared with: the wanted label, plain sampling, or the first method, at the middle of an ablation."""
+        return next(label for label in (wanted, BASE, *middle(self.config), *self.table) if label in self.table)
 
 
 def run_section(files: RunFiles, figures: Sequence[Path], one_problem: Section, reference: str) -> Section:
-    """The whole part of one run; `figures` are the stems of the files that were drawn."""
+    """The whole part of one run; `figures` are the stems of the files that were drawn. An ablation's own come first."""
+    drawn = figure_sections(files.key, figures)
+    first = [section for section in drawn if section.title == _ABLATIONS]
     return Section(
         files.name,
         files.key,
         [Text(_asked(files)), _request(files)],
         [
+            *first,
             Section("Results", f"{files.key}-results", _results(files)),
             Section(f"Compared with {reference}", f"{files.key}-paired", _paired(files, reference)),
-            *figure_sections(files.key, figures),
+            *(section for section in drawn if section not in first),
             one_problem,
             Section("Costs", f"{files.key}-costs", [costs(files), Text(_COSTS_EXPLAINED), *_failures(files.directory)]),
             Section("How it was made", f"{files.key}-made", _made(files)),
@@ -125,11 +130,14 @@ def run_section(files: RunFiles, figures: Sequence[Path], one_problem: Section, 
 
 def _asked(files: RunFiles) -> str:
     config = files.config
+    num = len({family(method) for method in config.method_configs()})
+    methods = f"{num} method{'' if num == 1 else 's'}"
+    if config.ablate:
+        methods += f" at {len(files.table)} points of an ablation"
     text = (
-        f"Samples from p(x|c)·exp(λ·r(x)) with λ = {config.inverse_temperature:g} and r = `{config.reward}`: "
-        f"{len(files.table)} methods on the same {len(files.run.problems)} problems of `{config.dataset}`, each with the cost of "
-        f"about {config.num_rollouts} rollouts{' unless its label says otherwise' if 'rollouts' in config.ablate else ''} (methods "
-        "marked * are reference lines outside that budget)."
+        f"Samples from p(x|c)·exp(λ·r(x)) with λ = {_setting(config, 'lambda')} and r = `{config.reward}`: "
+        f"{methods} on the same {len(files.run.problems)} problems of `{config.dataset}`, each "
+        f"with the cost of about {_setting(config, 'rollouts')} rollouts (methods marked * are reference lines outside that budget)."
     )
     missing = len(config.methods) * len(files.run.problems) - sum(map(len, files.table.values()))
     return f"{text} The run is not finished: {missing} searches are missing." if missing else text
@@ -144,13 +152,21 @@ def _request(files: RunFiles) -> Grid:
         "horizon and context": f"{config.horizon} values after {config.context_length}",
         "model": config.model,
         "reward": config.reward,
-        "λ": f"{config.inverse_temperature:g}",
-        "budget": f"cost of {config.num_rollouts} rollouts a problem",
+        "λ": _setting(config, "lambda"),
+        "budget": f"cost of {_setting(config, 'rollouts')} rollouts a problem",
+        **{f"{name}, varied": _setting(config, name) for name in config.ablate if name not in ("lambda", "rollouts")},
         "samples returned": str(config.num_samples),
         "seed": str(config.seed),
         "answered by": backends_of(files.environment),
     }
     return Grid("request", "asked", ["value"], [Row(name, [Cell(value)]) for name, value in facts.items()])
+
+
+def _setting(config: EvaluationConfig, name: str) -> str:
+    """λ, the budget or another parameter as the run had it, or all the values that its ablation gave it."""
+    shared = {"lambda": config.inverse_temperature, "rollouts": config.num_rollouts}
+    *most, last = [f"{value:g}" for value in config.ablate.get(name, [shared.get(name, 0)])]
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def _results(files: RunFiles) -> list[Block]:

@@ -15,10 +15,11 @@ from sdt_dist.errors import ResultsError, SdtError
 from sdt_dist.evaluation.config import EvaluationConfig
 from sdt_dist.evaluation.environment import note_environment, read_environment, server_record
 from sdt_dist.evaluation.html import to_html
-from sdt_dist.evaluation.paired import between_methods
+from sdt_dist.evaluation.paired import Difference, between_methods
 from sdt_dist.evaluation.report import write_report
 from sdt_dist.evaluation.report_blocks import Section
 from sdt_dist.evaluation.report_changes import sections_of_several
+from sdt_dist.evaluation.report_differences import in_words
 from sdt_dist.evaluation.report_run import RunFiles, run_section
 from sdt_dist.evaluation.report_tree import Choice, problem_section
 from sdt_dist.evaluation.results import tree_path
@@ -164,7 +165,9 @@ def test_the_page_needs_nothing_else_and_every_link_leads_somewhere(page):
 def test_it_says_what_changed_and_what_did_not(page):
     text = " ".join(page.text.split())
     assert "What changed from before to after" in text and "inverse_temperature 3.0 30.0" in text
-    assert "5 problems are in both runs." in text
+    assert (
+        "5 problems are in both runs. Of the 15 searches that both made, 5 returned the very same samples." in text
+    )  # sample
     changes = page.of("changes")
     up = [
         label
@@ -234,6 +237,7 @@ def test_runs_on_other_problems_are_called_unpaired(runs, tmp_path):
 def test_equal_runs_have_changed_nothing(runs):
     found = _compared(runs[0], runs[0])
     assert "the same configuration, versions and hardware" in found.text
+    assert "Of the 15 searches that both made, 15 returned the very same samples." in " ".join(found.text.split())
     numbers = [cell["numbers"] for cell in found.of("changes").values()]
     assert len(numbers) == 3 * 7 and all(n[name] == "0.0" for n in numbers for name in ("low", "mean", "high"))
     assert all(n["p"] == n["p-holm"] == "1.0" for n in numbers)
@@ -322,3 +326,22 @@ def test_a_difference_has_the_sign_of_the_method_and_needs_the_metric():
     assert list(found) == ["own"] and list(found["own"]) == ["crps"]
     assert found["own"]["crps"].mean == 0.75 and found["own"]["crps"].num == 2
     assert found["own"]["crps"].p == found["own"]["crps"].p_holm == 0.5
+
+
+def test_an_ablation_says_what_it_varied_and_comes_first(tmp_path):
+    directory = _run(
+        tmp_path / "run", num_problems=2, methods=["snis"], ablate={"rollouts": [4, 8], "lambda": [1.0, 3.0, 30.0]}
+    )
+    page = Page(write_report([directory], tmp_path / "report").read_text())
+    text = " ".join(page.text.split())
+    assert "with λ = 1, 3 and 30 and r" in text and "about 4 and 8 rollouts" in text
+    assert "1 method at 6 points of an ablation on the same 2 problems" in text
+    assert text.index("Ablations") < text.index("Results") < text.index("Compared with snis[rollouts=8,lambda=3]")
+
+
+def test_many_methods_are_counted_instead_of_named():
+    apart, alike = Difference(1.0, 0.5, 1.5, 0.01, 0.1, 5), Difference(0.0, -1.0, 1.0, 1.0, 1.0, 5)
+    few = {f"m{i}": {"crps": apart if i < 2 else alike} for i in range(9)}
+    many = {f"m{i}": {"crps": apart} for i in range(9)} | {"other": {"crps": alike}}
+    assert in_words(few, " than x") == ["CRPS (good: lower) is higher than x for `m0`, `m1`."]
+    assert in_words(many, " than x") == ["CRPS (good: lower) is higher than x for 9 of 10 (in bold below)."]
