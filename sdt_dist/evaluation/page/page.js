@@ -92,7 +92,8 @@ function showTree(view) {
       group.append(shape("title", {}, describe(node)), shape("circle", mark));
       const label = closed.has(node) ? `${tree.token[node]} … +${below[node]}` : node ? tree.token[node] : "root";
       const ends = closed.has(node) || !children[node].length;
-      group.append(shape("text", { x: x(node) + (ends ? 8 : 0), y: y(node) + (ends ? 4 : -8), "text-anchor": ends ? "start" : "middle" }, label));
+      const [dx, dy, anchor] = ends ? [8, 4, "start"] : node ? [-8, 4, "end"] : [0, -8, "middle"];
+      group.append(shape("text", { x: x(node) + dx, y: y(node) + dy, "text-anchor": anchor }, label));
       group.addEventListener("mouseenter", () => { facts.firstChild.textContent = describe(node); });
       if (children[node].length) {
         group.setAttribute("tabindex", 0);
