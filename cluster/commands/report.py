@@ -29,7 +29,10 @@ def report(
 
       sdt report results/quickstart --problem 0 --method residual_ts
     """
+    from rich.console import Console
+
     from sdt_dist.evaluation.report import write_report
 
-    page = write_report(runs, output, reference=reference, problem=problem, method=method)
+    with Console(stderr=True).status("reading") as status:
+        page = write_report(runs, output, reference=reference, problem=problem, method=method, say=status.update)
     print(f"report: {page}, also as report.md, with every figure as PNG and PDF in {output / 'figures'}")

@@ -74,12 +74,13 @@ def write_report(
     reference: str | None = None,
     problem: int | None = None,
     method: str | None = None,
+    say: Callable[[str], object] = lambda _: None,
 ) -> Path:
     """report.html, which needs nothing else, and report.md beside figures/, of one or more runs; returns the former.
 
     Numbers are recomputed from the runs' samples. reference: the label that others are compared with, default plain
-    sampling; problem and method: whose forecasts and search tree are shown. A directory may also hold value_error.json
-    alone. ResultsError for a directory with neither, damaged files, an unknown label or problem, and a full disk.
+    sampling; problem and method: whose forecasts and search tree are shown. say: told what is being done. A directory may
+    also hold value_error.json alone. ResultsError for a directory with neither, damaged files, an unknown label or problem, and a full disk.
     """
     for directory in directories:
         if not (directory / SAMPLES).is_file() and not (directory / VALUE_ERROR).is_file():
@@ -87,16 +88,18 @@ def write_report(
                 f"results: {directory} holds no {SAMPLES} (nor {VALUE_ERROR}); give directories that `sdt evaluate` wrote."
             )
     named = list(zip(directories, _names(directories), strict=True))
-    runs = [
-        RunFiles.load(directory, name, f"run-{place}")
-        for place, (directory, name) in enumerate(named)
-        if (directory / SAMPLES).is_file()
-    ]
+    runs = []
+    for place, (directory, name) in enumerate(named):
+        if (directory / SAMPLES).is_file():
+            say(f"{name}: measures of every sample")
+            runs.append(RunFiles.load(directory, name, f"run-{place}"))
     toys = [(name, errors) for directory, name in named if (errors := ValueErrors.load(directory)) is not None]
     check_choice(runs, problem, method, reference)
     choices = [Choice.of(files, problem, method) for files in runs]
+    say("comparing the runs")
     sections = sections_of_several(runs)
     for files, choice in zip(runs, choices, strict=True):
+        say(f"{files.name}: figures and tests")
         sections.append(_section_of_run(files, output, choice, files.reference(reference)))
     sections += [_section_of_toys(f"toys-{place}", *found, output) for place, found in enumerate(toys)]
     *earlier, last = (name for _, name in named)
