@@ -17,7 +17,7 @@ from sdt_dist.evaluation.config import EvaluationConfig
 from sdt_dist.evaluation.results import write_text
 from tune.config import SweepConfig, front_axes, quality
 from tune.ledger import TrialLine
-from tune.objectives import OBJECTIVES, Measured
+from tune.objectives import OBJECTIVES
 from tune.space import Domain, Parameters, kind_of
 
 BEST, HELDOUT = "best.yaml", "heldout.yaml"
@@ -131,14 +131,6 @@ def heldout_settings(config: EvaluationConfig) -> dict[str, Any]:
         defaults["reward"] = plain.reward
     chosen = {key: value for key, value in method.model_dump(mode="json").items() if value is not None}
     return config.model_dump(mode="json") | {"methods": [chosen | {"label": CHOSEN}, defaults]}
-
-
-def rows_of(measured: Measured, names: Sequence[str]) -> list[str]:
-    """Objectives as people read them: mean [low, high]."""
-    return [
-        f"{measured[n]['mean']:.4g} [{measured[n]['low']:.4g}, {measured[n]['high']:.4g}]" if n in measured else "–"
-        for n in names
-    ]
 
 
 def _yaml(settings: dict[str, Any]) -> str:

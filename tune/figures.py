@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -14,7 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
-from sdt_dist.evaluation.figures import STYLE, save_figure
+from sdt_dist.evaluation.figures import draw
+from sdt_dist.evaluation.report import SUFFIXES
 from tune.choice import Point, common_values, importances, points_of
 from tune.config import SweepConfig, front_axes, quality
 from tune.ledger import TrialLine
@@ -31,20 +34,14 @@ def draw_sweep(output: Path, sweep: SweepConfig, trials: Sequence[TrialLine], ce
     measured = [line for line in trials if line.rungs]
     if not measured:
         return []
-    written = []
-    with plt.rc_context(STYLE):
-        figures = {
-            "history": history(sweep, measured),
-            "pareto": pareto(sweep, points_of(sweep, measured)),
-            "importance": importance(sweep, measured),
-            "tilt": tilt_map(sweep, measured),
-            "screening": screening_map(sweep, cells),
-        }
-        for name, figure in figures.items():
-            if figure is not None:
-                save_figure(figure, output / "figures" / name)
-                written.append(output / "figures" / f"{name}.png")
-    return written
+    painters = {
+        "history": partial(history, sweep, measured),
+        "pareto": partial(pareto, sweep, points_of(sweep, measured)),
+        "importance": partial(importance, sweep, measured),
+        "tilt": partial(tilt_map, sweep, measured),
+        "screening": partial(screening_map, sweep, cells),
+    }
+    return draw(painters, output / "figures", SUFFIXES)
 
 
 def history(sweep: SweepConfig, trials: Sequence[TrialLine]) -> Figure:
@@ -84,7 +81,9 @@ def pareto(sweep: SweepConfig, points: Sequence[Point]) -> Figure:
             marker = _MARKERS[place % 12]
             axes.plot(*zip(*own, strict=True), marker, color=_COLOURS[place % 8], ms=5, alpha=0.8, label=method)
     front = sorted((p.means[x], p.means[y]) for p in points if p.on_front)
-    joined = {"drawstyle": "steps-post"} if len(sweep.objectives) < 3 else {"linestyle": "none", "marker": "."}
+    joined: dict[str, Any] = (
+        {"drawstyle": "steps-post"} if len(sweep.objectives) < 3 else {"linestyle": "none", "marker": "."}
+    )
     axes.plot(*zip(*front, strict=True), color="black", lw=1.0, zorder=0, label="Pareto front", **joined)
     axes.set(xlabel=OBJECTIVES[x].title, ylabel=OBJECTIVES[y].title)
     if x == "nfe":

@@ -1,4 +1,4 @@
-"""What a sweep leaves beside its trials: best.yaml, heldout.yaml, pareto.json, sweep.md and figures (SPEC section 7).
+"""What a sweep leaves beside its trials: best.yaml, heldout.yaml, pareto.json, its report and figures (SPEC section 7).
 
 All of it is made again from config.yaml, trials.jsonl and screening.json.
 """
@@ -6,21 +6,39 @@ All of it is made again from config.yaml, trials.jsonl and screening.json.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from sdt_dist.data.problems import ForecastProblem
-from sdt_dist.evaluation.results import write_text
+from sdt_dist.evaluation import report_blocks
+from sdt_dist.evaluation.html import to_html
+from sdt_dist.evaluation.markdown import to_markdown
+from sdt_dist.evaluation.report_blocks import (
+    Block,
+    Bullets,
+    Code,
+    Grid,
+    Picture,
+    Row,
+    Section,
+    Text,
+    by_rows,
+    interval_cells,
+    number_cells,
+    text_cells,
+)
+from sdt_dist.evaluation.results import CONFIG, write_text
 from tune.choice import (
     BEST,
     FEWEST,
     HELDOUT,
+    Point,
     best_trial,
     importances,
     points_of,
-    rows_of,
     write_choice,
 )
 from tune.config import SweepConfig, front_axes, quality
@@ -29,8 +47,16 @@ from tune.ledger import TrialLine, read_trials
 from tune.objectives import OBJECTIVES
 from tune.screening import LEAST_ESS, Cell, Screen, agreement, read_screening
 
-PARETO, REPORT = "pareto.json", "sweep.md"
-_MOST_ROWS = 30
+PARETO, PAGE = "pareto.json", "sweep.html"
+_MOST_ROWS, _MOST_CELLS = 30, 10
+_GREEK = {"inverse_temperature": "λ", "gamma": "γ", "alpha": "α"}
+_CAPTIONS = {
+    "history": "Trials in the order of their ends, at every budget that they had.",
+    "pareto": "Every trial at every budget that it had. The steps go through those that no other one beats.",
+    "importance": "Shares of the variance of the quality over the space.",
+    "tilt": "Trials over λ and γ, of all methods, at the first budget.",
+    "screening": "Screened cells of λ × γ.",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,88 +81,123 @@ def write_report(output: Path, sweep: SweepConfig, problems: Sequence[ForecastPr
     against = _against_screening(sweep, problems, trials) if cells and sweep.screen is not None else []
     name = quality(sweep.objectives)
     screened = agreement([paid for _, paid, _ in against], [c.objectives[name]["mean"] for _, _, c in against])
-    parts = [
-        *_head(sweep, trials, best, len(problems)),
-        "### Trials",
-        _trial_table(sweep, trials),
-        "### Pareto front",
-        _front_table(sweep, trials),
-        *_importance_part(sweep, trials),
-        *_screening_part(sweep, cells, against, screened),
+    pictures = {path.stem: path.with_suffix("") for path in figures}
+    sections = [
+        Section("Result", "result", _result(sweep, trials, best, len(problems))),
+        Section("Trials", "trials", [*_picture(pictures, "history"), *_trials(sweep, trials)]),
+        Section("Pareto front", "front", [*_picture(pictures, "pareto"), *_front(sweep, points)]),
+        Section("Importance", "importance", [*_picture(pictures, "importance"), *_importance(sweep, trials)]),
     ]
-    write_text(output / REPORT, "\n\n".join(parts) + "\n")
+    if "tilt" in pictures:
+        sections.append(Section("λ and γ", "tilt", _picture(pictures, "tilt")))
+    if cells:
+        sections.append(
+            Section(
+                "Screening",
+                "screening",
+                [*_picture(pictures, "screening"), *_screening(sweep, cells), *_compared(sweep, against, screened)],
+            )
+        )
+    sections.append(Section("How it was made", "made", [Code((output / CONFIG).read_text(encoding="utf-8"))]))
+    subtitle = f"Made by sdt-dist {version('sdt-dist')} from trials.jsonl."
+    write_text(output / "sweep.md", to_markdown("Sweep", [Section("", "", [Text(subtitle)]), *sections], output))
+    write_text(output / PAGE, to_html("Sweep", subtitle, sections))
     return Findings(best, trials, figures, screened)
 
 
-def _head(sweep: SweepConfig, trials: Sequence[TrialLine], best: TrialLine | None, count: int) -> list[str]:
+def _picture(pictures: Mapping[str, Path], name: str) -> list[Block]:
+    return [Picture(pictures[name], _CAPTIONS[name])] if name in pictures else []
+
+
+def _result(sweep: SweepConfig, trials: Sequence[TrialLine], best: TrialLine | None, count: int) -> list[Block]:
     base, statuses = sweep.base, [line.status for line in trials]
     told = ", ".join(f"{statuses.count(status)} {status}" for status in ("finished", "stopped", "failed"))
-    parts = [
-        "# Sweep",
-        f"Objectives, named beforehand: {', '.join(sweep.objectives)}. {len(trials)} trials ({told}) on {count} problems of "
-        f"{base.dataset}, split {base.split}, horizon {base.horizon}; model {base.model}, reward `{base.reward}`.",
+    parts: list[Block] = [
+        Text(
+            f"Objectives, named beforehand: {', '.join(sweep.objectives)}. {len(trials)} trials ({told}) on {count} problems of "
+            f"{base.dataset}, split {base.split}, horizon {base.horizon}; model {base.model}, reward `{base.reward}`."
+        )
     ]
     if (
         {"inverse_temperature", "gamma"} <= set(sweep.space)
         and base.reward.startswith("spectral")
         and "+" not in base.reward
     ):
-        parts.append("The reward has the spectral term alone, so only the product λγ matters to a sampler.")
+        parts.append(Text("The reward has the spectral term alone, so only the product λγ matters to a sampler."))
     if best is None:
-        return [*parts, "No trial was measured, so there is no best one."]
+        return [*parts, Text("No trial was measured, so there is no best one.")]
     low = OBJECTIVES[quality(sweep.objectives)]
+    found = best.objectives[low.name]
     return [
         *parts,
-        f"Best by {low.title}: trial `{best.trial}`, {_settings(best)}, {best.rollouts} rollouts: "
-        f"{rows_of(best.objectives, [low.name])[0]}. Its interval is over problems and does not count that it is the best of "
-        "many: judge it on other windows.",
-        f"    sdt evaluate {BEST} --output results/best            # on the test split\n"
-        f"    sdt evaluate {HELDOUT} --output results/heldout      # beside the defaults\n"
-        "    python -m tune.heldout results/heldout               # the paired difference with its interval",
+        Text(
+            f"Best by {low.title}: `{best.trial}` ({best.parameters['method']}, {_settings(best)}), {best.rollouts} rollouts: {found['mean']:.4g} "
+            f"[{found['low']:.4g}, {found['high']:.4g}]. Its interval is over problems and does not count that it is the best "
+            "of many: judge it on other windows."
+        ),
+        Code(
+            f"{f'sdt evaluate {BEST} --output results/best':52}# on the test split\n"
+            f"{f'sdt evaluate {HELDOUT} --output results/heldout':52}# beside the defaults\n"
+            f"{'python -m tune.heldout results/heldout':52}# the paired difference with its interval",
+            language="sh",
+        ),
     ]
 
 
 def _settings(line: TrialLine) -> str:
-    return ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in line.parameters.items())
+    """The parameters of a trial beside its method."""
+    own = {_GREEK.get(name, name): value for name, value in line.parameters.items() if name != "method"}
+    return ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in own.items()) or "–"
 
 
-def _trial_table(sweep: SweepConfig, trials: Sequence[TrialLine]) -> str:
-    """Trials by quality, those of larger budgets first; the first `_MOST_ROWS` of them."""
+def _trials(sweep: SweepConfig, trials: Sequence[TrialLine]) -> list[Block]:
+    """Trials by quality, those of larger budgets first; the first `_MOST_ROWS` of them, and why others failed."""
     name = quality(sweep.objectives)
     sign = OBJECTIVES[name].sign
-    shown = list(dict.fromkeys([*sweep.objectives, "crps", "spec_w1_gap", "nfe"]))
     known = [line for line in trials if name in line.objectives]
     known.sort(key=lambda line: (-(line.rollouts or 0), sign * line.objectives[name]["mean"]))
-    rows = [
-        [line.trial, _settings(line), line.status, str(line.rollouts), *rows_of(line.objectives, shown)]
-        for line in known[:_MOST_ROWS]
+    shown, names = known[:_MOST_ROWS], list(dict.fromkeys([*sweep.objectives, "crps", "spec_w1_gap", "nfe"]))
+    columns = [
+        text_cells([_settings(line) for line in shown]),
+        text_cells([line.status for line in shown]),
+        number_cells("rollouts", [line.rollouts for line in shown]),
+        *(interval_cells(one, [line.objectives.get(one) for line in shown]) for one in names),
     ]
-    failed = [f"\n`{line.trial}` failed: {line.error}" for line in trials if line.status == "failed"]
-    titles = ["trial", "parameters", "status", "rollouts", *(OBJECTIVES[one].title for one in shown)]
-    return table(titles, rows) + "\n".join(failed)
+    titles = ["parameters", "status", "rollouts", *(OBJECTIVES[one].title for one in names)]
+    blocks: list[Block] = [_grid("trials", "trial", titles, [line.trial for line in shown], columns)]
+    if len(known) > len(shown):
+        blocks.append(Text(f"The best {len(shown)} of {len(known)}; all of them are in trials.jsonl."))
+    failed = [f"`{line.trial}` failed: {line.error}" for line in trials if line.status == "failed"]
+    return [*blocks, *([Bullets(failed)] if failed else [])]
 
 
-def _front_table(sweep: SweepConfig, trials: Sequence[TrialLine]) -> str:
+def _front(sweep: SweepConfig, points: Sequence[Point]) -> list[Block]:
     """The points that no other one beats in what the front is of."""
     axes = front_axes(sweep.objectives)
-    front = [point for point in points_of(sweep, trials) if point.on_front]
-    rows = [[p.trial, str(p.rollouts), *(f"{p.means[name]:.4g}" for name in axes)] for p in front]
-    return f"Every trial at every budget it had counts; all of them are in {PARETO}.\n\n" + table(
-        ["trial", "rollouts", *(OBJECTIVES[name].title for name in axes)], rows
-    )
+    front = [point for point in points if point.on_front]
+    columns = [
+        number_cells("rollouts", [point.rollouts for point in front]),
+        *(number_cells(name, [point.means[name] for point in front]) for name in axes),
+    ]
+    titles = ["rollouts", *(OBJECTIVES[name].title for name in axes)]
+    return [
+        _grid("front", "trial", titles, [point.trial for point in front], columns),
+        Text(f"Every trial at every budget it had counts; all of them are in {PARETO}."),
+    ]
 
 
-def _importance_part(sweep: SweepConfig, trials: Sequence[TrialLine]) -> list[str]:
+def _importance(sweep: SweepConfig, trials: Sequence[TrialLine]) -> list[Block]:
     found = importances(sweep, trials)
-    title = "### Importance"
     if not found:
-        return [title, f"Not computed: it needs {FEWEST} trials that differ, and tells little below a few dozen."]
+        return [Text(f"Not computed: it needs {FEWEST} trials that differ, and tells little below a few dozen.")]
     at = " at the first budget, which all trials had" if sweep.rungs else ""
-    text = (
-        "fANOVA (Hutter et al. 2014, by Optuna): the share of the variance of the quality over the space that a forest fitted "
-        f"to {len(trials)} trials gives to each parameter that all trials have{at}. With so many trials it is a hint, no test."
-    )
-    return [title, text, table(["parameter", "share"], [[name, f"{share:.2f}"] for name, share in found.items()])]
+    return [
+        _grid("importance", "parameter", ["share"], list(found), [number_cells("share", list(found.values()))]),
+        Text(
+            "fANOVA (Hutter et al. 2014, by Optuna): the share of the variance of the quality over the space that a forest fitted "
+            f"to {len(trials)} trials gives to each parameter that all trials have{at}. With so many trials it is a hint, no test."
+        ),
+    ]
 
 
 def _against_screening(
@@ -159,44 +220,59 @@ def _against_screening(
     ]
 
 
-def _screening_part(
-    sweep: SweepConfig,
-    cells: Sequence[Cell],
-    against: Sequence[tuple[TrialLine, float, Cell]],
-    found: dict[str, Any] | None,
-) -> list[str]:
-    if not cells:
-        return []
+def _screening(sweep: SweepConfig, cells: Sequence[Cell]) -> list[Block]:
+    """The best cells of the grid, and how many are not believed."""
     name = quality(sweep.objectives)
+    shown = cells[:_MOST_CELLS]
+    columns = [
+        number_cells("gamma", [cell.gamma for cell in shown]),
+        interval_cells(name, [cell.objectives[name] for cell in shown]),
+        number_cells("ess", [cell.ess for cell in shown]),
+        number_cells("least_ess", [cell.least_ess for cell in shown]),
+        text_cells(["yes" if cell.believable else "no" for cell in shown]),
+    ]
+    titles = ["γ", OBJECTIVES[name].title, "ESS", "least ESS", "believed"]
     weak = sum(not cell.believable for cell in cells)
-    rows = [_cell_row(cell, name) for cell in cells[:10]]
-    rank = (
-        "Too few finished trials to compare ranks."
-        if found is None
-        else f"Spearman's rank correlation of screened and paid {name}: {found['rho']:.2f} over {found['count']} finished trials."
-    )
-    compared = [
-        [line.trial, _settings(line), f"{paid:.4g}", f"{cell.objectives[name]['mean']:.4g}", f"{cell.ess:.0f}"]
-        for line, paid, cell in sorted(against, key=lambda one: one[1])
+    return [
+        _grid("screening", "λ", titles, [f"{cell.inverse_temperature:.4g}" for cell in shown], columns),
+        Text(
+            f"The first {len(shown)} of {len(cells)} cells of λ × γ from the walks in `{sweep.screen}`, without a search; {weak} have "
+            f"a median ESS below {LEAST_ESS:.0f} and are not believed. It speaks of residual_ts's kept walks at their own budget."
+        ),
+    ]
+
+
+def _compared(
+    sweep: SweepConfig, against: Sequence[tuple[TrialLine, float, Cell]], found: dict[str, Any] | None
+) -> list[Block]:
+    """What was paid for beside what screening says of it."""
+    name = quality(sweep.objectives)
+    if found is None:
+        return [Text("Too few finished trials to compare ranks with what was paid for.")]
+    ordered = sorted(against, key=lambda one: one[1])
+    columns = [
+        text_cells([_settings(line) for line, _, _ in ordered]),
+        number_cells("paid", [paid for _, paid, _ in ordered]),
+        number_cells("screened", [cell.objectives[name]["mean"] for _, _, cell in ordered]),
+        number_cells("ess", [cell.ess for _, _, cell in ordered]),
     ]
     return [
-        "### Screening",
-        f"{len(cells)} cells of λ × γ from the walks in `{sweep.screen}`, without a search; {weak} have a median ESS below "
-        f"{LEAST_ESS:.0f} and are not believed. It speaks of residual_ts's kept walks at their own budget.",
-        table(["λ", "γ", OBJECTIVES[name].title, "ESS", "least ESS", "believed"], rows),
-        f"Against what was paid for, at the trials' own λ and γ. {rank}",
-        table(["trial", "parameters", "paid", "screened", "ESS"], compared),
+        Text(
+            f"Against what was paid for, at the trials' own λ and γ: Spearman's rank correlation of screened and paid {name} is "
+            f"{found['rho']:.2f} over {found['count']} finished trials."
+        ),
+        _grid(
+            "compared",
+            "trial",
+            ["parameters", "paid", "screened", "ESS"],
+            [line.trial for line, _, _ in ordered],
+            columns,
+        ),
     ]
 
 
-def _cell_row(cell: Cell, name: str) -> list[str]:
-    gamma = "–" if cell.gamma is None else f"{cell.gamma:.4g}"
-    value = f"{cell.objectives[name]['mean']:.4g}"
-    believed = "yes" if cell.believable else "no"
-    return [f"{cell.inverse_temperature:.4g}", gamma, value, f"{cell.ess:.0f}", f"{cell.least_ess:.1f}", believed]
-
-
-def table(titles: list[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    lines = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+def _grid(
+    name: str, corner: str, titles: Sequence[str], rows: Sequence[str], columns: Sequence[Sequence[report_blocks.Cell]]
+) -> Grid:
+    cells = by_rows(columns) if rows else []
+    return Grid(name, corner, titles, [Row(title, row, label=title) for title, row in zip(rows, cells, strict=True)])

@@ -185,6 +185,6 @@ def _finish(found: Findings, sweep: SweepConfig, output: Path) -> None:
             f"screening against paid trials: rank correlation {found.screened['rho']:.2f} ({found.screened['count']} trials)"
         )
     print(
-        f"{output / 'best.yaml'} for sdt evaluate, report in {output / 'sweep.md'}, {len(found.figures)} figures in "
+        f"{output / 'best.yaml'} for sdt evaluate, report in {output / 'sweep.html'}, {len(found.figures)} figures in "
         f"{output / 'figures'}; tensorboard --logdir {output / 'tune'}"
     )

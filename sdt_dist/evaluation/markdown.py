@@ -31,7 +31,7 @@ def _block(block: Block, folder: Path) -> Iterator[str]:
     elif isinstance(block, Bullets):
         yield "\n".join(f"- {item}" for item in block.items)
     elif isinstance(block, Code):
-        yield f"```yaml\n{block.text.strip()}\n```"
+        yield f"```{block.language}\n{block.text.strip()}\n```"
     elif isinstance(block, (Picture, TreeView)):
         path = block.stem.relative_to(folder).as_posix()
         yield f"![{block.stem.name}]({path}.png)"

@@ -29,7 +29,7 @@ from sdt_dist.evaluation.tables import COLUMNS, cell, number
 from sdt_dist.evaluation.value_error import VALUE_ERROR, ValueErrors, value_error_section
 from sdt_dist.search.methods import get_method
 
-_SUFFIXES = (".png", ".pdf", ".svg")
+SUFFIXES = (".png", ".pdf", ".svg")
 _TERMINAL = ("crps", "mase", "coverage_80", "spec_w1", "log_l1", "reward_mean", "ess", "nfe", "wall_s")
 _LEGEND = """\
 Means over problems, every method with the same budget of model evaluations
@@ -127,7 +127,7 @@ def _section_of_run(files: RunFiles, output: Path, choice: Choice, reference: st
         painters[PROBLEM_FANS] = partial(problem_fans, files.run, choice.problem)
     if choice.label is not None and choice.method is not None:
         painters[PROBLEM_TREE] = partial(first_tree, files.run, choice.label)
-    drawn = draw_all(files.directory, folder, _SUFFIXES) + draw(painters, folder, _SUFFIXES)
+    drawn = draw_all(files.directory, folder, SUFFIXES) + draw(painters, folder, SUFFIXES)
     stems = [path.with_suffix("") for path in drawn]
     return run_section(files, stems, problem_section(files, choice, stems), reference)
 
@@ -135,5 +135,5 @@ def _section_of_run(files: RunFiles, output: Path, choice: Choice, reference: st
 def _section_of_toys(key: str, name: str, errors: ValueErrors, output: Path) -> Section:
     """Draw the curves of a value_error.json and show them."""
     painters = {"value_error": partial(draw_value_error, errors.curves)}
-    (path,) = draw(painters, output / "figures" / key, _SUFFIXES)
+    (path,) = draw(painters, output / "figures" / key, SUFFIXES)
     return value_error_section(errors, key, name, path.with_suffix(""))

@@ -75,10 +75,11 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Code:
-    """A file's text."""
+    """A file's text, or commands."""
 
     kind: ClassVar[str] = "code"
     text: str
+    language: str = "yaml"
 
 
 @dataclass(frozen=True, slots=True)

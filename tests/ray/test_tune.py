@@ -19,6 +19,7 @@ from actors.config import fleet_config
 from sdt_dist.errors import FleetError, ResultsError
 from sdt_dist.models.loading import load_model
 from tests.ray_helpers import wait_for_deaths, wait_until
+from tests.report_helpers import Page, check_cell, column_of, interval_of, measures_of
 from tune.config import load_sweep, plan_of
 from tune.ledger import read_trials
 from tune.report import write_report
@@ -26,7 +27,7 @@ from tune.sweep import run_sweep
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray"), pytest.mark.filterwarnings("default")]
 
-TRIALS, RUNGS, PROBLEMS = 6, [3, 6], 2
+TRIALS, RUNGS, PROBLEMS = 8, [3, 6], 2
 SWEEP = {
     "evaluation": {"dataset": "co2", "num_problems": PROBLEMS, "horizon": 8, "context_length": 64, "num_samples": 6},
     "methods": ["snis", "residual_ts"],
@@ -87,6 +88,17 @@ def _trial_processes() -> dict[int, str]:
     return found
 
 
+def _check_page(output: Path, lines: list[Any]) -> None:
+    """The trials' numbers on the page, and in the ledger, are those of their samples."""
+    cells = Page((output / "sweep.html").read_text()).of("trials")
+    for line in lines:
+        (rows,) = measures_of(output / "trials" / line.trial / str(line.rollouts)).values()
+        for metric in ("crps", "nfe"):
+            values = column_of(rows, metric)
+            assert line.objectives[metric]["mean"] == pytest.approx(values.mean(), rel=1e-9)
+            check_cell(cells["", line.trial, metric], values.mean(), *interval_of(values))
+
+
 @pytest.mark.timeout(900)
 def test_a_killed_sweep_goes_on_with_one_model_for_all_trials_and_repeats_no_search(tmp_path):
     output = tmp_path / "sweep"
@@ -114,9 +126,12 @@ def test_a_killed_sweep_goes_on_with_one_model_for_all_trials_and_repeats_no_sea
     assert last["total"] == TRIALS * len(RUNGS) * PROBLEMS - lines_before, "searches that were on disk were made again"
     assert {line.trial: line.rungs for line in ended}.items() <= {line.trial: line.rungs for line in lines}.items()
     assert [len((tmp_path / log).read_text().split()) for log in ("first", "second")] == [1, 1]
-    assert len(seen) >= min(4, TRIALS - len(ended)) and not any("libtorch" in maps for maps in seen.values())
+    served = {Path(name).parts[1] for name, text in after.items() if text != before.get(name)}
+    assert len(served) >= 4, "four trials or more on the second fleet, whose model was loaded once"
+    assert seen and not any("libtorch" in maps for maps in seen.values())
     found = write_report(output, sweep, problems)
     assert found.best in lines and (output / "best.yaml").exists() and len(found.figures) >= 2
+    _check_page(output, lines)
     assert all(json.loads(line)["nfe"] > 0 for line in (output / "trials.jsonl").read_text().splitlines())
 
 
