@@ -31,8 +31,15 @@ def report(
     """
     from rich.console import Console
 
+    from sdt_dist.errors import ResultsError
     from sdt_dist.evaluation.report import write_report
 
+    for run in runs:
+        if (run / "trials.jsonl").exists():
+            raise ResultsError(
+                f"results: {run} holds a sweep, whose report is {run / 'sweep.html'}; give runs of `sdt evaluate`, such as that of "
+                "its heldout.yaml."
+            )
     with Console(stderr=True).status("reading") as status:
         page = write_report(runs, output, reference=reference, problem=problem, method=method, say=status.update)
     print(f"report: {page}, also as report.md, with every figure as PNG and PDF in {output / 'figures'}")

@@ -58,3 +58,8 @@ def test_a_sweeps_directory_takes_no_other_sweep_and_resuming_needs_one(early_mi
     assert "another configuration (num_trials: 20, now 7)" in early_mistake(
         "tune", other, "--resume", "--output", folder
     )
+
+
+def test_a_report_of_a_sweeps_directory_points_to_the_sweeps_own(early_mistake, tmp_path):
+    (tmp_path / "trials.jsonl").touch()
+    assert f"report is {tmp_path / 'sweep.html'}" in early_mistake("report", tmp_path)
