@@ -15,6 +15,7 @@ from sdt_dist.errors import ResultsError, SdtError
 from sdt_dist.evaluation.config import EvaluationConfig
 from sdt_dist.evaluation.environment import note_environment, read_environment, server_record
 from sdt_dist.evaluation.html import to_html
+from sdt_dist.evaluation.markdown import to_markdown
 from sdt_dist.evaluation.paired import Difference, between_methods
 from sdt_dist.evaluation.report import write_report
 from sdt_dist.evaluation.report_blocks import Section
@@ -332,11 +333,15 @@ def test_an_ablation_says_what_it_varied_and_comes_first(tmp_path):
     directory = _run(
         tmp_path / "run", num_problems=2, methods=["snis"], ablate={"rollouts": [4, 8], "lambda": [1.0, 3.0, 30.0]}
     )
-    page = Page(write_report([directory], tmp_path / "report").read_text())
-    text = " ".join(page.text.split())
+    files = RunFiles.load(directory, "run", "run-0")
+    figures = [Path("figures/quality_cost"), Path("figures/ablation")]
+    found = run_section(files, figures, Section("Problem 0", "problem"), files.reference(None))
+    titles = [part.title for part in found.parts]
+    assert titles[:4] == ["Ablations", "Results", "Compared with snis[rollouts=8,lambda=3]", "Quality and cost"]
+    text = to_markdown("", [Section("", "", found.blocks)], tmp_path)
     assert "with λ = 1, 3 and 30 and r" in text and "about 4 and 8 rollouts" in text
     assert "1 method at 6 points of an ablation on the same 2 problems" in text
-    assert text.index("Ablations") < text.index("Results") < text.index("Compared with snis[rollouts=8,lambda=3]")
+    assert "| λ | 1, 3 and 30 |" in text and "| budget | cost of 4 and 8 rollouts a problem |" in text
 
 
 def test_many_methods_are_counted_instead_of_named():
