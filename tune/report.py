@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from sdt_dist.data.problems import ForecastProblem
-from sdt_dist.evaluation import report_blocks
 from sdt_dist.evaluation.html import to_html
 from sdt_dist.evaluation.markdown import to_markdown
 from sdt_dist.evaluation.report_blocks import (
@@ -30,6 +29,7 @@ from sdt_dist.evaluation.report_blocks import (
     number_cells,
     text_cells,
 )
+from sdt_dist.evaluation.report_blocks import Cell as Entry
 from sdt_dist.evaluation.results import CONFIG, write_text
 from tune.choice import (
     BEST,
@@ -272,7 +272,7 @@ def _compared(
 
 
 def _grid(
-    name: str, corner: str, titles: Sequence[str], rows: Sequence[str], columns: Sequence[Sequence[report_blocks.Cell]]
+    name: str, corner: str, titles: Sequence[str], rows: Sequence[str], columns: Sequence[Sequence[Entry]]
 ) -> Grid:
     cells = by_rows(columns) if rows else []
     return Grid(name, corner, titles, [Row(title, row, label=title) for title, row in zip(rows, cells, strict=True)])
