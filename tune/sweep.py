@@ -192,5 +192,5 @@ def _quiet() -> Iterator[None]:
     for name in ("ray.tune", "ray.air"):
         logging.getLogger(name).setLevel(logging.ERROR)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The reported value is ignored because this `step`")
+        warnings.filterwarnings("ignore", message="The reported value is ignored because this `step")
         yield
