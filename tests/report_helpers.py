@@ -99,6 +99,13 @@ def measures_of(directory: Path) -> dict[str, dict[int, dict[str, float]]]:
     return table
 
 
+def true_spectra(directory: Path) -> dict[int, dict[str, float]]:
+    """The spectral measures of every true future by problem, from problems.json."""
+    records = json.loads((directory / "problems.json").read_text())
+    series = {r["index"]: [(np.array(r[x]) - r["loc"]) / r["scale"] for x in ("truth", "history")] for r in records}
+    return {index: spectral_measures(truth[None], history) for index, (truth, history) in series.items()}
+
+
 def column_of(rows: dict[int, dict[str, float]], metric: str) -> np.ndarray:
     return np.array([row[metric] for row in rows.values() if row[metric] is not None], dtype=float)
 

@@ -66,7 +66,8 @@ def _difference(values: np.ndarray, base: np.ndarray) -> Difference:
     from scipy.stats import wilcoxon
 
     found = paired_difference(values, base)
-    p = float(wilcoxon(values - base, zero_method="zsplit")[1])  # type: ignore[arg-type]
+    # of one pair every sign is as likely, so p is 1; scipy's exact test refuses a single one that is 0
+    p = 1.0 if len(values) < 2 else float(wilcoxon(values - base, zero_method="zsplit")[1])  # type: ignore[arg-type]
     return Difference(found["mean"], found["low"], found["high"], p, p, len(values))
 
 

@@ -163,9 +163,14 @@ def _request(files: RunFiles) -> Grid:
 
 
 def _setting(config: EvaluationConfig, name: str) -> str:
-    """λ, the budget or another parameter as the run had it, or all the values that its ablation gave it."""
-    shared = {"lambda": config.inverse_temperature, "rollouts": config.num_rollouts}
-    *most, last = [f"{value:g}" for value in config.ablate.get(name, [shared.get(name, 0)])]
+    """λ, the budget or another parameter as the run had it, or all the values that its methods or its ablation gave it."""
+    if name == "lambda":
+        searched = [method for method in config.method_configs() if not get_method(method.name).reference]
+        own = {config.options_of(method)["inverse_temperature"] for method in searched}
+        values = sorted(own) or [config.inverse_temperature]
+    else:
+        values = config.ablate.get(name, [config.num_rollouts])
+    *most, last = [f"{value:g}" for value in values]
     return f"{', '.join(most)} and {last}" if most else last
 
 

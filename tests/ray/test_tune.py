@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import ray
 
@@ -19,7 +20,7 @@ from actors.config import fleet_config
 from sdt_dist.errors import FleetError, ResultsError
 from sdt_dist.models.loading import load_model
 from tests.ray_helpers import wait_for_deaths, wait_until
-from tests.report_helpers import Page, check_cell, column_of, interval_of, measures_of
+from tests.report_helpers import Page, check_cell, column_of, interval_of, measures_of, true_spectra
 from tune.config import load_sweep, plan_of
 from tune.ledger import read_trials
 from tune.report import write_report
@@ -93,6 +94,11 @@ def _check_page(output: Path, lines: list[Any]) -> None:
             values = column_of(rows, metric)
             assert line.objectives[metric]["mean"] == pytest.approx(values.mean(), rel=1e-9)
             check_cell(cells["", line.trial, metric], values.mean(), *interval_of(values))
+        place = output / "trials" / line.trial / str(line.rollouts)
+        signed = column_of(rows, "spec_w1") - np.array([true_spectra(place)[index]["spec_w1"] for index in rows])
+        low, high = interval_of(signed)
+        low, high = (0.0 if low <= 0 <= high else min(abs(low), abs(high))), max(abs(low), abs(high))
+        check_cell(cells["", line.trial, "spec_w1_gap"], abs(signed.mean()), low, high)
 
 
 @pytest.mark.timeout(900)

@@ -26,7 +26,6 @@ from sdt_dist.evaluation.report_tree import Choice, problem_section
 from sdt_dist.evaluation.results import tree_path
 from sdt_dist.evaluation.runner import make_plan, run_evaluation
 from sdt_dist.evaluation.value_error import ValueErrors
-from sdt_dist.metrics.forecast import spectral_measures
 from sdt_dist.search.snapshot import Snapshot
 from tests.report_helpers import (
     COSTS,
@@ -38,6 +37,7 @@ from tests.report_helpers import (
     interval_of,
     lines_of,
     measures_of,
+    true_spectra,
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -99,9 +99,7 @@ def test_every_mean_and_interval_is_that_of_the_samples(page, measured):
 
 
 def test_the_true_futures_are_measured_too(page, runs):
-    records = json.loads((runs[0] / "problems.json").read_text())
-    series = [[(np.array(r[name]) - r["loc"]) / r["scale"] for name in ("truth", "history")] for r in records]
-    rows = [spectral_measures(truth[None], history) for truth, history in series]
+    rows = true_spectra(runs[0]).values()
     found = {
         metric: cell
         for (run, label, metric), cell in page.of("methods").items()
@@ -342,6 +340,25 @@ def test_an_ablation_says_what_it_varied_and_comes_first(tmp_path):
     assert "with λ = 1, 3 and 30 and r" in text and "about 4 and 8 rollouts" in text
     assert "1 method at 6 points of an ablation on the same 2 problems" in text
     assert "| λ | 1, 3 and 30 |" in text and "| budget | cost of 4 and 8 rollouts a problem |" in text
+
+
+def test_every_strength_of_the_methods_is_named(tmp_path):
+    own = {"name": "snis", "label": "defaults", "options": {"inverse_temperature": 3.0}}
+    methods = ["sample", "residual_ts", own]
+    files = RunFiles.load(
+        _run(tmp_path / "run", num_problems=1, methods=methods, inverse_temperature=1.5), "run", "run-0"
+    )
+    found = run_section(files, [], Section("Problem 0", "problem"), files.reference(None))
+    assert "with λ = 1.5 and 3 and r" in to_markdown("", [Section("", "", found.blocks)], tmp_path)
+
+
+def test_one_pair_has_no_small_p_and_is_no_error():
+    table = {label: {0: {"crps": value}} for label, value in (("sample", 1.0), ("same", 1.0), ("better", 0.5))}
+    found = between_methods(table, "sample")
+    assert {label: (row["crps"].mean, row["crps"].p) for label, row in found.items()} == {
+        "same": (0, 1),
+        "better": (-0.5, 1),
+    }
 
 
 def test_many_methods_are_counted_instead_of_named():
