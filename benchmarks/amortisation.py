@@ -247,6 +247,7 @@ def draw(found: dict[str, Curve], path: Path) -> None:
 
 
 def main() -> None:
+    """Run what is missing, print the tables and draw the figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--flow", help="checkpoint directory; left out, only report what is there")
     parser.add_argument("--output", type=Path, default=Path("results/amortisation"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLoc
 
 from sdt_dist.evaluation.figures import draw
 from sdt_dist.evaluation.report import SUFFIXES
-from tune.choice import Point, common_values, importances, points_of
+from tune.choice import Point, common_values
 from tune.config import SweepConfig, front_axes, quality
 from tune.ledger import TrialLine
 from tune.objectives import OBJECTIVES
@@ -29,15 +29,25 @@ _COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#
 _TILT = ("inverse_temperature", "gamma")
 
 
-def draw_sweep(output: Path, sweep: SweepConfig, trials: Sequence[TrialLine], cells: Sequence[Cell]) -> list[Path]:
-    """Every figure that the trials support into figures/; returns the paths. ResultsError when the disk refuses."""
+def draw_sweep(
+    output: Path,
+    sweep: SweepConfig,
+    trials: Sequence[TrialLine],
+    points: Sequence[Point],
+    shares: Mapping[str, float],
+    cells: Sequence[Cell],
+) -> list[Path]:
+    """Every figure that trials, their points, importances and screened cells support, into figures/; returns the paths.
+
+    ResultsError when the disk refuses.
+    """
     measured = [line for line in trials if line.rungs]
     if not measured:
         return []
     painters = {
         "history": partial(history, sweep, measured),
-        "pareto": partial(pareto, sweep, points_of(sweep, measured)),
-        "importance": partial(importance, sweep, measured),
+        "pareto": partial(pareto, sweep, points),
+        "importance": partial(importance, sweep, measured, shares),
         "tilt": partial(tilt_map, sweep, measured),
         "screening": partial(screening_map, sweep, cells),
     }
@@ -103,9 +113,8 @@ def _log_axis(axes: Axes, values: list[float]) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def importance(sweep: SweepConfig, trials: Sequence[TrialLine]) -> Figure | None:
+def importance(sweep: SweepConfig, trials: Sequence[TrialLine], found: Mapping[str, float]) -> Figure | None:
     """fANOVA importances of what all trials have; none where they are too few."""
-    found = importances(sweep, trials)
     if not found:
         return None
     figure, axes = plt.subplots(figsize=(5.6, 0.6 + 0.45 * len(found)))

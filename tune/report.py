@@ -75,9 +75,9 @@ def write_report(output: Path, sweep: SweepConfig, problems: Sequence[ForecastPr
     best = best_trial(sweep, trials)
     if best is not None:
         write_choice(output, sweep, best)
-    points = points_of(sweep, trials)
+    points, shares = points_of(sweep, trials), importances(sweep, trials)
     write_text(output / PARETO, json.dumps([asdict(point) for point in points], indent=1))
-    figures = draw_sweep(output, sweep, trials, cells)
+    figures = draw_sweep(output, sweep, trials, points, shares, cells)
     against = _against_screening(sweep, problems, trials) if cells and sweep.screen is not None else []
     name = quality(sweep.objectives)
     screened = agreement([paid for _, paid, _ in against], [c.objectives[name]["mean"] for _, _, c in against])
@@ -86,7 +86,9 @@ def write_report(output: Path, sweep: SweepConfig, problems: Sequence[ForecastPr
         Section("Result", "result", _result(sweep, trials, best, len(problems))),
         Section("Trials", "trials", [*_picture(pictures, "history"), *_trials(sweep, trials)]),
         Section("Pareto front", "front", [*_picture(pictures, "pareto"), *_front(sweep, points)]),
-        Section("Importance", "importance", [*_picture(pictures, "importance"), *_importance(sweep, trials)]),
+        Section(
+            "Importance", "importance", [*_picture(pictures, "importance"), *_importance(sweep, shares, len(trials))]
+        ),
     ]
     if "tilt" in pictures:
         sections.append(Section("λ and γ", "tilt", _picture(pictures, "tilt")))
@@ -131,8 +133,8 @@ def _result(sweep: SweepConfig, trials: Sequence[TrialLine], best: TrialLine | N
     return [
         *parts,
         Text(
-            f"Best by {low.title}: `{best.trial}` ({best.parameters['method']}, {_settings(best)}), {best.rollouts} rollouts: {found['mean']:.4g} "
-            f"[{found['low']:.4g}, {found['high']:.4g}]. Its interval is over problems and does not count that it is the best "
+            f"Best by {low.title}: `{best.trial}` ({best.parameters['method']}, {_settings(best)}), {best.rollouts} rollouts: "
+            f"{found['mean']:.4g} [{found['low']:.4g}, {found['high']:.4g}]. Its interval is over problems and does not count that it is the best "
             "of many: judge it on other windows."
         ),
         Code(
@@ -186,8 +188,7 @@ def _front(sweep: SweepConfig, points: Sequence[Point]) -> list[Block]:
     ]
 
 
-def _importance(sweep: SweepConfig, trials: Sequence[TrialLine]) -> list[Block]:
-    found = importances(sweep, trials)
+def _importance(sweep: SweepConfig, found: Mapping[str, float], count: int) -> list[Block]:
     if not found:
         return [Text(f"Not computed: it needs {FEWEST} trials that differ, and tells little below a few dozen.")]
     at = " at the first budget, which all trials had" if sweep.rungs else ""
@@ -195,7 +196,7 @@ def _importance(sweep: SweepConfig, trials: Sequence[TrialLine]) -> list[Block]:
         _grid("importance", "parameter", ["share"], list(found), [number_cells("share", list(found.values()))]),
         Text(
             "fANOVA (Hutter et al. 2014, by Optuna): the share of the variance of the quality over the space that a forest fitted "
-            f"to {len(trials)} trials gives to each parameter that all trials have{at}. With so many trials it is a hint, no test."
+            f"to {count} trials gives to each parameter that all trials have{at}. With so many trials it is a hint, no test."
         ),
     ]
 

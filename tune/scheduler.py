@@ -17,8 +17,8 @@ from tune.objectives import OBJECTIVES
 class GrowingBudgets(ASHAScheduler):
     """ASHA on the first objective, at rungs in rollouts; a trial that comes back brings the results that it had.
 
-    A trial is not stopped below a budget that it began before a kill (`begun` in its results): it had been let through, and
-    what it has on disk, the end included, stays its own.
+    A trial that is made again, as after a kill, is not stopped below a budget that it had begun (`begun` in its results): it had
+    been let through, and what it has on disk, the end included, stays its own.
     """
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:

@@ -60,7 +60,8 @@ def trial_directory(output: Path, parameters: Parameters) -> Path:
 def run_trial(config: dict[str, Any], common: Common) -> None:
     """Ray Tune's trainable: reports the objectives at each budget, with `rollouts` as the time that ASHA compares at.
 
-    Every report has `begun`, the largest budget that the trial had begun before it was killed, 0 where there is none.
+    Every report has `begun`, the largest budget that an earlier making of the trial had begun (before a kill, or
+    under the same parameters), 0 where there is none.
     """
     os.chdir(common.folder)
     sweep, name, directory = common.sweep, trial_name(config), trial_directory(common.output, config)

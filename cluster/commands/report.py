@@ -31,15 +31,25 @@ def report(
     """
     from rich.console import Console
 
-    from sdt_dist.errors import ResultsError
     from sdt_dist.evaluation.report import write_report
+    from sdt_dist.evaluation.results import SAMPLES
 
     for run in runs:
-        if (run / "trials.jsonl").exists():
-            raise ResultsError(
-                f"results: {run} holds a sweep, whose report is {run / 'sweep.html'}; give runs of `sdt evaluate`, such as that of "
-                "its heldout.yaml."
-            )
+        if not (run / SAMPLES).exists():
+            _refuse_sweep(run)
     with Console(stderr=True).status("reading") as status:
         page = write_report(runs, output, reference=reference, problem=problem, method=method, say=status.update)
     print(f"report: {page}, also as report.md, with every figure as PNG and PDF in {output / 'figures'}")
+
+
+def _refuse_sweep(run: Path) -> None:
+    """ResultsError for a sweep's directory, which has a report of its own."""
+    from sdt_dist.errors import ResultsError
+    from tune.ledger import TRIALS
+    from tune.report import PAGE
+
+    if (run / TRIALS).exists():
+        raise ResultsError(
+            f"results: {run} holds a sweep, whose report is {run / PAGE}; give runs of `sdt evaluate`, such as that of its "
+            "heldout.yaml."
+        )

@@ -29,7 +29,7 @@ from sdt_dist.evaluation.tables import COLUMNS, cell, number
 from sdt_dist.evaluation.value_error import VALUE_ERROR, ValueErrors, value_error_section
 from sdt_dist.search.methods import get_method
 
-SUFFIXES = (".png", ".pdf", ".svg")
+SUFFIXES = (".png", ".pdf", ".svg")  # of every figure: for Markdown, for papers, for the page
 _TERMINAL = ("crps", "mase", "coverage_80", "spec_w1", "log_l1", "reward_mean", "ess", "nfe", "wall_s")
 _LEGEND = """\
 Means over problems, every method with the same budget of model evaluations
@@ -80,7 +80,8 @@ def write_report(
 
     Numbers are recomputed from the runs' samples. reference: the label that others are compared with, default plain
     sampling; problem and method: whose forecasts and search tree are shown. say: told what is being done. A directory may
-    also hold value_error.json alone. ResultsError for a directory with neither, damaged files, an unknown label or problem, and a full disk.
+    also hold value_error.json alone. ResultsError for a directory with neither, damaged files, an unknown label or problem,
+    and a full disk.
     """
     for directory in directories:
         if not (directory / SAMPLES).is_file() and not (directory / VALUE_ERROR).is_file():
