@@ -14,9 +14,9 @@ import numpy as np
 
 from sdt_dist.protocols import Rollout
 from sdt_dist.search.loop import Walk
-from sdt_dist.search.mass import backup_mass, walk_mass
 from sdt_dist.search.methods.residual_ts import MassRule, ResidualOptions
-from sdt_dist.search.tree import Tree
+from sdt_dist.tree.mass import backup_mass, walk_mass
+from sdt_dist.tree.tree import Tree
 
 DEPTH, CHILDREN, PROBLEMS, ROLLOUTS = 32, 8, 64, 100
 TARGET_US, TARGET_BYTES, NODES = 50.0, 200.0, 1_000_000

@@ -15,7 +15,7 @@ _LAZY = {
     "search": "sdt_dist.search.api",
     "SearchResult": "sdt_dist.search.result",
     "SpectralReward": "sdt_dist.rewards.spectral",
-    "Snapshot": "sdt_dist.search.snapshot",
+    "Snapshot": "sdt_dist.tree.snapshot",
     "Sample": "sdt_dist.protocols",
     "LLMInterface": "sdt_dist.protocols",
 }

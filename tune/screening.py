@@ -24,7 +24,7 @@ from sdt_dist.evaluation.tables import Row
 from sdt_dist.models.forecaster.spec import ForecasterSpec, forecaster_directory
 from sdt_dist.models.loading import split_spec
 from sdt_dist.rewards.spec import RewardContext, parse_reward, with_gamma
-from sdt_dist.search.resample import systematic
+from sdt_dist.tree.resample import systematic
 from sdt_dist.values.reweigh import Reweighed, reweigh
 from tune.config import SweepConfig, quality
 from tune.objectives import OBJECTIVES, Measured, measure_rows

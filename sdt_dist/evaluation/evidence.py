@@ -21,7 +21,7 @@ from sdt_dist.models.forecaster.spec import forecaster_directory
 from sdt_dist.models.loading import split_spec
 from sdt_dist.rewards.spec import reward_identity
 from sdt_dist.search.sharing_plan import SHARING_METHODS, SharingPlan
-from sdt_dist.search.snapshot import Snapshot
+from sdt_dist.tree.snapshot import Snapshot
 from sdt_dist.values.extract import walks_of
 from sdt_dist.values.files import write_evidence
 from sdt_dist.values.keys import evidence_key

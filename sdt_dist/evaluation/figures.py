@@ -26,7 +26,7 @@ from sdt_dist.evaluation.figures_tree import draw_tree
 from sdt_dist.evaluation.results import Line, read_lines, read_problems, saved_config, tree_path
 from sdt_dist.metrics.spectrum import MIN_SEGMENT, power_spectrum, reference_spectrum
 from sdt_dist.search.result import SearchResult
-from sdt_dist.search.snapshot import Snapshot
+from sdt_dist.tree.snapshot import Snapshot
 
 Lines = dict[str, dict[int, Line]]
 _ALIGNED = ("s_adt", "residual_ts", "snis", "smc", "maxent_ts", "dts")

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from sdt_dist.models.toy import Toy
-from sdt_dist.search.tree import Tree
+from sdt_dist.tree.tree import Tree
 
 
 def draw_tree(tree: Tree, *, inverse_temperature: float, title: str = "tree", max_nodes: int = 150) -> Figure:

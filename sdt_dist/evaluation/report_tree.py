@@ -17,7 +17,7 @@ from sdt_dist.evaluation.figures import Run
 from sdt_dist.evaluation.report_blocks import Block, Picture, Section, Text, TreeView
 from sdt_dist.evaluation.report_run import RunFiles
 from sdt_dist.evaluation.results import tree_path
-from sdt_dist.search.snapshot import Snapshot
+from sdt_dist.tree.snapshot import Snapshot
 
 MAX_NODES = 1500
 PROBLEM_FANS, PROBLEM_TREE = "problem", "tree"

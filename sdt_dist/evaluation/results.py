@@ -21,7 +21,7 @@ from sdt_dist.data.problems import ForecastProblem
 from sdt_dist.errors import ResultsError, SdtError
 from sdt_dist.evaluation.config import EvaluationConfig
 from sdt_dist.search.result import SearchResult
-from sdt_dist.search.snapshot import Snapshot
+from sdt_dist.tree.snapshot import Snapshot
 
 Line = dict[str, Any]
 SavedT = TypeVar("SavedT", bound=BaseModel)

@@ -13,9 +13,9 @@ from sdt_dist.flow.trajectories import Candidates, Trajectory, horvitz_thompson_
 from sdt_dist.models.process import TokenProcess
 from sdt_dist.noise import exponential, gumbel, stream_key
 from sdt_dist.protocols import ExpandRequest, Expansion, Root
-from sdt_dist.search.kernels import find_child
-from sdt_dist.search.snapshot import Snapshot
-from sdt_dist.search.tree import Tree
+from sdt_dist.tree.kernels import find_child
+from sdt_dist.tree.snapshot import Snapshot
+from sdt_dist.tree.tree import Tree
 
 _ROWS_A_CALL = 256
 _REACH = 5.0  # standard deviations

@@ -17,7 +17,7 @@ from sdt_dist.flow.trajectories import Candidates, Trajectory
 from sdt_dist.models.process import TokenProcess
 from sdt_dist.protocols import Root
 from sdt_dist.rewards.spec import RewardContext, parse_reward
-from sdt_dist.search.snapshot import Snapshot
+from sdt_dist.tree.snapshot import Snapshot
 from sdt_dist.values.records import WalkRecord, reward_of
 
 _TOLERANCE = 0.05  # nats: rows of one model on other hardware differ by far less, other weights by far more

@@ -18,7 +18,7 @@ from sdt_dist.search.options import SearchOptions
 from sdt_dist.search.result import SearchResult
 from sdt_dist.search.session import SearchProblem, Session
 from sdt_dist.search.sharing_plan import SharingPlan, check_sharing, merge_members
-from sdt_dist.search.snapshot import Snapshot
+from sdt_dist.tree.snapshot import Snapshot
 from sdt_dist.values.records import Membership
 
 IN_FLIGHT = 64

@@ -18,10 +18,10 @@ import numpy as np
 from sdt_dist.errors import ConfigurationError
 from sdt_dist.noise import position_key
 from sdt_dist.protocols import ExpandRequest, Expansion, Rollout, RolloutRequest, Tilt
-from sdt_dist.search.kernels import count_visits, path_log_prior
 from sdt_dist.search.options import TreeOptions
 from sdt_dist.search.session import Reply, Request, Session
-from sdt_dist.search.tree import Tree
+from sdt_dist.tree.kernels import count_visits, path_log_prior
+from sdt_dist.tree.tree import Tree
 
 TO_THE_END = 2**31 - 1  # more tokens than any rollout generates
 IDLE_WALKS = 1000

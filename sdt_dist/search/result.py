@@ -8,9 +8,9 @@ import numpy as np
 
 from sdt_dist.errors import SdtError
 from sdt_dist.protocols import Sample
-from sdt_dist.search.resample import systematic
-from sdt_dist.search.snapshot import Snapshot
-from sdt_dist.search.tree import Tree
+from sdt_dist.tree.resample import systematic
+from sdt_dist.tree.snapshot import Snapshot
+from sdt_dist.tree.tree import Tree
 from sdt_dist.values.records import TeamReport
 
 Distribution = list[tuple[tuple[int, ...], float]]

@@ -32,8 +32,8 @@ from sdt_dist.protocols import (
 from sdt_dist.search.blocks import BlockProcess, block_ends
 from sdt_dist.search.options import SearchOptions
 from sdt_dist.search.result import SearchCost, SearchResult
-from sdt_dist.search.snapshot import Snapshot
-from sdt_dist.search.tree import Tree
+from sdt_dist.tree.snapshot import Snapshot
+from sdt_dist.tree.tree import Tree
 from sdt_dist.values.records import Membership, Shared, ShareRequest, reward_of
 
 

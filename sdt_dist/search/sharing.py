@@ -18,7 +18,7 @@ from sdt_dist.protocols import FinishReason
 from sdt_dist.search.loop import Walk, rollout_request
 from sdt_dist.search.options import TreeOptions
 from sdt_dist.search.session import Reply, Request, Session
-from sdt_dist.search.tree import Tree
+from sdt_dist.tree.tree import Tree
 from sdt_dist.values.estimate import Catalogue, Estimate, exact, places, shared_estimate
 from sdt_dist.values.records import Membership, Shared, ShareRequest, TeamReport, WalkRecord, covers
 from sdt_dist.values.tree import EvidenceTree, Steps

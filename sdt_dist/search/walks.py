@@ -8,11 +8,11 @@ from __future__ import annotations
 import numpy as np
 
 from sdt_dist.search.options import ValueTreeOptions
-from sdt_dist.search.resample import systematic
 from sdt_dist.search.result import SearchResult
 from sdt_dist.search.session import Session
-from sdt_dist.search.soft import finished_below, walk_law
-from sdt_dist.search.tree import TERMINAL, Tree
+from sdt_dist.tree.resample import systematic
+from sdt_dist.tree.soft import finished_below, walk_law
+from sdt_dist.tree.tree import TERMINAL, Tree
 
 
 def boltzmann_result(session: Session, tree: Tree, method: str, exhausted: bool) -> SearchResult:

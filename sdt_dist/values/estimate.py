@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sdt_dist.search.resample import log_sum
+from sdt_dist.tree.resample import log_sum
 from sdt_dist.values.records import WalkRecord, reward_of
 
 _CHUNK = 256  # vectors looked at together: bounds memory to _CHUNK x sequences

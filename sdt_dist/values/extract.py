@@ -11,9 +11,9 @@ import numpy as np
 
 from sdt_dist.errors import ConfigurationError
 from sdt_dist.noise import stream_key
-from sdt_dist.search.kernels import find_child
-from sdt_dist.search.snapshot import Snapshot
-from sdt_dist.search.tree import Tree
+from sdt_dist.tree.kernels import find_child
+from sdt_dist.tree.snapshot import Snapshot
+from sdt_dist.tree.tree import Tree
 from sdt_dist.values.files import pack_walks, unpack_walks
 from sdt_dist.values.join import outside_masses, path_facts
 from sdt_dist.values.records import WalkRecord, stream_name

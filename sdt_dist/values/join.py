@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from sdt_dist.search.kernels import TINY_LOG_MASS, add_child, find_child, log_difference
-from sdt_dist.search.tree import TERMINAL
+from sdt_dist.tree.kernels import TINY_LOG_MASS, add_child, find_child, log_difference
+from sdt_dist.tree.tree import TERMINAL
 
 
 @njit(cache=True)

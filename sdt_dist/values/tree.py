@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from sdt_dist.protocols import Rollout
-from sdt_dist.search.kernels import find_child
-from sdt_dist.search.mass import backup_mass
-from sdt_dist.search.tree import Tree
+from sdt_dist.tree.kernels import find_child
+from sdt_dist.tree.mass import backup_mass
+from sdt_dist.tree.tree import Tree
 from sdt_dist.values.join import join_walk, path_facts
 from sdt_dist.values.records import WalkRecord, reward_of
 

@@ -28,7 +28,7 @@ from sdt_dist.models.process import TokenProcess
 from sdt_dist.models.toy import Toy
 from sdt_dist.search.api import run_searches
 from sdt_dist.search.session import SearchProblem
-from sdt_dist.search.snapshot import Snapshot
+from sdt_dist.tree.snapshot import Snapshot
 from sdt_dist.values.files import read_evidence
 
 HERE = Path(__file__).parent

@@ -9,11 +9,11 @@ from sdt_dist.models.process import TokenProcess
 from sdt_dist.models.toy import Toy
 from sdt_dist.noise import stream_key
 from sdt_dist.protocols import Decoded
-from sdt_dist.search import soft
 from sdt_dist.search.api import run_searches
 from sdt_dist.search.methods import dts, maxent_ts
 from sdt_dist.search.session import SearchProblem
-from sdt_dist.search.tree import Tree
+from sdt_dist.tree import soft
+from sdt_dist.tree.tree import Tree
 from tests.dts_reference import dts_law
 from tests.search_helpers import PARAMETERS, law_of, mean_total_variation, run_seeds, run_toy, total_variation, toy
 
@@ -315,7 +315,7 @@ class _WithPartial:
 def test_soft_backup_is_the_formula():
     tree = Tree()
     tree.reserve(3)
-    from sdt_dist.search.kernels import add_child
+    from sdt_dist.tree.kernels import add_child
 
     for token, (log_prior, reward) in enumerate([(np.log(0.5), 1.0), (np.log(0.2), -2.0)]):
         tree.size = add_child(tree.nodes, tree.size, 0, token, log_prior)

@@ -14,7 +14,7 @@ from sdt_dist.search.methods import residual_ts
 from sdt_dist.search.methods.residual_ts import MassRule
 from sdt_dist.search.methods.s_adt import FlowOptions
 from sdt_dist.search.session import SearchProblem, Session
-from sdt_dist.search.tree import Tree
+from sdt_dist.tree.tree import Tree
 from tests.proposal_helpers import TableFlow, flow_of, mean_tv, ratios, run_with_flow
 from tests.search_helpers import PARAMETERS, law_of, run_toy, toy
 

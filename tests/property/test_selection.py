@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from sdt_dist.noise import stream_key
-from sdt_dist.search.kernels import add_child
-from sdt_dist.search.mass import walk_mass
-from sdt_dist.search.soft import BOLTZMANN, descend_enumerated
-from sdt_dist.search.tree import ENUMERATED, OPEN, Tree
+from sdt_dist.tree.kernels import add_child
+from sdt_dist.tree.mass import walk_mass
+from sdt_dist.tree.soft import BOLTZMANN, descend_enumerated
+from sdt_dist.tree.tree import ENUMERATED, OPEN, Tree
 from tests.search_helpers import run_toy
 
 DRAWS, STRENGTH = 40_000, 2.0

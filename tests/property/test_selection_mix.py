@@ -13,7 +13,7 @@ from sdt_dist.search.loop import Walk
 from sdt_dist.search.methods.residual_ts import MassRule
 from sdt_dist.search.methods.s_adt import FlowOptions
 from sdt_dist.search.session import SearchProblem, Session
-from sdt_dist.search.tree import Tree
+from sdt_dist.tree.tree import Tree
 from tests.proposal_helpers import flow_of, mean_tv, ratios, run_with_flow
 from tests.search_helpers import PARAMETERS, law_of, toy
 

@@ -14,7 +14,7 @@ from sdt_dist.evaluation.config import EvaluationConfig
 from sdt_dist.evaluation.figures_tree import draw_value_error, value_error_by_depth
 from sdt_dist.evaluation.results import tree_path
 from sdt_dist.evaluation.runner import make_plan, run_evaluation
-from sdt_dist.search.snapshot import Snapshot
+from sdt_dist.tree.snapshot import Snapshot
 from tests.search_helpers import run_toy, toy
 
 

@@ -14,8 +14,8 @@ from sdt_dist.search.api import run_searches
 from sdt_dist.search.methods import method_names, validate_options
 from sdt_dist.search.session import SearchProblem
 from sdt_dist.search.sharing_plan import SharingPlan
-from sdt_dist.search.snapshot import Snapshot
-from sdt_dist.search.tree import Tree
+from sdt_dist.tree.snapshot import Snapshot
+from sdt_dist.tree.tree import Tree
 from tests.proposal_helpers import flow_of, run_with_flow
 from tests.search_helpers import PARAMETERS, run_toy
 

@@ -17,7 +17,7 @@ from sdt_dist.flow.trajectories import Trajectory, load_trajectories, save_traje
 from sdt_dist.models.process import TokenProcess
 from sdt_dist.models.toy import Toy
 from sdt_dist.protocols import Root
-from sdt_dist.search.snapshot import Snapshot
+from sdt_dist.tree.snapshot import Snapshot
 from tests.flow_helpers import toy_trajectory
 from tests.search_helpers import run_toy, toy
 

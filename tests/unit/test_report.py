@@ -26,7 +26,7 @@ from sdt_dist.evaluation.report_tree import Choice, problem_section
 from sdt_dist.evaluation.results import tree_path
 from sdt_dist.evaluation.runner import make_plan, run_evaluation
 from sdt_dist.evaluation.value_error import ValueErrors
-from sdt_dist.search.snapshot import Snapshot
+from sdt_dist.tree.snapshot import Snapshot
 from tests.report_helpers import (
     COSTS,
     Page,

@@ -11,7 +11,7 @@ from sdt_dist.models.process import TokenProcess
 from sdt_dist.models.toy import Toy
 from sdt_dist.search.api import run_searches
 from sdt_dist.search.session import SearchProblem
-from sdt_dist.search.snapshot import Snapshot
+from sdt_dist.tree.snapshot import Snapshot
 from tests.search_helpers import PARAMETERS, law_of, run_toy, toy
 
 TREES = {"residual_ts": {}, "dts": {}, "dts_star": {}, "maxent_ts": {"expansion_k": 3}, "mcts": {}}

@@ -33,7 +33,7 @@ from sdt_dist.flow.training import LiveSearches, Watch, run_rounds
 from sdt_dist.flow.versions import latest_version
 from sdt_dist.models.process import TokenProcess
 from sdt_dist.search.session import SearchProblem
-from sdt_dist.search.snapshot import Snapshot
+from sdt_dist.tree.snapshot import Snapshot
 from tests.flow_helpers import FamilyMember, sibling_groups
 
 pytestmark = pytest.mark.usefixtures("one_thread")

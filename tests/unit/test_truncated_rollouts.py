@@ -16,8 +16,8 @@ from sdt_dist.rewards.spectral import SpectralReward
 from sdt_dist.search.api import run_searches
 from sdt_dist.search.methods import validate_options
 from sdt_dist.search.session import SearchProblem
-from sdt_dist.search.snapshot import Snapshot
-from sdt_dist.search.tree import TERMINAL, Tree
+from sdt_dist.tree.snapshot import Snapshot
+from sdt_dist.tree.tree import TERMINAL, Tree
 from tests.search_helpers import PARAMETERS, run_toy, toy
 from tests.unit.test_search_counting import PROMPT, InstrumentedLM
 

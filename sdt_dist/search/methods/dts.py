@@ -13,12 +13,13 @@ from pydantic import Field, model_validator
 
 from sdt_dist.protocols import Rollout, RolloutRequest
 from sdt_dist.search.driver import Search
-from sdt_dist.search.kernels import list_children
 from sdt_dist.search.loop import Walk, grow, rollout_request
 from sdt_dist.search.methods import Method
 from sdt_dist.search.options import TreeOptions, ValueTreeOptions
 from sdt_dist.search.session import Reply, Request, Session
-from sdt_dist.search.soft import (
+from sdt_dist.search.walks import boltzmann_result, greedy_result
+from sdt_dist.tree.kernels import list_children
+from sdt_dist.tree.soft import (
     BOLTZMANN,
     UCT,
     backup_soft,
@@ -26,8 +27,7 @@ from sdt_dist.search.soft import (
     weigh_horvitz_thompson,
     weigh_multiset,
 )
-from sdt_dist.search.tree import Tree
-from sdt_dist.search.walks import boltzmann_result, greedy_result
+from sdt_dist.tree.tree import Tree
 
 WEIGHTS = {"horvitz_thompson": weigh_horvitz_thompson, "multiset": weigh_multiset}
 

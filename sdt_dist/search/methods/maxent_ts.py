@@ -20,9 +20,9 @@ from sdt_dist.search.methods import Method
 from sdt_dist.search.methods.dts import BlockOptions, grow_widening
 from sdt_dist.search.options import TreeOptions
 from sdt_dist.search.session import Session
-from sdt_dist.search.soft import BOLTZMANN, PUCT, UCT, backup_enumerated, backup_mean, descend_enumerated, weigh_prior
-from sdt_dist.search.tree import ENUMERATED, Tree
 from sdt_dist.search.walks import boltzmann_result
+from sdt_dist.tree.soft import BOLTZMANN, PUCT, UCT, backup_enumerated, backup_mean, descend_enumerated, weigh_prior
+from sdt_dist.tree.tree import ENUMERATED, Tree
 
 SELECTION = {"boltzmann": BOLTZMANN, "uct": UCT, "puct": PUCT}
 

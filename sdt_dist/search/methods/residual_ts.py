@@ -17,15 +17,15 @@ from pydantic import Field
 from sdt_dist.errors import ConfigurationError
 from sdt_dist.protocols import Rollout, RolloutRequest
 from sdt_dist.search.driver import Search
-from sdt_dist.search.kernels import count_visits, path_log_prior, path_log_ratio
 from sdt_dist.search.loop import Walk, grow, rollout_request
-from sdt_dist.search.mass import backup_mass, fall_mass, walk_mass
 from sdt_dist.search.methods import Method
 from sdt_dist.search.options import TreeOptions
-from sdt_dist.search.resample import effective_sample_size, log_sum, normalise, systematic
 from sdt_dist.search.session import Reply, Request, Session
 from sdt_dist.search.sharing import Member
-from sdt_dist.search.tree import Tree
+from sdt_dist.tree.kernels import count_visits, path_log_prior, path_log_ratio
+from sdt_dist.tree.mass import backup_mass, fall_mass, walk_mass
+from sdt_dist.tree.resample import effective_sample_size, log_sum, normalise, systematic
+from sdt_dist.tree.tree import Tree
 from sdt_dist.values.estimate import Estimate, exact
 from sdt_dist.values.extract import notes_of
 from sdt_dist.values.records import Membership

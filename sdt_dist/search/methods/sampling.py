@@ -14,8 +14,8 @@ from sdt_dist.protocols import Rollout, RolloutRequest, Tilt
 from sdt_dist.search.driver import Search
 from sdt_dist.search.methods import Method
 from sdt_dist.search.options import SearchOptions
-from sdt_dist.search.resample import effective_sample_size, log_sum, normalise, systematic
 from sdt_dist.search.session import Reply, Request, Session
+from sdt_dist.tree.resample import effective_sample_size, log_sum, normalise, systematic
 
 _CHUNK = 256  # draws asked for at once; a backend splits them further
 

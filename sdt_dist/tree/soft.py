@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from sdt_dist.search.kernels import uniform
+from sdt_dist.tree.kernels import uniform
 
 BOLTZMANN, UCT, PUCT = 0, 1, 2
 _TERMINAL, _ENUMERATED = 2, 1

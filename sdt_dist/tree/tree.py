@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from sdt_dist.protocols import Expansion, Rollout
-from sdt_dist.search.kernels import (
+from sdt_dist.tree.kernels import (
     add_child,
     attach,
     list_children,

@@ -32,7 +32,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from sdt_dist.search.kernels import uniform
+from sdt_dist.tree.kernels import uniform
 
 _OPEN_ROW = -1  # num_remaining of a node whose row nobody has computed
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from sdt_dist.errors import CheckpointError, ConfigurationError
-from sdt_dist.search.tree import Tree
+from sdt_dist.tree.tree import Tree
 
 FORMAT = "sdt-search/1"
 BUDGET_FIELDS = ("num_rollouts", "max_nfe", "time_budget_s", "num_samples")
