@@ -15,9 +15,9 @@ from typing import Any
 from actors.endpoint import Endpoint, GoneError, repeat_while_unreachable
 from sdt_dist.errors import FleetError
 from sdt_dist.models.card import ModelCard
-from sdt_dist.models.serving import BusyError, ModelAnswer, ModelCall
-from sdt_dist.models.wire import pack_requests, unpack_replies
+from sdt_dist.models.remote.wire import pack_requests, unpack_replies
 from sdt_dist.protocols import ExpandRequest, Expansion, PriorLaw, Rollout, RolloutRequest, Root
+from sdt_dist.serving.server import BusyError, ModelAnswer, ModelCall
 from sdt_dist.values.keys import shard_of
 from sdt_dist.values.records import Shared, ShareRequest
 

@@ -71,7 +71,7 @@ def model_files(spec: str) -> ModelFiles:
     check_spec(spec)
     backend, name = split_spec(spec)
     if backend in ("http", "https"):
-        from sdt_dist.models.http_client import HttpModel
+        from sdt_dist.models.remote.http_client import HttpModel
 
         HttpModel(name, timeout_s=10.0, attempts=1)
         return ModelFiles(name, None, elsewhere="a model server that answers")

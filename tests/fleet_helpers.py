@@ -21,12 +21,12 @@ from sdt_dist.errors import FleetError, SdtError
 from sdt_dist.flow.files import FlowFiles
 from sdt_dist.models.card import card_of
 from sdt_dist.models.process import TokenProcess
-from sdt_dist.models.serving import ModelServer
 from sdt_dist.models.toy import Toy
 from sdt_dist.protocols import Flow, PriorLaw, RolloutRequest, Root
 from sdt_dist.search.api import run_searches
 from sdt_dist.search.result import SearchResult
 from sdt_dist.search.session import SearchProblem
+from sdt_dist.serving.server import ModelServer
 
 TOY = (5, 4, 1.0, "smooth", 5.0, 0)
 LAW = PriorLaw((0, 5))

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from types import TracebackType
 
 from sdt_dist.models.card import ModelCard
-from sdt_dist.models.http_client import HttpModel
-from sdt_dist.models.http_server import ModelService, ServerLimits, serve
+from sdt_dist.models.remote.http_client import HttpModel
 from sdt_dist.protocols import LogitsModel, PriorLaw
+from sdt_dist.serving.http import ModelService, ServerLimits, serve
 
 TOKEN = "a-token-of-the-tests-0123456789"
 

@@ -10,7 +10,7 @@ import typer
 if TYPE_CHECKING:
     import ssl
 
-    from sdt_dist.models.http_server import ModelService
+    from sdt_dist.serving.http import ModelService
 
 _TOKENS = Path("~/.config/sdt")
 
@@ -50,9 +50,9 @@ def serve(
     """
     from sdt_dist.flow.files import FlowFiles, hold_flow
     from sdt_dist.models.card import card_of
-    from sdt_dist.models.http_server import ModelService, ServerLimits, check_bind, tls_context
-    from sdt_dist.models.http_token import server_token
     from sdt_dist.models.loading import check_flow_backend, check_spec, load_model
+    from sdt_dist.models.remote.http_token import server_token
+    from sdt_dist.serving.http import ModelService, ServerLimits, check_bind, tls_context
 
     tls = tls_context(tls_cert, tls_key)
     check_bind(host, tls is not None)
@@ -82,7 +82,7 @@ def _run(
     import asyncio
     import signal
 
-    from sdt_dist.models.http_server import serve as serve_http
+    from sdt_dist.serving.http import serve as serve_http
 
     card, flows = service.card, service.flows
 

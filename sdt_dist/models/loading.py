@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdt_dist.errors import ConfigurationError, MissingExtraError, unknown_name
-from sdt_dist.models.http_api import check_url
+from sdt_dist.models.remote.http_api import check_url
 
 if TYPE_CHECKING:
     import torch
@@ -138,7 +138,7 @@ def _vllm_model(name: str, trust_remote_code: bool) -> Any:
 
 def _served_model(url: str, device: str | None) -> Any:
     from sdt_dist.models.card import ServedModel
-    from sdt_dist.models.http_client import HttpModel
+    from sdt_dist.models.remote.http_client import HttpModel
 
     if device is not None:
         raise ConfigurationError(f"device: {device!r}, but {url} chooses its own; give it to `sdt serve --device`.")

@@ -127,7 +127,7 @@ def test_searching_from_a_card_imports_no_torch():
     script = f"""
 import sys, numpy as np
 from sdt_dist.models.card import ModelCard, process_of
-from sdt_dist.models import wire
+from sdt_dist.models.remote import wire
 class Remote:
     vocab_size, max_context, deterministic, nfe, model_calls = {SMALL.vocab_size}, {SMALL.max_length}, True, 0, 0
 for text in {[card_of(forecaster()).to_json(), card_of(Toy(5, 6, 1.0)).to_json()]!r}:

@@ -11,9 +11,9 @@ from actors.calls import Directory, RemoteModel, Routes, ServerCalls, ServersDie
 from actors.endpoint import Endpoint, GoneError, UnreachableError, repeat_while_unreachable, within
 from sdt_dist.errors import FleetError
 from sdt_dist.models.card import card_of
-from sdt_dist.models.serving import BusyError, ModelServer
 from sdt_dist.models.toy import Toy
 from sdt_dist.protocols import Root
+from sdt_dist.serving.server import BusyError, ModelServer
 from sdt_dist.values.records import ShareRequest
 from tests.fleet_helpers import LAW, TOY, Clock, MortalEndpoint, toy_requests, toy_tokens
 

@@ -20,13 +20,13 @@ from safetensors.numpy import load, save
 import sdt_dist as sdt
 from sdt_dist.errors import ConfigurationError, ContextError, FleetError
 from sdt_dist.models.card import ServedModel, card_of
-from sdt_dist.models.http_api import CLIENT_ID, DEADLINE, IDENTITY, REQUEST_ID
-from sdt_dist.models.http_client import HttpModel
-from sdt_dist.models.http_server import ServerLimits
 from sdt_dist.models.loading import load_model
+from sdt_dist.models.remote.http_api import CLIENT_ID, DEADLINE, IDENTITY, REQUEST_ID
+from sdt_dist.models.remote.http_client import HttpModel
+from sdt_dist.models.remote.wire import pack_requests, unpack_replies
 from sdt_dist.models.toy import Toy
-from sdt_dist.models.wire import pack_requests, unpack_replies
 from sdt_dist.protocols import ExpandRequest, PriorLaw, RolloutRequest, Root
+from sdt_dist.serving.http import ServerLimits
 from tests.http_helpers import TOKEN, RunningServer
 from tests.unit.test_card import language
 
@@ -201,11 +201,11 @@ def test_a_repeated_message_is_computed_once(gated):
 
 
 def test_old_answers_are_forgotten(plain, monkeypatch):
-    monkeypatch.setattr("sdt_dist.models.serving._MOST_ANSWERS", 3)
+    monkeypatch.setattr("sdt_dist.serving.server._MOST_ANSWERS", 3)
     for number in range(6):
         assert post(plain, packed(rollouts(1, number)), f"old {number}")[0] == 200
     assert list(plain.service.server._known) == list(plain.service.server._kept) == ["old 3", "old 4", "old 5"]
-    monkeypatch.setattr("sdt_dist.models.serving._MOST_ANSWER_BYTES", 10)
+    monkeypatch.setattr("sdt_dist.serving.server._MOST_ANSWER_BYTES", 10)
     assert post(plain, packed(rollouts(1)), "large")[0] == 200
     assert list(plain.service.server._known) == ["large"]
 

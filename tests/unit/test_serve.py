@@ -19,12 +19,12 @@ from typer.testing import CliRunner
 from cluster.cli import app
 from sdt_dist.errors import ConfigurationError
 from sdt_dist.models.card import card_of
-from sdt_dist.models.http_client import HttpModel
-from sdt_dist.models.http_server import check_bind, tls_context
-from sdt_dist.models.http_token import client_token, server_token
 from sdt_dist.models.loading import check_spec, load_model
+from sdt_dist.models.remote.http_client import HttpModel
+from sdt_dist.models.remote.http_token import client_token, server_token
 from sdt_dist.models.toy import Toy
 from sdt_dist.protocols import PriorLaw, RolloutRequest, Root
+from sdt_dist.serving.http import check_bind, tls_context
 from tests.http_helpers import TOKEN, RunningServer
 
 

@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as hnp
 from safetensors.numpy import load, save
 
 from sdt_dist.errors import ConfigurationError, ContextError
-from sdt_dist.models.wire import (
+from sdt_dist.models.remote.wire import (
     check_tokens,
     compact_calls,
     num_rows,

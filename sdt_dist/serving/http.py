@@ -25,8 +25,9 @@ from safetensors.numpy import load, save
 
 from sdt_dist.errors import ConfigurationError, FleetError, ModelGoneError, SdtError
 from sdt_dist.models.card import ModelCard
-from sdt_dist.models.columns import Arrays, pack_lists, unpack_lists
-from sdt_dist.models.http_api import (
+from sdt_dist.models.process import check_law
+from sdt_dist.models.remote.columns import Arrays, pack_lists, unpack_lists
+from sdt_dist.models.remote.http_api import (
     ANSWER,
     CLIENT_ID,
     DEADLINE,
@@ -38,10 +39,9 @@ from sdt_dist.models.http_api import (
     error_json,
     is_loopback,
 )
-from sdt_dist.models.process import check_law
-from sdt_dist.models.serving import BusyError, LateError, ModelCall, ModelServer, NameTakenError
-from sdt_dist.models.wire import WIRE_VERSION, check_counts, check_tokens, law_of, num_rows
+from sdt_dist.models.remote.wire import WIRE_VERSION, check_counts, check_tokens, law_of, num_rows
 from sdt_dist.protocols import LogitsModel
+from sdt_dist.serving.server import BusyError, LateError, ModelCall, ModelServer, NameTakenError
 
 _LOG = logging.getLogger(__name__)
 _LONGEST_NAME = 128

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from sdt_dist.models.columns import Arrays, column, integers, joined, pack_lists, require, slices, unpack_lists
+from sdt_dist.models.remote.columns import Arrays, column, integers, joined, pack_lists, require, slices, unpack_lists
 from sdt_dist.protocols import Expansion, Rollout, Tilt
 
 _NO_TILT = -1

@@ -8,7 +8,7 @@ import stat
 from pathlib import Path
 
 from sdt_dist.errors import ConfigurationError
-from sdt_dist.models.http_api import TOKEN_VARIABLE, check_token
+from sdt_dist.models.remote.http_api import TOKEN_VARIABLE, check_token
 
 
 def client_token() -> str:

@@ -23,7 +23,7 @@ from safetensors.numpy import load, save
 
 from sdt_dist.errors import ConfigurationError, FleetError, SdtError
 from sdt_dist.models.card import ModelCard
-from sdt_dist.models.http_api import (
+from sdt_dist.models.remote.http_api import (
     ANSWER,
     CLIENT_ID,
     DEADLINE,
@@ -35,8 +35,8 @@ from sdt_dist.models.http_api import (
     check_url,
     error_from_json,
 )
-from sdt_dist.models.http_token import client_token
-from sdt_dist.models.wire import (
+from sdt_dist.models.remote.http_token import client_token
+from sdt_dist.models.remote.wire import (
     WIRE_VERSION,
     ModelReply,
     ModelRequest,

@@ -23,8 +23,8 @@ import numpy as np
 
 from sdt_dist.errors import ConfigurationError, FleetError, ModelGoneError, SdtError
 from sdt_dist.flow.files import FlowFiles, hold_flow
-from sdt_dist.models.columns import Arrays
-from sdt_dist.models.wire import (
+from sdt_dist.models.remote.columns import Arrays
+from sdt_dist.models.remote.wire import (
     ModelReply,
     ModelRequest,
     num_rows,

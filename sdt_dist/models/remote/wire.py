@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from sdt_dist.errors import ConfigurationError, ContextError
-from sdt_dist.models.columns import (
+from sdt_dist.models.remote.columns import (
     Arrays,
     column,
     integers,
@@ -30,7 +30,7 @@ from sdt_dist.models.columns import (
     unpack_lists,
     unpack_sets,
 )
-from sdt_dist.models.wire_tilts import pack_proposals, pack_tilts, unpack_proposals, unpack_tilts
+from sdt_dist.models.remote.wire_tilts import pack_proposals, pack_tilts, unpack_proposals, unpack_tilts
 from sdt_dist.protocols import Cost, ExpandRequest, Expansion, PriorLaw, Rollout, RolloutRequest, Root
 
 WIRE_VERSION = 2

@@ -1,0 +1,1 @@
+"""What travels between a model and those who search it from elsewhere: messages, calls, HTTP."""

@@ -1,0 +1,1 @@
+"""A model server: the queue before a model, and its HTTP face."""
