@@ -1,6 +1,6 @@
 """The learner of a fleet without Ray: takes what searches found, trains the flow, has its versions ready (SPEC section 6).
 
-Around `sdt_dist.flow.learner.Learner`, whose directory is all that outlives it. It works in a thread of its own, so that probes
+Around `sdt_dist.training.flow.learner.Learner`, whose directory is all that outlives it. It works in a thread of its own, so that probes
 are answered meanwhile; rows of p come from the fleet's model servers, by the calls that searchers make. It must not know
 Ray or who searches.
 """
@@ -24,14 +24,14 @@ from actors.searcher import SearcherSettings
 from actors.trajectory_buffer import SearchRecord, Taken
 from sdt_dist.errors import FleetError, SdtError
 from sdt_dist.flow.files import FlowFiles
-from sdt_dist.flow.rounds import round_of
-from sdt_dist.flow.train_config import TrainFlowConfig
 from sdt_dist.models.card import process_of
 from sdt_dist.models.process import TokenProcess
 from sdt_dist.protocols import ExpandRequest, Expansion, PriorLaw
+from sdt_dist.training.flow.config import TrainFlowConfig
+from sdt_dist.training.flow.rounds import round_of
 
 if TYPE_CHECKING:
-    from sdt_dist.flow.learner import Learner
+    from sdt_dist.training.flow.learner import Learner
 
 _LOG = logging.getLogger(__name__)
 _RECORDS = 4  # taken at once
@@ -121,8 +121,8 @@ class LiveLearner:
         """From wherever the directory's training is to its end."""
         import torch
 
-        from sdt_dist.flow.training import finish, open_learner
-        from sdt_dist.flow.versions import latest_version
+        from sdt_dist.training.flow.train import finish, open_learner
+        from sdt_dist.training.flow.versions import latest_version
 
         config = self.plan.config
         torch.set_num_threads(config.threads)
@@ -289,7 +289,7 @@ class _Intake:
     def _add(self, record: SearchRecord) -> None:
         """One search's trajectories, with rows of p that model servers compute."""
         config, process, search = self._config, self._process, record.search
-        from sdt_dist.flow.training import is_ordered
+        from sdt_dist.training.flow.train import is_ordered
 
         found = search.trajectories(process, config.num_children, config.seed, ordered=is_ordered(process))
         if found:

@@ -18,7 +18,6 @@ from actors.outbox import Outbox
 from actors.trajectory_buffer import SearchRecord
 from actors.work import Work, lean
 from sdt_dist.errors import FleetError, SdtError
-from sdt_dist.flow.collect import FinishedSearch
 from sdt_dist.models.card import ModelCard, process_of
 from sdt_dist.models.process import TokenProcess, prompt_digest
 from sdt_dist.protocols import ExpandRequest, RolloutRequest, Root
@@ -28,6 +27,7 @@ from sdt_dist.search.driver import Crew, Ended, Round
 from sdt_dist.search.methods import validate_options
 from sdt_dist.search.result import SearchResult
 from sdt_dist.search.session import Reply, Request, SearchProblem, Session
+from sdt_dist.training.flow.collect import FinishedSearch
 from sdt_dist.values.records import ShareRequest
 
 CREWS = 2

@@ -18,15 +18,15 @@ from actors.fleet import Watch, run_fleet
 from actors.learner import LearningPlan
 from actors.work import LATEST, Loader, RewardRecipe, SpecReward, Work, load_spec
 from sdt_dist.errors import ConfigurationError, SdtError
-from sdt_dist.flow.contexts import ContextSource
-from sdt_dist.flow.learner import STATE_FILE, check_directory
-from sdt_dist.flow.rounds import parts_of
-from sdt_dist.flow.train_config import TrainFlowConfig
-from sdt_dist.flow.trainer import read_notes
-from sdt_dist.flow.training import contexts_of
 from sdt_dist.models.forecaster.spec import ForecasterSpec, forecaster_directory
 from sdt_dist.models.loading import check_flow_backend, split_spec
 from sdt_dist.search.result import SearchResult
+from sdt_dist.training.flow.config import TrainFlowConfig
+from sdt_dist.training.flow.contexts import ContextSource
+from sdt_dist.training.flow.learner import STATE_FILE, check_directory
+from sdt_dist.training.flow.rounds import parts_of
+from sdt_dist.training.flow.train import contexts_of
+from sdt_dist.training.flow.trainer import read_notes
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from sdt_dist.flow.collect import FinishedSearch
+from sdt_dist.training.flow.collect import FinishedSearch
 
 _REMEMBERED_NAMES = 65_536
 

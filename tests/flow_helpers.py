@@ -10,16 +10,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sdt_dist.flow.batch import Batch, Scores
 from sdt_dist.flow.checkpoint import save_flow
 from sdt_dist.flow.files import FlowFiles
 from sdt_dist.flow.info import FlowInfo
 from sdt_dist.flow.network import FlowNetwork
 from sdt_dist.flow.spec import FlowSpec
-from sdt_dist.flow.trajectories import Candidates, Trajectory
 from sdt_dist.models.card import ModelCard
 from sdt_dist.models.process import prompt_digest
 from sdt_dist.models.toy import Toy
+from sdt_dist.training.flow.batch import Batch, Scores
+from sdt_dist.training.flow.trajectories import Candidates, Trajectory
 
 Value = Callable[[tuple[int, ...]], float]
 

@@ -74,7 +74,7 @@ def train_flow(
     for name in ("output", "config", "resume", "more_trees", "setting", *_FLEET):
         del given[name]
     sizes = {"address": address, "servers": servers, "searchers": searchers}
-    from sdt_dist.flow.train_config import load_train_config
+    from sdt_dist.training.flow.config import load_train_config
 
     if more_trees and not trees:
         raise ConfigurationError(f"arguments: {more_trees[0]!r} is not expected; directories go after --trees.")
@@ -120,7 +120,7 @@ def _train(settings: Any, output: Path, resume: bool) -> None:
     """Train under a bar that starts with the work, so that a mistake is told without one."""
     from rich.progress import Progress
 
-    from sdt_dist.flow.training import Watch, train_flow
+    from sdt_dist.training.flow.train import Watch, train_flow
 
     total = settings.rounds * settings.steps_per_round
     bar = Progress()

@@ -30,8 +30,8 @@ def train_forecaster(
     """
     from rich.progress import Progress
 
-    from sdt_dist.models.forecaster.train import TrainConfig
-    from sdt_dist.models.forecaster.train import train_forecaster as train
+    from sdt_dist.training.forecaster.train import TrainConfig
+    from sdt_dist.training.forecaster.train import train_forecaster as train
 
     config = TrainConfig(
         output=str(output), steps=steps, batch_size=batch_size, muon_lr=muon_lr, adam_lr=adam_lr, seed=seed,

@@ -12,19 +12,19 @@ import pytest
 import torch
 from scipy.stats import rankdata
 
-from sdt_dist.flow.batch import Batch, Scores, make_batch
 from sdt_dist.flow.checkpoint import FlowInfo
-from sdt_dist.flow.extract import trajectories_of, with_rows
 from sdt_dist.flow.flow import Flow
 from sdt_dist.flow.network import FlowNetwork
-from sdt_dist.flow.options import FlowTrainOptions
-from sdt_dist.flow.replay import ReplayBuffer
 from sdt_dist.flow.spec import FlowSpec
-from sdt_dist.flow.trainer import FlowTrainer, batch_losses
 from sdt_dist.models.process import TokenProcess
 from sdt_dist.search.api import run_searches
 from sdt_dist.search.result import SearchResult
 from sdt_dist.search.session import SearchProblem
+from sdt_dist.training.flow.batch import Batch, Scores, make_batch
+from sdt_dist.training.flow.extract import trajectories_of, with_rows
+from sdt_dist.training.flow.options import FlowTrainOptions
+from sdt_dist.training.flow.replay import ReplayBuffer
+from sdt_dist.training.flow.trainer import FlowTrainer, batch_losses
 from tests.flow_helpers import FamilyMember, sibling_groups, toy_trajectory
 from tests.search_helpers import toy
 

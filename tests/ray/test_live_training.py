@@ -14,8 +14,8 @@ import pytest
 
 from cluster.cli import main
 from sdt_dist.flow.flow import Flow
-from sdt_dist.flow.learner import LOSSES_FILE
-from sdt_dist.flow.loss_log import read_losses
+from sdt_dist.training.flow.learner import LOSSES_FILE
+from sdt_dist.training.flow.loss_log import read_losses
 from tests.ray_helpers import actor_processes, wait_for_deaths
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]

@@ -13,8 +13,8 @@ from actors.searcher import Searcher
 from actors.store_shard import StoreShard
 from actors.trajectory_buffer import TrajectoryBuffer
 from cluster.dashboard import dashboard, write_dashboard
-from sdt_dist.flow.train_config import TrainFlowConfig
 from sdt_dist.models.toy import Toy
+from sdt_dist.training.flow.config import TrainFlowConfig
 from tests.fleet_helpers import PlainBackend, ServerTarget
 
 

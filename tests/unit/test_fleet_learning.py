@@ -21,15 +21,15 @@ from actors.training import SearchStream, check_live
 from actors.trajectory_buffer import SearchRecord, Taken, TrajectoryBuffer
 from actors.work import GivenReward
 from sdt_dist.errors import ConfigurationError, FleetError, ResultsError
-from sdt_dist.flow.collect import FinishedSearch, collect
 from sdt_dist.flow.flow import Flow
-from sdt_dist.flow.learner import LOSSES_FILE
-from sdt_dist.flow.loss_log import read_losses
-from sdt_dist.flow.train_config import TrainFlowConfig
 from sdt_dist.models.process import TokenProcess
 from sdt_dist.search.api import run_searches
 from sdt_dist.search.result import SearchResult
 from sdt_dist.search.session import SearchProblem
+from sdt_dist.training.flow.collect import FinishedSearch, collect
+from sdt_dist.training.flow.config import TrainFlowConfig
+from sdt_dist.training.flow.learner import LOSSES_FILE
+from sdt_dist.training.flow.loss_log import read_losses
 from tests.fleet_helpers import QUICK, PlainBackend
 from tests.flow_helpers import FamilyMember
 
@@ -49,7 +49,7 @@ NOBODY = LiveLearner("nobody", LearningPlan(CONFIG, Path(), ""))
 @pytest.fixture(autouse=True)
 def _undrawn(monkeypatch):
     """Curves take longer than these trainings; a test on real Ray looks at them."""
-    monkeypatch.setattr("sdt_dist.flow.record._draw", lambda *_: None)
+    monkeypatch.setattr("sdt_dist.training.flow.record._draw", lambda *_: None)
 
 
 class Members:

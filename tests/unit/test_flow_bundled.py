@@ -7,14 +7,14 @@ import torch
 
 import sdt_dist as sdt
 from sdt_dist.errors import CheckpointError, ConfigurationError
-from sdt_dist.flow.collect import collect
-from sdt_dist.flow.contexts import SyntheticContexts, reward_context
 from sdt_dist.flow.files import BUNDLED, FlowFiles
-from sdt_dist.flow.held_out import divergences
-from sdt_dist.flow.train_config import load_train_config
 from sdt_dist.models.card import card_of
 from sdt_dist.rewards.spec import parse_reward
 from sdt_dist.search.session import SearchProblem
+from sdt_dist.training.flow.collect import collect
+from sdt_dist.training.flow.config import load_train_config
+from sdt_dist.training.flow.contexts import SyntheticContexts, reward_context
+from sdt_dist.training.flow.held_out import divergences
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 RECIPE = BUNDLED.parents[2] / "examples" / "flow_bundled.yaml"

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from sdt_dist.flow.batch import Batch, Scores, make_batch
-from sdt_dist.flow.held_out import divergences_of
-from sdt_dist.flow.losses import (
+from sdt_dist.noise import gumbel
+from sdt_dist.training.flow.batch import Batch, Scores, make_batch
+from sdt_dist.training.flow.held_out import divergences_of
+from sdt_dist.training.flow.losses import (
     bellman,
     contrastive,
     log_partition_variance,
@@ -20,8 +21,7 @@ from sdt_dist.flow.losses import (
     terminal,
     tie,
 )
-from sdt_dist.flow.trajectories import Candidates, horvitz_thompson_log_weights
-from sdt_dist.noise import gumbel
+from sdt_dist.training.flow.trajectories import Candidates, horvitz_thompson_log_weights
 from tests.flow_helpers import exact_value, scores_by, shortened, toy_trajectory
 from tests.search_helpers import toy
 

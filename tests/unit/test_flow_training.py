@@ -15,12 +15,12 @@ from sdt_dist.errors import CheckpointError, ConfigurationError, ResultsError
 from sdt_dist.flow.checkpoint import INFO_FILE, WEIGHTS_FILE, FlowInfo, save_flow
 from sdt_dist.flow.flow import Flow
 from sdt_dist.flow.network import FlowNetwork
-from sdt_dist.flow.options import FlowTrainOptions
-from sdt_dist.flow.replay import ReplayBuffer
 from sdt_dist.flow.spec import FlowSpec
-from sdt_dist.flow.trainer import FlowTrainer
 from sdt_dist.models.card import card_of
 from sdt_dist.protocols import Root
+from sdt_dist.training.flow.options import FlowTrainOptions
+from sdt_dist.training.flow.replay import ReplayBuffer
+from sdt_dist.training.flow.trainer import FlowTrainer
 from tests.flow_helpers import toy_trajectory
 from tests.search_helpers import toy
 

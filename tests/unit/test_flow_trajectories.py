@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from sdt_dist.errors import CheckpointError, ConfigurationError, DataError
-from sdt_dist.flow.batch import make_batch
-from sdt_dist.flow.extract import stratified, trajectories_of, with_rows
-from sdt_dist.flow.replay import ReplayBuffer
 from sdt_dist.flow.spec import FlowSpec
-from sdt_dist.flow.trajectories import Trajectory, load_trajectories, save_trajectories
 from sdt_dist.models.process import TokenProcess
 from sdt_dist.models.toy import Toy
 from sdt_dist.protocols import Root
+from sdt_dist.training.flow.batch import make_batch
+from sdt_dist.training.flow.extract import stratified, trajectories_of, with_rows
+from sdt_dist.training.flow.replay import ReplayBuffer
+from sdt_dist.training.flow.trajectories import Trajectory, load_trajectories, save_trajectories
 from sdt_dist.tree.snapshot import Snapshot
 from tests.flow_helpers import toy_trajectory
 from tests.search_helpers import run_toy, toy

@@ -18,20 +18,21 @@ from hypothesis.extra.numpy import arrays
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from sdt_dist.data import load_problems
+from sdt_dist.data import load_problems, synthetic
 from sdt_dist.errors import CheckpointError, ConfigurationError, ContextError, DataError, ResultsError
-from sdt_dist.models.forecaster import batches, bundled, synthetic, train, trainer
-from sdt_dist.models.forecaster.batches import CsvSource, SyntheticSource, token_batch
+from sdt_dist.models.forecaster import bundled
 from sdt_dist.models.forecaster.bundled import WEIGHTS_FILE, load_module
 from sdt_dist.models.forecaster.spec import BUNDLED, FORMAT, SPEC_FILE, ForecasterSpec
 from sdt_dist.models.forecaster.tokenizer import FIRST_BIN, MIN_HISTORY, Scale, ValueTokenizer
-from sdt_dist.models.forecaster.train import CURVE_FILE, train_forecaster
-from sdt_dist.models.forecaster.trainer import CHECKPOINT_FILE, TrainConfig
 from sdt_dist.models.loading import load_model
 from sdt_dist.protocols import RolloutRequest
 from sdt_dist.rewards.spec import RewardContext, parse_reward
 from sdt_dist.search.api import run_searches
 from sdt_dist.search.session import SearchProblem
+from sdt_dist.training.forecaster import batches, train, trainer
+from sdt_dist.training.forecaster.batches import CsvSource, SyntheticSource, token_batch
+from sdt_dist.training.forecaster.train import CURVE_FILE, train_forecaster
+from sdt_dist.training.forecaster.trainer import CHECKPOINT_FILE, TrainConfig
 
 TOKENIZER = ValueTokenizer()
 CPU = torch.device("cpu")

@@ -25,14 +25,14 @@ from sdt_dist.evaluation.config import load_config
 from sdt_dist.evaluation.runner import make_plan, run_evaluation
 from sdt_dist.flow.checkpoint import FlowInfo
 from sdt_dist.flow.flow import Flow
-from sdt_dist.flow.learner import LOSSES_FILE, Learner
-from sdt_dist.flow.loss_log import read_losses
 from sdt_dist.flow.spec import FlowSpec
-from sdt_dist.flow.train_config import TrainFlowConfig
-from sdt_dist.flow.training import LiveSearches, Watch, run_rounds
-from sdt_dist.flow.versions import latest_version
 from sdt_dist.models.process import TokenProcess
 from sdt_dist.search.session import SearchProblem
+from sdt_dist.training.flow.config import TrainFlowConfig
+from sdt_dist.training.flow.learner import LOSSES_FILE, Learner
+from sdt_dist.training.flow.loss_log import read_losses
+from sdt_dist.training.flow.train import LiveSearches, Watch, run_rounds
+from sdt_dist.training.flow.versions import latest_version
 from sdt_dist.tree.snapshot import Snapshot
 from tests.flow_helpers import FamilyMember, sibling_groups
 
@@ -49,7 +49,7 @@ ROUNDS = [
 KILLED_AT = 14  # a step of the second round, after its state was saved at step 12
 DYING = f"""
 import os, signal, sys
-from sdt_dist.flow.loss_log import LossLog
+from sdt_dist.training.flow.loss_log import LossLog
 append = LossLog.append
 def die(self, line):
     append(self, line)

@@ -12,10 +12,10 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from sdt_dist.evaluation.results import write_text
-from sdt_dist.flow.learner import LOSSES_FILE, Learner
-from sdt_dist.flow.loss_log import Line, read_losses
-from sdt_dist.flow.train_config import TrainFlowConfig
 from sdt_dist.models.forecaster.spec import replace_file
+from sdt_dist.training.flow.config import TrainFlowConfig
+from sdt_dist.training.flow.learner import LOSSES_FILE, Learner
+from sdt_dist.training.flow.loss_log import Line, read_losses
 
 FORMAT = "sdt-flow-card/1"
 CARD, CURVES = "card.json", "curves.png"

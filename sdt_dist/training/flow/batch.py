@@ -12,7 +12,7 @@ from sdt_dist.errors import DataError
 from sdt_dist.flow.features import moments
 from sdt_dist.flow.network import FlowNetwork
 from sdt_dist.flow.spec import FlowSpec
-from sdt_dist.flow.trajectories import Trajectory
+from sdt_dist.training.flow.trajectories import Trajectory
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -49,7 +49,7 @@ class SyntheticContexts:
     def draw(self, seed: int, round_number: int, count: int) -> list[Context]:
         import torch
 
-        from sdt_dist.models.forecaster.synthetic import generate
+        from sdt_dist.data.synthetic import generate
 
         number = int(np.random.SeedSequence([seed, round_number]).generate_state(1)[0])
         series = generate(count, self.length, torch.Generator().manual_seed(number))

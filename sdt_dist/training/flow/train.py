@@ -16,20 +16,26 @@ import yaml
 from sdt_dist.errors import ConfigurationError, SdtError
 from sdt_dist.evaluation.results import write_text
 from sdt_dist.flow.checkpoint import FlowInfo
-from sdt_dist.flow.collect import Collected, collect
-from sdt_dist.flow.contexts import ContextSource, DatasetContexts, PromptContexts, SyntheticContexts, reward_context
 from sdt_dist.flow.flow import Flow
-from sdt_dist.flow.learner import Learner, check_directory
-from sdt_dist.flow.rounds import Part, parts_of
-from sdt_dist.flow.saved import saved_trajectories
 from sdt_dist.flow.spec import FlowSpec
-from sdt_dist.flow.train_config import TrainFlowConfig
-from sdt_dist.flow.trajectories import Trajectory
 from sdt_dist.models.card import ModelCard, card_of
 from sdt_dist.models.forecaster.process import ForecastProcess
 from sdt_dist.models.process import TokenProcess
 from sdt_dist.rewards.spec import parse_reward
 from sdt_dist.search.session import SearchProblem
+from sdt_dist.training.flow.collect import Collected, collect
+from sdt_dist.training.flow.config import TrainFlowConfig
+from sdt_dist.training.flow.contexts import (
+    ContextSource,
+    DatasetContexts,
+    PromptContexts,
+    SyntheticContexts,
+    reward_context,
+)
+from sdt_dist.training.flow.learner import Learner, check_directory
+from sdt_dist.training.flow.rounds import Part, parts_of
+from sdt_dist.training.flow.saved import saved_trajectories
+from sdt_dist.training.flow.trajectories import Trajectory
 
 CONFIG = "config.yaml"
 _HELD_OUT_DRAWS = 64  # of each held-out context
@@ -195,7 +201,7 @@ def open_learner(config: TrainFlowConfig, card: ModelCard, output: Path, *, resu
 
 def finish(learner: Learner, config: TrainFlowConfig, data: str) -> None:
     """Make the learner's directory a flow, with curves and card. data: what it was trained on."""
-    from sdt_dist.flow.record import write_record
+    from sdt_dist.training.flow.record import write_record
 
     learner.export(learner.directory)
     write_record(learner, config, data)

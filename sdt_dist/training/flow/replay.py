@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from sdt_dist.errors import CheckpointError, ConfigurationError
-from sdt_dist.flow.trajectories import Trajectory, pack_trajectories, unpack_trajectories
+from sdt_dist.training.flow.trajectories import Trajectory, pack_trajectories, unpack_trajectories
 
 Key = tuple[str, tuple[int, ...]]
 _FLOOR = 1e-3  # so that what is learnt is still looked at

@@ -1,7 +1,7 @@
 """Training and fine-tuning of forecasters: resumable exactly, reproducible by seed (SPEC section 5).
 
-    python -m sdt_dist.models.forecaster.train --steps 6000 --output runs/forecaster
-    python -m sdt_dist.models.forecaster.train --init bundled --data my.csv --end-row 8640 --output runs/mine
+    python -m sdt_dist.training.forecaster.train --steps 6000 --output runs/forecaster
+    python -m sdt_dist.training.forecaster.train --init bundled --data my.csv --end-row 8640 --output runs/mine
 
 Hidden matrices are trained with Muon, embeddings and norms with AdamW; cosine schedule to zero. Step k draws its
 batch from a generator seeded by (seed, k), so a resumed run sees the same data as one that never stopped.
@@ -21,11 +21,11 @@ import torch
 from transformers import LlamaForCausalLM
 
 from sdt_dist.errors import CheckpointError, ConfigurationError, ResultsError
-from sdt_dist.models.forecaster.batches import CsvSource, Source, SyntheticSource, token_batch
 from sdt_dist.models.forecaster.bundled import WEIGHTS_FILE, load_module
 from sdt_dist.models.forecaster.spec import SPEC_FILE, replace_file
-from sdt_dist.models.forecaster.trainer import CHECKPOINT_FILE, TrainConfig, Trainer
 from sdt_dist.models.loading import torch_device
+from sdt_dist.training.forecaster.batches import CsvSource, Source, SyntheticSource, token_batch
+from sdt_dist.training.forecaster.trainer import CHECKPOINT_FILE, TrainConfig, Trainer
 
 CURVE_FILE = "curve.jsonl"
 

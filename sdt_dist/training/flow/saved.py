@@ -12,11 +12,11 @@ from sdt_dist.data.problems import ForecastProblem
 from sdt_dist.errors import CheckpointError, ConfigurationError, ResultsError
 from sdt_dist.evaluation.evidence import EVIDENCE, evidence_keys, load_evidence, model_identity
 from sdt_dist.evaluation.results import read_problems, saved_config, tree_path
-from sdt_dist.flow.extract import trajectories_of, with_rows
-from sdt_dist.flow.trajectories import Candidates, Trajectory
 from sdt_dist.models.process import TokenProcess
 from sdt_dist.protocols import Root
 from sdt_dist.rewards.spec import RewardContext, parse_reward
+from sdt_dist.training.flow.extract import trajectories_of, with_rows
+from sdt_dist.training.flow.trajectories import Candidates, Trajectory
 from sdt_dist.tree.snapshot import Snapshot
 from sdt_dist.values.records import WalkRecord, reward_of
 

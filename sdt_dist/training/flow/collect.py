@@ -12,14 +12,22 @@ from typing import Any
 import numpy as np
 
 from sdt_dist.errors import SdtError
-from sdt_dist.flow.extract import Row, expand_by_depth, row_key, stratified, trajectories_of, with_rows, with_token
-from sdt_dist.flow.trajectories import Candidates, Trajectory, horvitz_thompson_log_weights
 from sdt_dist.models.process import TokenProcess, prompt_digest
 from sdt_dist.noise import gumbel
 from sdt_dist.protocols import ExpandRequest, Expansion, Flow, Root, Sample
 from sdt_dist.search.api import run_searches
 from sdt_dist.search.result import SearchResult
 from sdt_dist.search.session import SearchProblem
+from sdt_dist.training.flow.extract import (
+    Row,
+    expand_by_depth,
+    row_key,
+    stratified,
+    trajectories_of,
+    with_rows,
+    with_token,
+)
+from sdt_dist.training.flow.trajectories import Candidates, Trajectory, horvitz_thompson_log_weights
 
 Tokens = tuple[int, ...]
 _VALUES_A_CALL = 1 << 22  # numbers in the complete rows that one call brings

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from sdt_dist.flow.train_config import TrainFlowConfig
+from sdt_dist.training.flow.config import TrainFlowConfig
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 
 import torch
 
-from sdt_dist.flow.batch import Batch, Scores, make_batch
-from sdt_dist.flow.losses import log_ratios
 from sdt_dist.flow.network import FlowNetwork
-from sdt_dist.flow.trajectories import Trajectory
+from sdt_dist.training.flow.batch import Batch, Scores, make_batch
+from sdt_dist.training.flow.losses import log_ratios
+from sdt_dist.training.flow.trajectories import Trajectory
 
 
 def divergences(

@@ -9,9 +9,9 @@ from pydantic import Field, model_validator
 
 from sdt_dist.errors import ConfigurationError, DataError
 from sdt_dist.evaluation.config import read_mapping
-from sdt_dist.flow.options import FlowTrainOptions, LearnerOptions, LossOptions
 from sdt_dist.search.methods import get_method, validate_options
 from sdt_dist.search.options import TreeOptions, parse_options
+from sdt_dist.training.flow.options import FlowTrainOptions, LearnerOptions, LossOptions
 
 EXECUTION_FIELDS = ("device", "threads")
 _HORIZON = 24
@@ -184,7 +184,7 @@ class TrainFlowConfig(LossOptions, LearnerOptions):
 
 def load_train_config(path: str | None, overrides: dict[str, Any]) -> TrainFlowConfig:
     """Configuration from a YAML file (None: defaults) with overrides; SdtError names what is wrong, before a model loads."""
-    from sdt_dist.flow.saved import check_saved
+    from sdt_dist.training.flow.saved import check_saved
 
     values = {} if path is None else read_mapping(Path(path), "config")
     config = parse_options(TrainFlowConfig, values | overrides, "a training of a flow")

@@ -9,10 +9,10 @@ from itertools import groupby
 import numpy as np
 
 from sdt_dist.errors import ConfigurationError
-from sdt_dist.flow.trajectories import Candidates, Trajectory, horvitz_thompson_log_weights
 from sdt_dist.models.process import TokenProcess
 from sdt_dist.noise import exponential, gumbel, stream_key
 from sdt_dist.protocols import ExpandRequest, Expansion, Root
+from sdt_dist.training.flow.trajectories import Candidates, Trajectory, horvitz_thompson_log_weights
 from sdt_dist.tree.kernels import find_child
 from sdt_dist.tree.snapshot import Snapshot
 from sdt_dist.tree.tree import Tree

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import torch
 
-from sdt_dist.flow.batch import Batch, Scores
+from sdt_dist.training.flow.batch import Batch, Scores
 
 
 def chosen_values(scores: Scores, batch: Batch) -> torch.Tensor:

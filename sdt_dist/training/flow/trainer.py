@@ -18,8 +18,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from sdt_dist.errors import CheckpointError, ConfigurationError
-from sdt_dist.flow.batch import Batch, Scores, make_batch, path_of
-from sdt_dist.flow.losses import (
+from sdt_dist.flow.network import FlowNetwork
+from sdt_dist.flow.spec import FlowSpec
+from sdt_dist.models.forecaster.spec import replace_file
+from sdt_dist.training.flow.batch import Batch, Scores, make_batch, path_of
+from sdt_dist.training.flow.losses import (
     bellman,
     contrastive,
     log_partition_variance,
@@ -30,12 +33,9 @@ from sdt_dist.flow.losses import (
     terminal,
     tie,
 )
-from sdt_dist.flow.network import FlowNetwork
-from sdt_dist.flow.options import FlowTrainOptions
-from sdt_dist.flow.replay import ReplayBuffer
-from sdt_dist.flow.spec import FlowSpec
-from sdt_dist.flow.trajectories import Trajectory
-from sdt_dist.models.forecaster.spec import replace_file
+from sdt_dist.training.flow.options import FlowTrainOptions
+from sdt_dist.training.flow.replay import ReplayBuffer
+from sdt_dist.training.flow.trajectories import Trajectory
 
 FORMAT = "sdt-flow-training/1"
 Metrics = dict[str, float]

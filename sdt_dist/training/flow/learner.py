@@ -22,18 +22,18 @@ import numpy as np
 import torch
 
 from sdt_dist.errors import CheckpointError, ConfigurationError, ResultsError
-from sdt_dist.flow.batch import Scores, check_trajectory, make_batch
 from sdt_dist.flow.checkpoint import FlowInfo, save_flow
 from sdt_dist.flow.flow import Flow
-from sdt_dist.flow.held_out import divergences
-from sdt_dist.flow.loss_log import LossLog
 from sdt_dist.flow.network import FlowNetwork
-from sdt_dist.flow.options import FlowTrainOptions, LearnerOptions
-from sdt_dist.flow.replay import ReplayBuffer
 from sdt_dist.flow.spec import FlowSpec
-from sdt_dist.flow.trainer import FlowTrainer, Metrics, diagnosis, read_notes
-from sdt_dist.flow.trajectories import Trajectory
-from sdt_dist.flow.versions import latest_version, place_version
+from sdt_dist.training.flow.batch import Scores, check_trajectory, make_batch
+from sdt_dist.training.flow.held_out import divergences
+from sdt_dist.training.flow.loss_log import LossLog
+from sdt_dist.training.flow.options import FlowTrainOptions, LearnerOptions
+from sdt_dist.training.flow.replay import ReplayBuffer
+from sdt_dist.training.flow.trainer import FlowTrainer, Metrics, diagnosis, read_notes
+from sdt_dist.training.flow.trajectories import Trajectory
+from sdt_dist.training.flow.versions import latest_version, place_version
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

@@ -1,0 +1,1 @@
+"""Training of what searches use: the flow F, and forecasters."""

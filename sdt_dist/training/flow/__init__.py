@@ -1,0 +1,1 @@
+"""Training of the flow F from searches."""
