@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from sdt_dist.evaluation.figures_tree import value_error_by_depth
-from sdt_dist.evaluation.value_error import ValueErrors
 from sdt_dist.models.process import TokenProcess
 from sdt_dist.models.toy import Toy
+from sdt_dist.report.figures.tree import value_error_by_depth
+from sdt_dist.report.value_error import ValueErrors
 from sdt_dist.search.api import run_searches
 from sdt_dist.search.result import SearchResult
 from sdt_dist.search.session import SearchProblem

@@ -16,8 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
-from sdt_dist.evaluation.figures import draw
-from sdt_dist.evaluation.report import SUFFIXES
+from sdt_dist.report.figures.figures import draw
+from sdt_dist.report.write import SUFFIXES
 from tune.choice import Point, common_values
 from tune.config import SweepConfig, front_axes, quality
 from tune.ledger import TrialLine

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from sdt_dist.data.problems import ForecastProblem
-from sdt_dist.evaluation.html import to_html
-from sdt_dist.evaluation.markdown import to_markdown
-from sdt_dist.evaluation.report_blocks import (
+from sdt_dist.evaluation.results import CONFIG, write_text
+from sdt_dist.report.blocks import (
     Block,
     Bullets,
     Code,
@@ -29,8 +28,9 @@ from sdt_dist.evaluation.report_blocks import (
     number_cells,
     text_cells,
 )
-from sdt_dist.evaluation.report_blocks import Cell as Entry
-from sdt_dist.evaluation.results import CONFIG, write_text
+from sdt_dist.report.blocks import Cell as Entry
+from sdt_dist.report.html import to_html
+from sdt_dist.report.markdown import to_markdown
 from tune.choice import (
     BEST,
     FEWEST,

@@ -141,9 +141,9 @@ def _finish(output: Path) -> None:
     """The table, where to look further, and exit code 1 when nothing succeeded."""
     import sys
 
-    from sdt_dist.evaluation.figures import draw_all
-    from sdt_dist.evaluation.report import print_table
     from sdt_dist.evaluation.results import ResultLog
+    from sdt_dist.report.figures.figures import draw_all
+    from sdt_dist.report.write import print_table
 
     lines = ResultLog(output).lines
     if all(line["status"] != "ok" for line in lines):

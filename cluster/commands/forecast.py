@@ -83,7 +83,7 @@ def forecast(
     if samples is not None:
         writers.append(lambda: _write(_sample_frame(result, times), samples))
     if plot is not None:
-        from sdt_dist.evaluation.figures import fan_chart_file
+        from sdt_dist.report.figures.figures import fan_chart_file
 
         writers.append(lambda: fan_chart_file(history, result, plot, name=str(table.columns[-1]), season=season))
     _write_all(writers)
@@ -145,7 +145,7 @@ def _prepare_outputs(**paths: Path | None) -> None:
     if len({path.resolve() for path in given.values()}) < len(given):
         raise ConfigurationError(f"{', '.join(given)}: the same file twice; give each its own.")
     if "plot" in given:
-        from sdt_dist.evaluation.figures import image_suffixes
+        from sdt_dist.report.figures.figures import image_suffixes
 
         if given["plot"].suffix.lower() not in image_suffixes():
             raise ConfigurationError(f"plot: {str(given['plot'])!r}, allowed endings: {', '.join(image_suffixes())}.")

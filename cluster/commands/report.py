@@ -31,8 +31,8 @@ def report(
     """
     from rich.console import Console
 
-    from sdt_dist.evaluation.report import write_report
     from sdt_dist.evaluation.results import SAMPLES
+    from sdt_dist.report.write import write_report
 
     for run in runs:
         if not (run / SAMPLES).exists():

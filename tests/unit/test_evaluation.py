@@ -20,12 +20,12 @@ import yaml
 from cluster.cli import main
 from sdt_dist.errors import ConfigurationError, ResultsError
 from sdt_dist.evaluation.config import EvaluationConfig, load_config
-from sdt_dist.evaluation.figures import draw_all
 from sdt_dist.evaluation.results import ResultLog, read_problems
 from sdt_dist.evaluation.runner import Progress, in_process, make_plan, run_evaluation
 from sdt_dist.evaluation.summary import recompute, tabulate
 from sdt_dist.models.loading import load_model
 from sdt_dist.protocols import Decoded
+from sdt_dist.report.figures.figures import draw_all
 from sdt_dist.rewards.spec import RewardContext, parse_reward
 from sdt_dist.search.methods import get_method, method_names
 

@@ -9,11 +9,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from sdt_dist.evaluation import figures
 from sdt_dist.evaluation.config import EvaluationConfig
-from sdt_dist.evaluation.figures_tree import draw_value_error, value_error_by_depth
 from sdt_dist.evaluation.results import tree_path
 from sdt_dist.evaluation.runner import make_plan, run_evaluation
+from sdt_dist.report.figures import figures
+from sdt_dist.report.figures.tree import draw_value_error, value_error_by_depth
 from sdt_dist.tree.snapshot import Snapshot
 from tests.search_helpers import run_toy, toy
 

@@ -14,18 +14,18 @@ from scipy.stats import wilcoxon
 from sdt_dist.errors import ResultsError, SdtError
 from sdt_dist.evaluation.config import EvaluationConfig
 from sdt_dist.evaluation.environment import note_environment, read_environment, server_record
-from sdt_dist.evaluation.html import to_html
-from sdt_dist.evaluation.markdown import to_markdown
-from sdt_dist.evaluation.paired import Difference, between_methods
-from sdt_dist.evaluation.report import write_report
-from sdt_dist.evaluation.report_blocks import Section
-from sdt_dist.evaluation.report_changes import sections_of_several
-from sdt_dist.evaluation.report_differences import in_words
-from sdt_dist.evaluation.report_run import RunFiles, run_section
-from sdt_dist.evaluation.report_tree import Choice, problem_section
 from sdt_dist.evaluation.results import tree_path
 from sdt_dist.evaluation.runner import make_plan, run_evaluation
-from sdt_dist.evaluation.value_error import ValueErrors
+from sdt_dist.evaluation.significance import Difference, between_methods
+from sdt_dist.report.blocks import Section
+from sdt_dist.report.changes import sections_of_several
+from sdt_dist.report.differences import in_words
+from sdt_dist.report.html import to_html
+from sdt_dist.report.markdown import to_markdown
+from sdt_dist.report.run import RunFiles, run_section
+from sdt_dist.report.tree import Choice, problem_section
+from sdt_dist.report.value_error import ValueErrors
+from sdt_dist.report.write import write_report
 from sdt_dist.tree.snapshot import Snapshot
 from tests.report_helpers import (
     COSTS,

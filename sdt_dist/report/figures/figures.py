@@ -19,12 +19,12 @@ from matplotlib.figure import Figure
 from sdt_dist.data.problems import ForecastProblem
 from sdt_dist.errors import ResultsError
 from sdt_dist.evaluation.ablation import family, middle
-from sdt_dist.evaluation.figures_ablation import ablation
-from sdt_dist.evaluation.figures_axes import COLOURS, legend, reach, style_of
-from sdt_dist.evaluation.figures_cost import diversity_against_reward, quality_against_cost
-from sdt_dist.evaluation.figures_tree import draw_tree
 from sdt_dist.evaluation.results import Line, read_lines, read_problems, saved_config, tree_path
 from sdt_dist.metrics.spectrum import MIN_SEGMENT, power_spectrum, reference_spectrum
+from sdt_dist.report.figures.ablation import ablation
+from sdt_dist.report.figures.axes import COLOURS, legend, reach, style_of
+from sdt_dist.report.figures.cost import diversity_against_reward, quality_against_cost
+from sdt_dist.report.figures.tree import draw_tree
 from sdt_dist.search.result import SearchResult
 from sdt_dist.tree.snapshot import Snapshot
 

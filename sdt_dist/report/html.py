@@ -13,7 +13,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from sdt_dist.evaluation.report_blocks import Section
+from sdt_dist.report.blocks import Section
 
 _PAGE = Path(__file__).parent / "page"
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from sdt_dist.evaluation.environment import backends_of, environment_facts
-from sdt_dist.evaluation.paired import Pairs, between_runs
-from sdt_dist.evaluation.report_blocks import (
+from sdt_dist.evaluation.significance import Pairs, between_runs
+from sdt_dist.report.blocks import (
     Block,
     Bullets,
     Cell,
@@ -25,8 +25,8 @@ from sdt_dist.evaluation.report_blocks import (
     number_cells,
     text_cells,
 )
-from sdt_dist.evaluation.report_differences import differences_grid, explain, in_words
-from sdt_dist.evaluation.report_run import RunFiles, cost_mean, ms_per_nfe
+from sdt_dist.report.differences import differences_grid, explain, in_words
+from sdt_dist.report.run import RunFiles, cost_mean, ms_per_nfe
 
 _MEASURES = {"crps": ("CRPS", "lower"), "log_l1": ("log-L1", "near the truth's"), "reward_mean": ("reward", "higher")}
 _COSTS = {"nfe": ("NFE", "matched"), "model_calls": ("model calls", "fewer"), "wall_s": ("s/problem", "lower")}

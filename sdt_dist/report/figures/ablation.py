@@ -11,11 +11,11 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from sdt_dist.evaluation.ablation import family
-from sdt_dist.evaluation.figures_axes import COLOURS, legend, point, reach, values_axis
 from sdt_dist.evaluation.tables import number
+from sdt_dist.report.figures.axes import COLOURS, legend, point, reach, values_axis
 
 if TYPE_CHECKING:
-    from sdt_dist.evaluation.figures import Run
+    from sdt_dist.report.figures.figures import Run
 
 Place = tuple[float | None, ...]
 _NAMES = {"lambda": "λ", "gamma": "γ", "alpha": "α", "rollouts": "rollouts (budget)"}

@@ -5,9 +5,9 @@ It must not know files.
 
 from __future__ import annotations
 
-from sdt_dist.evaluation.paired import METRICS, Difference, Differences
-from sdt_dist.evaluation.report_blocks import Cell, Grid, Row, by_rows, decimals_for, fixed
+from sdt_dist.evaluation.significance import METRICS, Difference, Differences
 from sdt_dist.evaluation.tables import COLUMNS, Column
+from sdt_dist.report.blocks import Cell, Grid, Row, by_rows, decimals_for, fixed
 
 _BY_METRIC = {column.metric: column for column in COLUMNS}
 _SIGNIFICANT = 0.05

@@ -16,9 +16,11 @@ from sdt_dist.errors import ResultsError
 from sdt_dist.evaluation.ablation import family, middle
 from sdt_dist.evaluation.config import EvaluationConfig
 from sdt_dist.evaluation.environment import backends_of, environment_facts, read_environment
-from sdt_dist.evaluation.figures import Run
-from sdt_dist.evaluation.paired import between_methods
-from sdt_dist.evaluation.report_blocks import (
+from sdt_dist.evaluation.results import CONFIG, read_lines, saved_config
+from sdt_dist.evaluation.significance import between_methods
+from sdt_dist.evaluation.summary import tabulate, write_summary
+from sdt_dist.evaluation.tables import BASE, COLUMNS, Column, Summary, Table
+from sdt_dist.report.blocks import (
     Block,
     Bullets,
     Cell,
@@ -33,10 +35,8 @@ from sdt_dist.evaluation.report_blocks import (
     number_cells,
     text_cells,
 )
-from sdt_dist.evaluation.report_differences import differences_grid, explain, hint, in_words
-from sdt_dist.evaluation.results import CONFIG, read_lines, saved_config
-from sdt_dist.evaluation.summary import tabulate, write_summary
-from sdt_dist.evaluation.tables import BASE, COLUMNS, Column, Summary, Table
+from sdt_dist.report.differences import differences_grid, explain, hint, in_words
+from sdt_dist.report.figures.figures import Run
 from sdt_dist.search.methods import get_method
 
 TRUE_FUTURE = "true future"

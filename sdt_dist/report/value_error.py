@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sdt_dist.errors import ResultsError
-from sdt_dist.evaluation.report_blocks import Grid, Picture, Row, Section, by_rows, number_cells
 from sdt_dist.evaluation.results import write_text
+from sdt_dist.report.blocks import Grid, Picture, Row, Section, by_rows, number_cells
 
 VALUE_ERROR = "value_error.json"
 Curves = dict[str, dict[int, float]]

@@ -9,7 +9,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from sdt_dist.evaluation.figures import Run, draw_fan
+from sdt_dist.report.figures.figures import Run, draw_fan
 
 _COLUMNS = 3
 

@@ -15,18 +15,18 @@ from rich.markup import escape
 from rich.table import Table
 
 from sdt_dist.errors import ResultsError
-from sdt_dist.evaluation.figures import draw, draw_all, first_tree
-from sdt_dist.evaluation.figures_problem import problem_fans
-from sdt_dist.evaluation.figures_tree import draw_value_error
-from sdt_dist.evaluation.html import to_html
-from sdt_dist.evaluation.markdown import to_markdown
-from sdt_dist.evaluation.report_blocks import Section, Text
-from sdt_dist.evaluation.report_changes import sections_of_several
-from sdt_dist.evaluation.report_run import RunFiles, run_section
-from sdt_dist.evaluation.report_tree import PROBLEM_FANS, PROBLEM_TREE, Choice, check_choice, problem_section
 from sdt_dist.evaluation.results import SAMPLES, methods_by_label, write_text
 from sdt_dist.evaluation.tables import COLUMNS, cell, number
-from sdt_dist.evaluation.value_error import VALUE_ERROR, ValueErrors, value_error_section
+from sdt_dist.report.blocks import Section, Text
+from sdt_dist.report.changes import sections_of_several
+from sdt_dist.report.figures.figures import draw, draw_all, first_tree
+from sdt_dist.report.figures.problem import problem_fans
+from sdt_dist.report.figures.tree import draw_value_error
+from sdt_dist.report.html import to_html
+from sdt_dist.report.markdown import to_markdown
+from sdt_dist.report.run import RunFiles, run_section
+from sdt_dist.report.tree import PROBLEM_FANS, PROBLEM_TREE, Choice, check_choice, problem_section
+from sdt_dist.report.value_error import VALUE_ERROR, ValueErrors, value_error_section
 from sdt_dist.search.methods import get_method
 
 SUFFIXES = (".png", ".pdf", ".svg")  # of every figure: for Markdown, for papers, for the page

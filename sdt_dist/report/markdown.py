@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from sdt_dist.evaluation.report_blocks import Block, Bullets, Cell, Code, Grid, Picture, Section, Text, TreeView
+from sdt_dist.report.blocks import Block, Bullets, Cell, Code, Grid, Picture, Section, Text, TreeView
 
 
 def to_markdown(title: str, sections: Sequence[Section], folder: Path) -> str:

@@ -13,11 +13,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sdt_dist.evaluation.ablation import family
-from sdt_dist.evaluation.figures_axes import legend, log_axis, point, reach
+from sdt_dist.report.figures.axes import legend, log_axis, point, reach
 from sdt_dist.search.methods import get_method
 
 if TYPE_CHECKING:
-    from sdt_dist.evaluation.figures import Run
+    from sdt_dist.report.figures.figures import Run
 
 _SAME_BUDGET = 1.5
 _A_FEW = 6  # curves whose intervals can be told apart in one panel
