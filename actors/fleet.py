@@ -16,7 +16,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutErro
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.config import FleetConfig
-from actors.controller import Report
+from actors.controller.controller import Report
 from actors.learner import LearningPlan
 from actors.remote import ControllerActor, reason
 from actors.searcher import Outcome

@@ -23,7 +23,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.calls import Routes
 from actors.config import FleetConfig, Placement
-from actors.controller import Controller, Report
+from actors.controller.controller import Controller, Report
 from actors.endpoint import Endpoint, GoneError, UnreachableError, within
 from actors.exchange import Exchange
 from actors.learner import LearningPlan, LiveLearner

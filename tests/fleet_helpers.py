@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from actors.config import FleetConfig
-from actors.controller import Controller
+from actors.controller.controller import Controller
+from actors.controller.health import HealthPolicy
 from actors.endpoint import Endpoint, GoneError, UnreachableError, within
-from actors.health import HealthPolicy
 from actors.learner import LearningPlan, LiveLearner
 from actors.searcher import Outcome, Searcher
 from actors.store_shard import StoreShard

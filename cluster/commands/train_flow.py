@@ -155,7 +155,7 @@ def _train_live(settings: Any, output: Path, size: Any, resume: bool) -> None:
     """Train on a fleet; a mistake is told before Ray starts."""
     from rich.progress import Progress
 
-    from actors.training import check_live, train_live
+    from actors.live_training import check_live, train_live
     from cluster.attach import attached
     from cluster.live import fleet_line
 

@@ -6,7 +6,7 @@ import json
 import re
 
 from actors.config import fleet_config
-from actors.controller import Controller
+from actors.controller.controller import Controller
 from actors.learner import LearningPlan, LiveLearner
 from actors.metrics import METRICS, metric_name
 from actors.searcher import Searcher

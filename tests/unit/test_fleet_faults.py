@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from actors.config import fleet_config
-from actors.controller import Controller
+from actors.controller.controller import Controller
 from actors.work import GivenReward
 from sdt_dist.errors import ConfigurationError, FleetError
 from sdt_dist.models.toy import Toy

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from actors.config import fleet_config
-from actors.controller import Controller
-from actors.flows import FlowLibrary, Held
+from actors.controller.controller import Controller
+from actors.controller.flows import FlowLibrary, Held
 from actors.work import LATEST
 from sdt_dist.errors import CheckpointError, ConfigurationError
 from sdt_dist.flow.files import FlowFiles

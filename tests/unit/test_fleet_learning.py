@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from actors.config import FleetConfig, fleet_config
-from actors.controller import Controller
+from actors.controller.controller import Controller
 from actors.learner import LearningPlan, LiveLearner
+from actors.live_training import SearchStream, check_live
 from actors.searcher import Outcome
-from actors.training import SearchStream, check_live
 from actors.trajectory_buffer import SearchRecord, Taken, TrajectoryBuffer
 from actors.work import GivenReward
 from sdt_dist.errors import ConfigurationError, FleetError, ResultsError

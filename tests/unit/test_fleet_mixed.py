@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from scipy.special import logsumexp
 
-from actors.agreement import Agreement
 from actors.calls import Routes
 from actors.config import FleetConfig, fleet_config
+from actors.controller.agreement import Agreement
 from actors.endpoint import Endpoint
 from actors.searcher import Searcher, SearcherSettings
 from sdt_dist.errors import ConfigurationError, FleetError

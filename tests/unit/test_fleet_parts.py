@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.health import Health, HealthPolicy
-from actors.routing import RouteTable
+from actors.controller.health import Health, HealthPolicy
+from actors.controller.routing import RouteTable
 from cluster.live import Rates, fleet_line
 from tests.fleet_helpers import Clock
 

@@ -18,7 +18,7 @@ from sdt_dist.flow.info import FlowHead, check_model
 from sdt_dist.models.card import ModelCard
 
 if TYPE_CHECKING:
-    from actors.slots import Slot
+    from actors.controller.slots import Slot
 
 
 @dataclass(eq=False)

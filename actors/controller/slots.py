@@ -7,13 +7,13 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from actors.calls import Routes
+from actors.controller.flows import Held
+from actors.controller.health import Health, HealthPolicy
 from actors.endpoint import Endpoint, GoneError, repeat_while_unreachable
-from actors.flows import Held
-from actors.health import Health, HealthPolicy
 from sdt_dist.errors import FleetError, SdtError
 
 if TYPE_CHECKING:
-    from actors.controller import Backend
+    from actors.controller.controller import Backend
 
 
 class Slot:

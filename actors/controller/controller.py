@@ -15,16 +15,16 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from actors.agreement import Agreement
 from actors.calls import Routes, ServersDiedError
 from actors.config import FleetConfig
+from actors.controller.agreement import Agreement
+from actors.controller.flows import FlowLibrary
+from actors.controller.health import HealthPolicy
+from actors.controller.learner_slots import Learning
+from actors.controller.routing import RouteTable
+from actors.controller.slots import Slot
 from actors.endpoint import Endpoint, repeat_while_unreachable
-from actors.flows import FlowLibrary
-from actors.health import HealthPolicy
-from actors.learning import Learning
-from actors.routing import RouteTable
 from actors.searcher import CREWS, Outcome, SearcherSettings
-from actors.slots import Slot
 from actors.work import Work
 from sdt_dist.errors import FleetError, SdtError
 from sdt_dist.flow.files import FlowFiles

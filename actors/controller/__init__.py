@@ -1,0 +1,1 @@
+"""The one supervisor of a fleet and its parts."""
