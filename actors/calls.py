@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from actors.endpoint import Endpoint, GoneError, repeat_while_unreachable
+from sdt_dist.actors.endpoint import Endpoint, GoneError, repeat_while_unreachable
 from sdt_dist.errors import FleetError
 from sdt_dist.models.card import ModelCard
 from sdt_dist.models.remote.wire import pack_requests, unpack_replies

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from sdt_dist.errors import FleetError
 
@@ -76,3 +76,11 @@ async def repeat_while_unreachable(
                 raise
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, 2.0)
+
+
+class Backend(Protocol):
+    """Starts and kills actors."""
+
+    def spawn(self, kind: str, index: int, incarnation: int) -> Endpoint: ...
+
+    def kill(self, endpoint: Endpoint) -> None: ...

@@ -7,10 +7,10 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from actors.config import FleetConfig
-from actors.fleet import Watch, ask, run_fleet
-from actors.searcher import Outcome
-from actors.work import Loader, SpecReward, Work, load_spec
+from sdt_dist.actors.config import FleetConfig
+from sdt_dist.actors.fleet import Watch, ask, run_fleet
+from sdt_dist.actors.searcher import Outcome
+from sdt_dist.actors.work import Loader, SpecReward, Work, load_spec
 from sdt_dist.errors import SdtError
 from sdt_dist.evaluation.config import EvaluationConfig
 from sdt_dist.evaluation.runner import Execute, Task

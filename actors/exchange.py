@@ -10,8 +10,8 @@ import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
 
-from actors.searcher import Outcome
-from actors.work import Work
+from sdt_dist.actors.searcher import Outcome
+from sdt_dist.actors.work import Work
 from sdt_dist.errors import SdtError
 
 

@@ -15,12 +15,12 @@ import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from actors.config import FleetConfig
-from actors.controller.controller import Report
-from actors.learner import LearningPlan
-from actors.remote import ControllerActor, reason
-from actors.searcher import Outcome
-from actors.work import Loader, Work
+from sdt_dist.actors.config import FleetConfig
+from sdt_dist.actors.controller.controller import Report
+from sdt_dist.actors.learner import LearningPlan
+from sdt_dist.actors.remote import ControllerActor, reason
+from sdt_dist.actors.searcher import Outcome
+from sdt_dist.actors.work import Loader, Work
 from sdt_dist.errors import FleetError, SdtError
 from sdt_dist.flow.files import FlowFiles
 

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from actors.calls import Directory, RemoteModel, Routes, ServerCalls
-from actors.endpoint import GoneError
-from actors.searcher import SearcherSettings
-from actors.trajectory_buffer import SearchRecord, Taken
+from sdt_dist.actors.calls import Directory, RemoteModel, Routes, ServerCalls
+from sdt_dist.actors.endpoint import GoneError
+from sdt_dist.actors.searcher import SearcherSettings
+from sdt_dist.actors.trajectory_buffer import SearchRecord, Taken
 from sdt_dist.errors import FleetError, SdtError
 from sdt_dist.flow.files import FlowFiles
 from sdt_dist.models.card import process_of

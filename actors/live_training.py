@@ -13,10 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from actors.config import FleetConfig
-from actors.fleet import Watch, run_fleet
-from actors.learner import LearningPlan
-from actors.work import LATEST, Loader, RewardRecipe, SpecReward, Work, load_spec
+from sdt_dist.actors.config import FleetConfig
+from sdt_dist.actors.fleet import Watch, run_fleet
+from sdt_dist.actors.learner import LearningPlan
+from sdt_dist.actors.work import LATEST, Loader, RewardRecipe, SpecReward, Work, load_spec
 from sdt_dist.errors import ConfigurationError, SdtError
 from sdt_dist.models.forecaster.spec import ForecasterSpec, forecaster_directory
 from sdt_dist.models.loading import check_flow_backend, split_spec

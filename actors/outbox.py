@@ -10,9 +10,9 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from actors.calls import Directory
-from actors.endpoint import GoneError, repeat_while_unreachable
-from actors.trajectory_buffer import SearchRecord
+from sdt_dist.actors.calls import Directory
+from sdt_dist.actors.endpoint import GoneError, repeat_while_unreachable
+from sdt_dist.actors.trajectory_buffer import SearchRecord
 from sdt_dist.errors import SdtError
 
 _MOST_WAITING = 256

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from actors.config import FleetConfig, Placement
+from sdt_dist.actors.config import FleetConfig, Placement
 from sdt_dist.errors import ConfigurationError
 
 _UNIQUE = ("ray.io/node-id",)  # labels that name one node: no use as a suggestion

@@ -21,17 +21,17 @@ from ray.actor import ActorHandle
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from actors.calls import Routes
-from actors.config import FleetConfig, Placement
-from actors.controller.controller import Controller, Report
-from actors.endpoint import Endpoint, GoneError, UnreachableError, within
-from actors.exchange import Exchange
-from actors.learner import LearningPlan, LiveLearner
-from actors.metrics import Exporter
-from actors.searcher import Outcome, Searcher, SearcherSettings
-from actors.store_shard import StoreShard
-from actors.trajectory_buffer import SearchRecord, Taken, TrajectoryBuffer
-from actors.work import Loader, Work, load_spec
+from sdt_dist.actors.calls import Routes
+from sdt_dist.actors.config import FleetConfig, Placement
+from sdt_dist.actors.controller.controller import Controller, Report
+from sdt_dist.actors.endpoint import Endpoint, GoneError, UnreachableError, within
+from sdt_dist.actors.exchange import Exchange
+from sdt_dist.actors.learner import LearningPlan, LiveLearner
+from sdt_dist.actors.metrics import Exporter
+from sdt_dist.actors.searcher import Outcome, Searcher, SearcherSettings
+from sdt_dist.actors.store_shard import StoreShard
+from sdt_dist.actors.trajectory_buffer import SearchRecord, Taken, TrajectoryBuffer
+from sdt_dist.actors.work import Loader, Work, load_spec
 from sdt_dist.errors import FleetError, ModelGoneError, SdtError
 from sdt_dist.flow.files import FlowFiles
 from sdt_dist.models.card import ModelCard, card_of

@@ -13,14 +13,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from actors.calls import Directory, RemoteModel, Routes, ServerCalls, ServersDiedError, StoreCalls
-from actors.outbox import Outbox
-from actors.trajectory_buffer import SearchRecord
-from actors.work import Work, lean
+from sdt_dist.actors.calls import Directory, RemoteModel, Routes, ServerCalls, ServersDiedError, StoreCalls
+from sdt_dist.actors.outbox import Outbox
+from sdt_dist.actors.trajectory_buffer import SearchRecord
+from sdt_dist.actors.work import Work, lean
 from sdt_dist.errors import FleetError, SdtError
 from sdt_dist.models.card import ModelCard, process_of
-from sdt_dist.models.process import TokenProcess, prompt_digest
-from sdt_dist.protocols import ExpandRequest, RolloutRequest, Root
+from sdt_dist.models.process import TokenProcess
+from sdt_dist.protocols import ExpandRequest, RolloutRequest, Root, prompt_digest
 from sdt_dist.rewards.spec import RewardContext
 from sdt_dist.search.api import open_search
 from sdt_dist.search.driver import Crew, Ended, Round

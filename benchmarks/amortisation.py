@@ -83,7 +83,15 @@ def run(flow: str, output: Path, resume: bool) -> None:
     for dataset in DATASETS:
         path = output / f"{dataset}.yaml"
         path.write_text(yaml.safe_dump(configuration(dataset, flow), sort_keys=False), encoding="utf-8")
-        command = [sys.executable, "-m", "cluster.cli", "evaluate", str(path), "--output", str(output / dataset)]
+        command = [
+            sys.executable,
+            "-m",
+            "sdt_dist.cluster.cli",
+            "evaluate",
+            str(path),
+            "--output",
+            str(output / dataset),
+        ]
         subprocess.run([*command, "--resume"] if resume else command, check=True)
 
 

@@ -21,9 +21,9 @@ import numpy as np
 import psutil
 import ray
 
-from actors.config import FleetConfig, fleet_config
-from actors.remote import ControllerActor
-from actors.work import GivenReward, Work
+from sdt_dist.actors.config import FleetConfig, fleet_config
+from sdt_dist.actors.remote import ControllerActor
+from sdt_dist.actors.work import GivenReward, Work
 from sdt_dist.noise import mix64
 from sdt_dist.protocols import Cost, Decoded, ExpandRequest, Expansion, PriorLaw, Rollout, RolloutRequest, Root
 from sdt_dist.values.records import Membership

@@ -18,11 +18,11 @@ from typing import Any
 
 import ray
 
-from actors.config import FleetConfig, fleet_config
-from actors.evaluation import on_fleet
-from sdt_dist.evaluation.config import load_config
+from sdt_dist.actors.config import FleetConfig, fleet_config
+from sdt_dist.actors.evaluation import on_fleet
+from sdt_dist.evaluation.plan import Plan, load_config, make_plan
 from sdt_dist.evaluation.results import read_lines
-from sdt_dist.evaluation.runner import Plan, in_process, make_plan, run_evaluation
+from sdt_dist.evaluation.runner import in_process, run_evaluation
 from sdt_dist.models.loading import load_model
 
 _NOT_COMPARED = ("wall_s", "model_calls")

@@ -17,9 +17,9 @@ from dataclasses import replace
 import numpy as np
 import ray
 
-from actors.config import FleetConfig, fleet_config
-from actors.fleet import run_fleet
-from actors.work import GivenReward, Work
+from sdt_dist.actors.config import FleetConfig, fleet_config
+from sdt_dist.actors.fleet import run_fleet
+from sdt_dist.actors.work import GivenReward, Work
 from sdt_dist.models.toy import Toy
 from sdt_dist.protocols import PriorLaw, Rollout, RolloutRequest
 from sdt_dist.search.result import SearchResult

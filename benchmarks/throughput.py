@@ -230,9 +230,9 @@ def on_fleet(job: Job, load: Callable[[], Any], seed: int, alone: Reading) -> Re
     """
     import ray
 
-    from actors.config import fleet_config
-    from actors.fleet import run_fleet
-    from actors.work import GivenReward, Work
+    from sdt_dist.actors.config import fleet_config
+    from sdt_dist.actors.fleet import run_fleet
+    from sdt_dist.actors.work import GivenReward, Work
 
     count = len(job.contexts)
     work = [

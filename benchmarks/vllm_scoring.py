@@ -25,8 +25,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from sdt_dist.models.process import prompt_digest
-from sdt_dist.protocols import ExpandRequest, PriorLaw, RolloutRequest, Root
+from sdt_dist.protocols import ExpandRequest, PriorLaw, RolloutRequest, Root, prompt_digest
 
 if TYPE_CHECKING:
     from sdt_dist.models.vllm.model import VllmModel

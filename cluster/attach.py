@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from actors.config import FleetConfig
+from sdt_dist.actors.config import FleetConfig
 
 
 @contextmanager
@@ -16,9 +16,9 @@ def attached(size: FleetConfig, say: Callable[[str], None], *, shards: bool = Fa
 
     Errors as for `connect`, and ConfigurationError for a cluster that cannot hold the fleet.
     """
-    from actors.placement import check_placement, cluster_nodes, fleet_requests
-    from cluster.connect import connect
-    from cluster.dashboard import place_dashboard
+    from sdt_dist.actors.placement import check_placement, cluster_nodes, fleet_requests
+    from sdt_dist.cluster.connect import connect
+    from sdt_dist.cluster.dashboard import place_dashboard
 
     requests = fleet_requests(size, shards=shards)
     needed = sum(request.count * request.placement.cpus for request in requests) + 1

@@ -8,16 +8,16 @@ from collections.abc import Callable
 
 import typer
 
-from cluster.commands.cluster import status, submit
-from cluster.commands.doctor import doctor
-from cluster.commands.evaluate import evaluate
-from cluster.commands.forecast import forecast
-from cluster.commands.generate import generate
-from cluster.commands.report import report
-from cluster.commands.serve import serve
-from cluster.commands.train_flow import train_flow
-from cluster.commands.train_forecaster import train_forecaster
-from cluster.commands.tune import tune
+from sdt_dist.cluster.commands.cluster import status, submit
+from sdt_dist.cluster.commands.doctor import doctor
+from sdt_dist.cluster.commands.evaluate import evaluate
+from sdt_dist.cluster.commands.forecast import forecast
+from sdt_dist.cluster.commands.generate import generate
+from sdt_dist.cluster.commands.report import report
+from sdt_dist.cluster.commands.serve import serve
+from sdt_dist.cluster.commands.train_flow import train_flow
+from sdt_dist.cluster.commands.train_forecaster import train_forecaster
+from sdt_dist.cluster.commands.tune import tune
 from sdt_dist.errors import SdtError
 
 MISTAKE, INTERRUPTED = 2, 130

@@ -12,8 +12,8 @@ import uuid
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.auth import create_private_token
-from cluster.probe import OUTSIDE, ClusterFacts, check_address, check_answers, probe
+from sdt_dist.cluster.auth import create_private_token
+from sdt_dist.cluster.probe import OUTSIDE, ClusterFacts, check_address, check_answers, probe
 from sdt_dist.errors import FleetError
 
 

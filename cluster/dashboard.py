@@ -9,7 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from actors.metrics import METRICS, Metric, metric_name
+from sdt_dist.actors.metrics import METRICS, Metric, metric_name
+from sdt_dist.files import write_text
 
 FILE = "sdt_fleet_grafana_dashboard.json"
 _RATES = {
@@ -46,7 +47,7 @@ def write_dashboard(folder: Path) -> Path:
     """Write the dashboard's JSON into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / FILE
-    path.write_text(json.dumps(dashboard(), indent=1), encoding="utf-8")
+    write_text(path, json.dumps(dashboard(), indent=1))
     return path
 
 

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from actors.config import FleetConfig, Placement
-from actors.placement import Node, PlacementPlan, fleet_requests, plan_placement
-from cluster.auth import AuthState
+from sdt_dist.actors.config import FleetConfig, Placement
+from sdt_dist.actors.placement import Node, PlacementPlan, fleet_requests, plan_placement
+from sdt_dist.cluster.auth import AuthState
 from sdt_dist.errors import SdtError
 
 GIB = 2**30

@@ -17,8 +17,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-from cluster.auth import auth_state, use_token
-from cluster.probe import is_this_host, probe
+from sdt_dist.cluster.auth import auth_state, use_token
+from sdt_dist.cluster.probe import is_this_host, probe
 from sdt_dist.errors import ConfigurationError, FleetError, unknown_name
 
 TUNNEL = "open a tunnel to the head: ssh -L 8265:127.0.0.1:8265 HEAD, or give the dashboard's URL with --address"

@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from actors.placement import Node
-from cluster.auth import auth_state, use_token
+from sdt_dist.actors.placement import Node
+from sdt_dist.cluster.auth import auth_state, use_token
 from sdt_dist.errors import ConfigurationError, FleetError
 
 START = "start one with `ray start --head` (cluster/nodes/start_head.sh), or leave --address out to run on this machine"

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from actors.placement import Node
-from cluster.diagnosis import Finding, ModelFiles, check_model, gpu_bytes
+from sdt_dist.actors.placement import Node
+from sdt_dist.cluster.diagnosis import Finding, ModelFiles, check_model, gpu_bytes
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ Axes: B requests of one call, K children, V vocabulary, n generated tokens.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -66,6 +67,11 @@ class Root:
     meta: Any = None
     paid: bool = False
     embeddings: np.ndarray | None = None
+
+
+def prompt_digest(prompt: Sequence[int]) -> bytes:
+    """16 bytes that name a prompt in caches, the same in every process."""
+    return hashlib.blake2b(np.asarray(prompt, dtype=np.int64).tobytes(), digest_size=16).digest()
 
 
 State = tuple[Root, tuple[int, ...]]  # a problem and the tokens generated so far

@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 
+from tests.one_package import refuse_bare_names
+
+refuse_bare_names()
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

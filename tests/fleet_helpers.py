@@ -8,15 +8,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from actors.config import FleetConfig
-from actors.controller.controller import Controller
-from actors.controller.health import HealthPolicy
-from actors.endpoint import Endpoint, GoneError, UnreachableError, within
-from actors.learner import LearningPlan, LiveLearner
-from actors.searcher import Outcome, Searcher
-from actors.store_shard import StoreShard
-from actors.trajectory_buffer import TrajectoryBuffer
-from actors.work import GivenReward, Work
+from sdt_dist.actors.config import FleetConfig
+from sdt_dist.actors.controller.controller import Controller
+from sdt_dist.actors.controller.health import HealthPolicy
+from sdt_dist.actors.endpoint import Endpoint, GoneError, UnreachableError, within
+from sdt_dist.actors.learner import LearningPlan, LiveLearner
+from sdt_dist.actors.searcher import Outcome, Searcher
+from sdt_dist.actors.store_shard import StoreShard
+from sdt_dist.actors.trajectory_buffer import TrajectoryBuffer
+from sdt_dist.actors.work import GivenReward, Work
 from sdt_dist.errors import FleetError, SdtError
 from sdt_dist.flow.files import FlowFiles
 from sdt_dist.models.card import card_of

@@ -16,8 +16,8 @@ from sdt_dist.flow.info import FlowInfo
 from sdt_dist.flow.network import FlowNetwork
 from sdt_dist.flow.spec import FlowSpec
 from sdt_dist.models.card import ModelCard
-from sdt_dist.models.process import prompt_digest
 from sdt_dist.models.toy import Toy
+from sdt_dist.protocols import prompt_digest
 from sdt_dist.training.flow.batch import Batch, Scores
 from sdt_dist.training.flow.trajectories import Candidates, Trajectory
 

@@ -9,10 +9,10 @@ from typing import Any
 import psutil
 import ray
 
-from actors.config import fleet_config
-from actors.fleet import Watch, run_fleet
-from actors.searcher import Outcome
-from actors.work import Work
+from sdt_dist.actors.config import fleet_config
+from sdt_dist.actors.fleet import Watch, run_fleet
+from sdt_dist.actors.searcher import Outcome
+from sdt_dist.actors.work import Work
 
 
 def actor_processes() -> dict[str, int]:

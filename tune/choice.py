@@ -14,11 +14,11 @@ import numpy as np
 import yaml
 
 from sdt_dist.evaluation.config import EvaluationConfig
-from sdt_dist.evaluation.results import write_text
-from tune.config import SweepConfig, front_axes, quality
-from tune.ledger import TrialLine
-from tune.objectives import OBJECTIVES
-from tune.space import Domain, Parameters, kind_of
+from sdt_dist.files import write_text
+from sdt_dist.tune.config import SweepConfig, front_axes, quality
+from sdt_dist.tune.ledger import TrialLine
+from sdt_dist.tune.objectives import OBJECTIVES
+from sdt_dist.tune.space import Domain, Parameters, kind_of
 
 BEST, HELDOUT = "best.yaml", "heldout.yaml"
 CHOSEN, DEFAULTS, DEFAULT_METHOD = "chosen", "defaults", "snis"

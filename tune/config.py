@@ -8,13 +8,14 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from sdt_dist.errors import ConfigurationError, SdtError
-from sdt_dist.evaluation.config import EvaluationConfig, MethodConfig, read_mapping
-from sdt_dist.evaluation.runner import Plan, make_plan, try_reward
+from sdt_dist.evaluation.config import EvaluationConfig, MethodConfig
+from sdt_dist.evaluation.plan import Plan, check_config, make_plan, try_reward
+from sdt_dist.files import read_mapping
 from sdt_dist.rewards.spec import parse_reward, with_gamma
 from sdt_dist.search.methods import get_method
 from sdt_dist.search.options import parse_options
-from tune.objectives import OBJECTIVES, check_objectives
-from tune.space import BUDGETS, COMMON, Domain, Parameters, Space, check_form
+from sdt_dist.tune.objectives import OBJECTIVES, check_objectives
+from sdt_dist.tune.space import BUDGETS, COMMON, Domain, Parameters, Space, check_form
 
 _NOT_OF_A_TRIAL = {
     "methods": "give `methods` beside `evaluation`",
@@ -157,7 +158,7 @@ class SweepConfig(BaseModel):
                     evaluation = self.evaluation_of(parameters, self.budgets(parameters)[-1])
                     checked = EvaluationConfig.model_validate(evaluation.model_dump())
                     if number == 0 or checked.flow is not None:
-                        checked.check()
+                        check_config(checked)
                     _check_quickly(checked)
                 except (SdtError, ValueError) as error:
                     given = ", ".join(f"{k}={v}" for k, v in parameters.items() if k != "method")
@@ -208,7 +209,7 @@ def plan_of(sweep: SweepConfig) -> Plan:
 
     A problem that fails in every trial would leave no trial to choose, so it is refused here.
     """
-    from sdt_dist.models.forecaster.tokenizer import fit_scale
+    from sdt_dist.data.scale import fit_scale
 
     plan = make_plan(sweep.base)
     factory = parse_reward(sweep.base.reward)

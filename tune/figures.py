@@ -16,13 +16,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
-from sdt_dist.report.figures.figures import draw
+from sdt_dist.report.figures.files import draw
 from sdt_dist.report.write import SUFFIXES
-from tune.choice import Point, common_values
-from tune.config import SweepConfig, front_axes, quality
-from tune.ledger import TrialLine
-from tune.objectives import OBJECTIVES
-from tune.screening import Cell
+from sdt_dist.tune.choice import Point, common_values
+from sdt_dist.tune.config import SweepConfig, front_axes, quality
+from sdt_dist.tune.ledger import TrialLine
+from sdt_dist.tune.objectives import OBJECTIVES
+from sdt_dist.tune.screening import Cell
 
 _MARKERS = "osD^vPX*<>ph"
 _COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#6A3D9A", "#8B4513"]

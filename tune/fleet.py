@@ -11,10 +11,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from typing import Any
 
-from actors.config import FleetConfig
-from actors.fleet import Watch, ask, run_fleet
-from actors.remote import ExchangeActor, beside_us
-from actors.work import Loader, Work
+from sdt_dist.actors.config import FleetConfig
+from sdt_dist.actors.fleet import Watch, ask, run_fleet
+from sdt_dist.actors.remote import ExchangeActor, beside_us
+from sdt_dist.actors.work import Loader, Work
 from sdt_dist.errors import FleetError, SdtError
 from sdt_dist.flow.files import FlowFiles
 

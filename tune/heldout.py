@@ -1,4 +1,4 @@
-"""The chosen configuration against the defaults on other windows than the sweep's: `python -m tune.heldout DIR`.
+"""The chosen configuration against the defaults on other windows than the sweep's: `python -m sdt_dist.tune.heldout DIR`.
 
 DIR is what `sdt evaluate heldout.yaml` wrote. Nothing is searched here.
 """
@@ -13,8 +13,8 @@ import numpy as np
 from sdt_dist.errors import ResultsError, SdtError
 from sdt_dist.evaluation.results import read_problems
 from sdt_dist.evaluation.summary import tabulate
-from tune.choice import CHOSEN, DEFAULTS
-from tune.objectives import Measured, measure_rows
+from sdt_dist.tune.choice import CHOSEN, DEFAULTS
+from sdt_dist.tune.objectives import Measured, measure_rows
 
 _METRICS = ("crps", "mase", "spec_w1", "log_l1", "nfe")
 
@@ -55,7 +55,10 @@ def main() -> None:
             if gap is not None:
                 print(f"Spec-W1 gap of {label}: {gap['mean']:.4f} [{gap['low']:.4f}, {gap['high']:.4f}]")
     except (SdtError, IndexError) as error:
-        print(f"tune.heldout: {' '.join(str(error).split())}; usage: python -m tune.heldout DIR", file=sys.stderr)
+        print(
+            f"sdt_dist.tune.heldout: {' '.join(str(error).split())}; usage: python -m sdt_dist.tune.heldout DIR",
+            file=sys.stderr,
+        )
         sys.exit(2)
 
 

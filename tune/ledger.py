@@ -11,10 +11,10 @@ from typing import Any
 from ray.tune import Callback
 
 from sdt_dist.errors import ResultsError
-from sdt_dist.evaluation.results import write_text
-from tune.objectives import Measured
-from tune.space import Parameters
-from tune.trial import trial_name
+from sdt_dist.files import write_text
+from sdt_dist.tune.objectives import Measured
+from sdt_dist.tune.space import Parameters
+from sdt_dist.tune.trial import trial_name
 
 TRIALS = "trials.jsonl"
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import ray
 
-from actors.fleet import ask
-from actors.remote import beside_us
+from sdt_dist.actors.fleet import ask
+from sdt_dist.actors.remote import beside_us
 from sdt_dist.evaluation.summary import recompute
-from tune.objectives import Measured, measure_directory
+from sdt_dist.tune.objectives import Measured, measure_directory
 
 _RESTARTS, _LIMIT_S = 3, 600.0
 

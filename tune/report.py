@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from sdt_dist.data.problems import ForecastProblem
-from sdt_dist.evaluation.results import CONFIG, write_text
+from sdt_dist.evaluation.results import CONFIG
+from sdt_dist.files import write_text
 from sdt_dist.report.blocks import (
     Block,
     Bullets,
@@ -31,7 +32,7 @@ from sdt_dist.report.blocks import (
 from sdt_dist.report.blocks import Cell as Entry
 from sdt_dist.report.html import to_html
 from sdt_dist.report.markdown import to_markdown
-from tune.choice import (
+from sdt_dist.tune.choice import (
     BEST,
     FEWEST,
     HELDOUT,
@@ -41,11 +42,11 @@ from tune.choice import (
     points_of,
     write_choice,
 )
-from tune.config import SweepConfig, front_axes, quality
-from tune.figures import draw_sweep
-from tune.ledger import TrialLine, read_trials
-from tune.objectives import OBJECTIVES
-from tune.screening import LEAST_ESS, Cell, Screen, agreement, read_screening
+from sdt_dist.tune.config import SweepConfig, front_axes, quality
+from sdt_dist.tune.figures import draw_sweep
+from sdt_dist.tune.ledger import TrialLine, read_trials
+from sdt_dist.tune.objectives import OBJECTIVES
+from sdt_dist.tune.screening import LEAST_ESS, Cell, Screen, agreement, read_screening
 
 PARETO, PAGE = "pareto.json", "sweep.html"
 _MOST_ROWS, _MOST_CELLS = 30, 10
@@ -140,7 +141,7 @@ def _result(sweep: SweepConfig, trials: Sequence[TrialLine], best: TrialLine | N
         Code(
             f"{f'sdt evaluate {BEST} --output results/best':52}# on the test split\n"
             f"{f'sdt evaluate {HELDOUT} --output results/heldout':52}# beside the defaults\n"
-            f"{'python -m tune.heldout results/heldout':52}# the paired difference with its interval",
+            f"{'python -m sdt_dist.tune.heldout results/heldout':52}# the paired difference with its interval",
             language="sh",
         ),
     ]

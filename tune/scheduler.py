@@ -10,8 +10,8 @@ from typing import Any
 
 from ray.tune.schedulers import ASHAScheduler
 
-from tune.config import SweepConfig
-from tune.objectives import OBJECTIVES
+from sdt_dist.tune.config import SweepConfig
+from sdt_dist.tune.objectives import OBJECTIVES
 
 
 class GrowingBudgets(ASHAScheduler):

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from ray import tune as ray_tune
 
-from tune.ledger import read_trials
-from tune.space import Parameters
-from tune.trial import PARAMETERS, trial_name
+from sdt_dist.tune.ledger import read_trials
+from sdt_dist.tune.space import Parameters
+from sdt_dist.tune.trial import PARAMETERS, trial_name
 
 _LOG = logging.getLogger(__name__)
 

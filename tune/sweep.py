@@ -22,22 +22,23 @@ import yaml
 from ray import tune as ray_tune
 from ray.tune.search.optuna import OptunaSearch
 
-from actors.config import FleetConfig
-from actors.fleet import Watch
-from actors.work import Loader, load_spec
+from sdt_dist.actors.config import FleetConfig
+from sdt_dist.actors.fleet import Watch
+from sdt_dist.actors.work import Loader, load_spec
 from sdt_dist.data.problems import ForecastProblem
 from sdt_dist.errors import FleetError, ResultsError
-from sdt_dist.evaluation.results import read_saved, write_text
-from tune.config import SweepConfig
-from tune.fleet import SharedFleet
-from tune.ledger import Ledger, TrialLine, line_of, read_trials, write_trials
-from tune.measurer import start_measurer
-from tune.objectives import OBJECTIVES
-from tune.scheduler import scheduler_of
-from tune.screening import SCREENING
-from tune.space import Parameters
-from tune.state import ended_rungs, is_restorable, known_parameters, set_aside
-from tune.trial import Common, run_trial
+from sdt_dist.evaluation.results import read_saved
+from sdt_dist.files import write_text
+from sdt_dist.tune.config import SweepConfig
+from sdt_dist.tune.fleet import SharedFleet
+from sdt_dist.tune.ledger import Ledger, TrialLine, line_of, read_trials, write_trials
+from sdt_dist.tune.measurer import start_measurer
+from sdt_dist.tune.objectives import OBJECTIVES
+from sdt_dist.tune.scheduler import scheduler_of
+from sdt_dist.tune.screening import SCREENING
+from sdt_dist.tune.space import Parameters
+from sdt_dist.tune.state import ended_rungs, is_restorable, known_parameters, set_aside
+from sdt_dist.tune.trial import Common, run_trial
 
 CONFIG, STATE = "config.yaml", "tune"
 _MAX_FAILURES = (

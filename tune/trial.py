@@ -18,13 +18,14 @@ from typing import Any
 
 from ray import tune as ray_tune
 
-from actors.evaluation import on_exchange
+from sdt_dist.actors.evaluation import on_exchange
 from sdt_dist.data.problems import ForecastProblem
-from sdt_dist.evaluation.results import write_text
-from sdt_dist.evaluation.runner import Plan, search_all
-from tune.config import SweepConfig
-from tune.measurer import measure
-from tune.space import Parameters
+from sdt_dist.evaluation.plan import Plan
+from sdt_dist.evaluation.runner import search_all
+from sdt_dist.files import write_text
+from sdt_dist.tune.config import SweepConfig
+from sdt_dist.tune.measurer import measure
+from sdt_dist.tune.space import Parameters
 
 PARAMETERS = "parameters.json"
 

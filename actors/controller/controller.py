@@ -13,33 +13,25 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
-from actors.calls import Routes, ServersDiedError
-from actors.config import FleetConfig
-from actors.controller.agreement import Agreement
-from actors.controller.flows import FlowLibrary
-from actors.controller.health import HealthPolicy
-from actors.controller.learner_slots import Learning
-from actors.controller.routing import RouteTable
-from actors.controller.slots import Slot
-from actors.endpoint import Endpoint, repeat_while_unreachable
-from actors.searcher import CREWS, Outcome, SearcherSettings
-from actors.work import Work
+from sdt_dist.actors.calls import Routes, ServersDiedError
+from sdt_dist.actors.config import FleetConfig
+from sdt_dist.actors.controller.agreement import Agreement
+from sdt_dist.actors.controller.flows import FlowLibrary
+from sdt_dist.actors.controller.health import HealthPolicy
+from sdt_dist.actors.controller.learner_slots import Learning
+from sdt_dist.actors.controller.routing import RouteTable
+from sdt_dist.actors.controller.slots import Slot
+from sdt_dist.actors.endpoint import Backend, repeat_while_unreachable
+from sdt_dist.actors.searcher import CREWS, Outcome, SearcherSettings
+from sdt_dist.actors.work import Work
 from sdt_dist.errors import FleetError, SdtError
 from sdt_dist.flow.files import FlowFiles
 from sdt_dist.models.card import ModelCard
 
 _LOG = logging.getLogger(__name__)
 _ALONE_FROM = 2  # from this attempt on a search shares its searcher with no other, so that only the one to blame fails
-
-
-class Backend(Protocol):
-    """Starts and kills actors."""
-
-    def spawn(self, kind: str, index: int, incarnation: int) -> Endpoint: ...
-
-    def kill(self, endpoint: Endpoint) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,25 +8,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from dataclasses import replace
 
-from actors.work import LATEST, Work
+from sdt_dist.actors.controller.slots import Slot
+from sdt_dist.actors.work import LATEST, Work
 from sdt_dist.errors import ConfigurationError, FleetError, SdtError
 from sdt_dist.flow.files import FlowFiles
 from sdt_dist.flow.info import FlowHead, check_model
 from sdt_dist.models.card import ModelCard
-
-if TYPE_CHECKING:
-    from actors.controller.slots import Slot
-
-
-@dataclass(eq=False)
-class Held:
-    """What one incarnation of a model server holds, by identity; one caller at a time changes it."""
-
-    names: set[str] = field(default_factory=set)
-    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class FlowLibrary:

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from actors.controller.health import HealthPolicy
-from actors.controller.slots import Slot
+from sdt_dist.actors.controller.health import HealthPolicy
+from sdt_dist.actors.controller.slots import Slot
 from sdt_dist.errors import FleetError, SdtError
 from sdt_dist.flow.files import FlowFiles
 

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import Any
 
-from actors.calls import Routes
-from actors.controller.flows import Held
-from actors.controller.health import Health, HealthPolicy
-from actors.endpoint import Endpoint, GoneError, repeat_while_unreachable
+from sdt_dist.actors.calls import Routes
+from sdt_dist.actors.controller.health import Health, HealthPolicy
+from sdt_dist.actors.endpoint import Backend, Endpoint, GoneError, repeat_while_unreachable
 from sdt_dist.errors import FleetError, SdtError
 
-if TYPE_CHECKING:
-    from actors.controller.controller import Backend
+
+@dataclass(eq=False)
+class Held:
+    """What one incarnation of a model server holds, by identity; one caller at a time changes it."""
+
+    names: set[str] = field(default_factory=set)
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class Slot:

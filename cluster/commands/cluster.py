@@ -32,7 +32,7 @@ def submit(
     """
     import asyncio
 
-    from cluster.jobs import job_client, job_command, submit_job
+    from sdt_dist.cluster.jobs import job_client, job_command, submit_job
 
     job = job_command(command)
     client = job_client(address)
@@ -57,7 +57,7 @@ def status(
 
       sdt cluster status --address http://127.0.0.1:8265
     """
-    from cluster.jobs import cluster_state, dashboard_of
+    from sdt_dist.cluster.jobs import cluster_state, dashboard_of
 
     url = dashboard_of(address)
     nodes, actors = cluster_state(url, dead=dead)
@@ -101,7 +101,7 @@ def _reason(actor: Any) -> str:
 
 async def _follow(client: Any, job_id: str) -> None:
     """Print the job's log; exit code 1 when it failed."""
-    from cluster.jobs import quiet_ray
+    from sdt_dist.cluster.jobs import quiet_ray
 
     with quiet_ray():
         async for text in client.tail_job_logs(job_id):

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from actors.config import FleetConfig
-    from actors.placement import Node, PlacementPlan
-    from cluster.diagnosis import Finding
+    from sdt_dist.actors.config import FleetConfig
+    from sdt_dist.actors.placement import Node, PlacementPlan
+    from sdt_dist.cluster.diagnosis import Finding
 
 
 def doctor(
@@ -27,9 +27,9 @@ def doctor(
 
       sdt doctor --address auto --fleet examples/fleet_gpu.yaml --model /models/llama
     """
-    from actors.config import load_fleet
-    from cluster.auth import auth_state
-    from cluster.diagnosis import check_auth, check_model
+    from sdt_dist.actors.config import load_fleet
+    from sdt_dist.cluster.auth import auth_state
+    from sdt_dist.cluster.diagnosis import check_auth, check_model
 
     config = load_fleet(fleet, {})
     num_gpus = _print_host()
@@ -78,7 +78,7 @@ def _on_this_machine(config: FleetConfig, model: str, num_gpus: int) -> list[Fin
     """The fleet as local mode would start it here; a cluster's other groups have their models on nodes of their own."""
     import psutil
 
-    from cluster import diagnosis
+    from sdt_dist.cluster import diagnosis
 
     here, is_local = diagnosis.this_machine(config, num_gpus), config.address == "local"
     placed, plan = diagnosis.check_fleet(config, [here])
@@ -96,9 +96,9 @@ def _on_this_machine(config: FleetConfig, model: str, num_gpus: int) -> list[Fin
 
 def _on_cluster(address: str, config: FleetConfig, model: str, here: Finding) -> list[Finding]:
     """The fleet on a cluster; nodes are looked at from within when this host is one of them."""
-    from cluster.auth import auth_state
-    from cluster.diagnosis import Finding, check_dashboard, check_fleet, check_node
-    from cluster.probe import probe
+    from sdt_dist.cluster.auth import auth_state
+    from sdt_dist.cluster.diagnosis import Finding, check_dashboard, check_fleet, check_node
+    from sdt_dist.cluster.probe import probe
 
     facts = probe(address, config.connect_timeout_s)
     versions = f"{facts.address}, Ray {facts.ray_version} on Python {facts.python_version}"
@@ -115,9 +115,9 @@ def _on_cluster(address: str, config: FleetConfig, model: str, here: Finding) ->
 def _from_within(
     address: str, config: FleetConfig, nodes: tuple[Node, ...], plan: PlacementPlan, model: str
 ) -> list[Finding]:
-    from cluster.connect import connect
-    from cluster.diagnosis import check_gpu_memory, check_memory, server_kinds
-    from cluster.survey import survey
+    from sdt_dist.cluster.connect import connect
+    from sdt_dist.cluster.diagnosis import check_gpu_memory, check_memory, server_kinds
+    from sdt_dist.cluster.survey import survey
 
     found: list[Finding] = []
     kinds = server_kinds(config, model)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from actors.config import FleetConfig
-    from cluster.live import LiveView
+    from sdt_dist.actors.config import FleetConfig
+    from sdt_dist.cluster.live import LiveView
     from sdt_dist.evaluation.config import EvaluationConfig
     from sdt_dist.evaluation.runner import Execute, Outcome, Task
 
@@ -58,11 +58,11 @@ def evaluate(
 
       sdt evaluate --address auto --servers 4 --searchers 8 --output results/cluster
     """
-    from actors.config import load_fleet
+    from sdt_dist.actors.config import load_fleet
     from sdt_dist.evaluation.ablation import parse_ablations
-    from sdt_dist.evaluation.config import load_config
+    from sdt_dist.evaluation.plan import load_config, make_plan
     from sdt_dist.evaluation.results import check_directory
-    from sdt_dist.evaluation.runner import make_plan, run_evaluation
+    from sdt_dist.evaluation.runner import run_evaluation
     from sdt_dist.models.forecaster.spec import forecaster_directory
 
     given: dict[str, Any] = {
@@ -91,7 +91,7 @@ def evaluate(
     _announce(plan, output)
     if dry_run:
         return
-    from cluster.live import LiveView
+    from sdt_dist.cluster.live import LiveView
 
     with LiveView() as view:
         run_evaluation(
@@ -104,8 +104,8 @@ def _on_ray(size: FleetConfig, view: LiveView) -> Execute:
     """Makes searches on a fleet of actors; Ray is started or attached to when the first search is wanted."""
 
     def execute(config: EvaluationConfig, tasks: Sequence[Task]) -> Iterator[tuple[Task, Outcome]]:
-        from actors.evaluation import on_fleet
-        from cluster.attach import attached
+        from sdt_dist.actors.evaluation import on_fleet
+        from sdt_dist.cluster.attach import attached
 
         with attached(size, view.say, shards=config.shares_evidence):
             yield from on_fleet(size, watch=view.watch)(config, tasks)
@@ -142,7 +142,7 @@ def _finish(output: Path) -> None:
     import sys
 
     from sdt_dist.evaluation.results import ResultLog
-    from sdt_dist.report.figures.figures import draw_all
+    from sdt_dist.report.figures.draw import draw_all
     from sdt_dist.report.write import print_table
 
     lines = ResultLog(output).lines

@@ -29,9 +29,10 @@ def read_flow(
 
 def flow_of(files: FlowFiles | None, loaded: Any) -> Flow | None:
     """F itself for a loaded model; CheckpointError where it was trained for another one."""
+    from sdt_dist.flow.flow import Flow as LearntFlow
     from sdt_dist.models.card import card_of
 
     if files is None:
         return None
     files.check_model(card_of(loaded))
-    return files.flow()
+    return LearntFlow.of(files)

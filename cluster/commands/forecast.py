@@ -51,9 +51,9 @@ def forecast(
 
       sdt forecast sales.csv --horizon 12 --reward "spectral:gamma=1+nonneg" --quantiles 0.05,0.5,0.95
     """
-    from cluster.commands.flow_option import flow_of, read_flow
+    from sdt_dist.cluster.commands.flow_option import flow_of, read_flow
+    from sdt_dist.data.scale import fit_scale
     from sdt_dist.data.series import read_csv
-    from sdt_dist.models.forecaster.tokenizer import fit_scale
     from sdt_dist.models.loading import check_spec, load_model
     from sdt_dist.rewards.spec import parse_reward
     from sdt_dist.search.methods import get_method, validate_options
@@ -83,7 +83,7 @@ def forecast(
     if samples is not None:
         writers.append(lambda: _write(_sample_frame(result, times), samples))
     if plot is not None:
-        from sdt_dist.report.figures.figures import fan_chart_file
+        from sdt_dist.report.figures.samples import fan_chart_file
 
         writers.append(lambda: fan_chart_file(history, result, plot, name=str(table.columns[-1]), season=season))
     _write_all(writers)
@@ -104,7 +104,7 @@ def _levels(text: str) -> list[float]:
 def _reward(factory: RewardFactory, history: np.ndarray, horizon: int) -> Reward:
     """The reward of this history, tried out; refused before the model loads where it cannot score such a forecast."""
     from sdt_dist.errors import ConfigurationError
-    from sdt_dist.evaluation.runner import try_reward
+    from sdt_dist.evaluation.plan import try_reward
 
     if not factory.scores_forecasts:
         raise ConfigurationError(f"reward: {factory.spec!r} scores text; a forecast needs a reward of series.")
@@ -145,7 +145,7 @@ def _prepare_outputs(**paths: Path | None) -> None:
     if len({path.resolve() for path in given.values()}) < len(given):
         raise ConfigurationError(f"{', '.join(given)}: the same file twice; give each its own.")
     if "plot" in given:
-        from sdt_dist.report.figures.figures import image_suffixes
+        from sdt_dist.report.figures.files import image_suffixes
 
         if given["plot"].suffix.lower() not in image_suffixes():
             raise ConfigurationError(f"plot: {str(given['plot'])!r}, allowed endings: {', '.join(image_suffixes())}.")
@@ -176,7 +176,7 @@ def _sample_frame(result: SearchResult, times: list[str]) -> pd.DataFrame:
 def _write(frame: pd.DataFrame, path: Path | None) -> None:
     """Write a table, or print it: where no path is given, and where the path fails, so that it is not lost."""
     from sdt_dist.errors import ResultsError
-    from sdt_dist.evaluation.results import write_text
+    from sdt_dist.files import write_text
 
     text = frame.to_csv(index=False, float_format="%.8g")
     if path is None:

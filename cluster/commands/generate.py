@@ -37,7 +37,7 @@ def generate(
 
       sdt generate "Once" --model owner/name --reward score.py:my_reward --method dts --rollouts 100
     """
-    from cluster.commands.flow_option import flow_of, read_flow
+    from sdt_dist.cluster.commands.flow_option import flow_of, read_flow
     from sdt_dist.errors import ConfigurationError, ContextError
     from sdt_dist.models.loading import check_spec, load_model
     from sdt_dist.rewards.spec import RewardContext, parse_reward

@@ -45,8 +45,8 @@ def report(
 def _refuse_sweep(run: Path) -> None:
     """ResultsError for a sweep's directory, which has a report of its own."""
     from sdt_dist.errors import ResultsError
-    from tune.ledger import TRIALS
-    from tune.report import PAGE
+    from sdt_dist.tune.ledger import TRIALS
+    from sdt_dist.tune.report import PAGE
 
     if (run / TRIALS).exists():
         raise ResultsError(

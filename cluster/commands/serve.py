@@ -48,10 +48,11 @@ def serve(
 
       sdt serve --model ./my-model --host 0.0.0.0 --tls-cert cert.pem --tls-key key.pem --token-file token
     """
-    from sdt_dist.flow.files import FlowFiles, hold_flow
+    from sdt_dist.flow.files import FlowFiles
     from sdt_dist.models.card import card_of
     from sdt_dist.models.loading import check_flow_backend, check_spec, load_model
     from sdt_dist.models.remote.http_token import server_token
+    from sdt_dist.serving.hold_flow import hold_flow
     from sdt_dist.serving.http import ModelService, ServerLimits, check_bind, tls_context
 
     tls = tls_context(tls_cert, tls_key)

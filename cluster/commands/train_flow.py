@@ -94,7 +94,7 @@ def train_flow(
 
 
 def _load_fleet(path: str | None, sizes: dict[str, Any], model: str) -> Any:
-    from actors.config import load_fleet
+    from sdt_dist.actors.config import load_fleet
     from sdt_dist.models.forecaster.spec import forecaster_directory
 
     return load_fleet(path, sizes, small_model=forecaster_directory(model) is not None)
@@ -155,9 +155,9 @@ def _train_live(settings: Any, output: Path, size: Any, resume: bool) -> None:
     """Train on a fleet; a mistake is told before Ray starts."""
     from rich.progress import Progress
 
-    from actors.live_training import check_live, train_live
-    from cluster.attach import attached
-    from cluster.live import fleet_line
+    from sdt_dist.actors.live_training import check_live, train_live
+    from sdt_dist.cluster.attach import attached
+    from sdt_dist.cluster.live import fleet_line
 
     check_live(settings, output, size, resume=resume)
     bar = Progress()

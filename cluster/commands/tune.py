@@ -10,10 +10,10 @@ import typer
 from sdt_dist.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from actors.config import FleetConfig
-    from sdt_dist.evaluation.runner import Plan
-    from tune.config import SweepConfig
-    from tune.report import Findings
+    from sdt_dist.actors.config import FleetConfig
+    from sdt_dist.evaluation.plan import Plan
+    from sdt_dist.tune.config import SweepConfig
+    from sdt_dist.tune.report import Findings
 
 Text, Whole = str | None, int | None
 
@@ -54,9 +54,9 @@ def tune(
 
     With --resume, Ray Tune's own state in the directory is unpickled: resume only directories of your own.
     """
-    from actors.config import load_fleet
+    from sdt_dist.actors.config import load_fleet
     from sdt_dist.models.forecaster.spec import forecaster_directory
-    from tune.config import load_sweep, plan_of
+    from sdt_dist.tune.config import load_sweep, plan_of
 
     given = {
         "methods": _names(methods),
@@ -85,8 +85,8 @@ def tune(
 
 def _check(sweep: SweepConfig, plan: Plan, output: Path, resume: bool) -> None:
     """What is to be refused before anything starts, besides settings and data."""
-    from tune.screening import Screen, check_screen
-    from tune.sweep import check_directory
+    from sdt_dist.tune.screening import Screen, check_screen
+    from sdt_dist.tune.sweep import check_directory
 
     check_directory(output, sweep, resume=resume)
     if sweep.screen is not None:
@@ -96,12 +96,12 @@ def _check(sweep: SweepConfig, plan: Plan, output: Path, resume: bool) -> None:
 
 def _run(sweep: SweepConfig, plan: Plan, output: Path, size: FleetConfig, resume: bool) -> Findings:
     """Screen, sweep under a live view, and report."""
-    from cluster.attach import attached
-    from cluster.live import LiveView
-    from tune.ledger import read_trials
-    from tune.report import write_report
-    from tune.screening import first_points, run_screening, write_screening
-    from tune.sweep import run_sweep
+    from sdt_dist.cluster.attach import attached
+    from sdt_dist.cluster.live import LiveView
+    from sdt_dist.tune.ledger import read_trials
+    from sdt_dist.tune.report import write_report
+    from sdt_dist.tune.screening import first_points, run_screening, write_screening
+    from sdt_dist.tune.sweep import run_sweep
 
     cells = [] if sweep.screen is None else run_screening(sweep, plan.problems, sweep.screen)
     if sweep.screen is not None:
@@ -132,7 +132,7 @@ def _source(config: str | None, output: Path, resume: bool) -> str | Path | None
         raise ConfigurationError(
             "sweep: none given; give SWEEP.yaml, or --resume and --output with a sweep's directory."
         )
-    from tune.sweep import saved_sweep
+    from sdt_dist.tune.sweep import saved_sweep
 
     saved_sweep(output)
     return output / "config.yaml"

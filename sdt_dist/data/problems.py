@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 
 from sdt_dist.data.registry import load_series
+from sdt_dist.data.scale import MIN_HISTORY, Scale, fit_scale
 from sdt_dist.data.series import Series
 from sdt_dist.errors import ConfigurationError, ContextError, DataError
-from sdt_dist.models.forecaster.tokenizer import MIN_HISTORY, Scale, fit_scale
 
 SPLITS = ("train", "val", "test")
 

@@ -11,8 +11,8 @@ import numpy as np
 from scipy.stats import norm
 
 from sdt_dist.data.problems import ForecastProblem
+from sdt_dist.data.scale import fit_scale
 from sdt_dist.errors import ConfigurationError, ContextError, MissingExtraError, unknown_name
-from sdt_dist.models.forecaster.tokenizer import fit_scale
 
 STATSFORECAST_MODELS = ("AutoARIMA", "AutoETS")
 _LEVEL = 80  # percent of the interval from which a Gaussian's standard deviation is read

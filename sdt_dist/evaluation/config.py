@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from sdt_dist.errors import CheckpointError, ConfigurationError
-from sdt_dist.search.methods import get_method, method_names, validate_options
-from sdt_dist.search.options import TreeOptions, parse_options
+from sdt_dist.search.methods import get_method, method_names
+from sdt_dist.search.options import TreeOptions
 
 if TYPE_CHECKING:
     from sdt_dist.flow.files import FlowFiles
@@ -118,60 +116,6 @@ class EvaluationConfig(BaseModel):
         """REWARD SPEC of one method: its own, or the evaluation's."""
         return self.reward if method.reward is None else method.reward
 
-    def check(self) -> None:
-        """Everything that can be refused without loading a model or data."""
-        from sdt_dist.data import check_dataset
-        from sdt_dist.evaluation.ablation import check_points
-        from sdt_dist.models.loading import check_spec
-        from sdt_dist.search.sharing_plan import check_sharing
-
-        for method in self.method_configs():
-            options = validate_options(method.name, self.options_of(method))
-            method.check_flow(self.flow is not None)
-            check_sharing(method.name, options, self.searchers_per_problem, self.warm_start is not None)
-        self._check_evidence()
-        labels = [method.label for method in self.method_configs()]
-        if len(set(labels)) < len(labels):
-            raise ConfigurationError(f"methods: labels {labels} must differ; give each its own label.")
-        check_points(self)
-        check_dataset(self.dataset)
-        self._check_flow()
-        check_spec(self.model)
-        for reward in dict.fromkeys([self.reward, *map(self.reward_of, self.method_configs())]):
-            self._check_reward(reward)
-        if self.context_length < self.horizon:
-            raise ConfigurationError(
-                f"context_length: {self.context_length}, must be >= the horizon of {self.horizon}, because spectra compare "
-                "a forecast with as long a piece of its history."
-            )
-
-    def _check_reward(self, spec: str) -> None:
-        from sdt_dist.rewards.spec import parse_reward
-
-        reward = parse_reward(spec)
-        if not reward.scores_forecasts:
-            raise ConfigurationError(f"reward: {spec!r} scores text; an evaluation of forecasts needs series.")
-        reward.check_horizon(self.horizon)
-
-    def _check_flow(self) -> None:
-        """Everything of a flow but whether it was trained for the model, which is not loaded here."""
-        from sdt_dist.models.loading import check_flow_backend
-
-        if self.flow is None:
-            if self.flow_identity is not None:
-                raise ConfigurationError("flow_identity: given, but no flow; give --flow PATH, or leave it out.")
-            return
-        users = [method for method in self.method_configs() if method.uses_flow]
-        if not users:
-            raise ConfigurationError(
-                f"flow: {self.flow!r}, but none of the methods {', '.join(m.label for m in self.method_configs())} uses it; "
-                "add s_adt, snis+flow or smc+flow to methods, or leave it out."
-            )
-        check_flow_backend(self.model)
-        head = self.flow_files().head
-        for method in users:
-            head.check_use(self.reward_of(method), self.options_of(method)["inverse_temperature"], self.horizon)
-
     def flow_files(self) -> FlowFiles:
         """The checkpoint of the flow; CheckpointError where it is damaged, or another flow than `flow_identity`."""
         from sdt_dist.flow.files import FlowFiles
@@ -185,19 +129,6 @@ class EvaluationConfig(BaseModel):
             )
         return files
 
-    def _check_evidence(self) -> None:
-        from sdt_dist.evaluation.evidence import evidence_files
-        from sdt_dist.search.sharing_plan import SHARING_METHODS
-
-        names = {method.name for method in self.method_configs()}
-        if self.keep_evidence and not names.intersection(SHARING_METHODS):
-            raise ConfigurationError(
-                f"keep_evidence: true, but the methods {sorted(names)} have none to keep; allowed with: "
-                f"{', '.join(SHARING_METHODS)}."
-            )
-        if self.warm_start is not None:
-            evidence_files(self.warm_start)
-
     @property
     def shares_evidence(self) -> bool:
         """Whether searches read other searches' evidence, so that they need a store."""
@@ -206,34 +137,3 @@ class EvaluationConfig(BaseModel):
     def identity(self) -> dict[str, Any]:
         """What makes two runs the same: everything but how they are executed."""
         return {k: v for k, v in self.model_dump(mode="json").items() if k not in EXECUTION_FIELDS}
-
-
-def load_config(path: str | None, overrides: dict[str, Any]) -> EvaluationConfig:
-    """Configuration from a YAML file (None: defaults) with overrides, its ablation expanded.
-
-    ConfigurationError names the bad field.
-    """
-    from sdt_dist.evaluation.ablation import expanded
-
-    values: Any = {}
-    if path is not None:
-        values = read_mapping(Path(path), "config")
-    config = expanded(parse_options(EvaluationConfig, values | overrides, "an evaluation"))
-    config.check()
-    return config if config.flow is None else config.model_copy(update={"flow_identity": config.flow_files().identity})
-
-
-def read_mapping(path: Path, kind: str) -> dict[str, Any]:
-    """The mapping of settings in a YAML file, its values unchecked; ConfigurationError names `kind` and the file."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigurationError(f"{kind}: {path} cannot be read ({error.strerror}).") from error
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigurationError(f"{kind}: {path} is not YAML in UTF-8 ({error}).") from error
-    if not isinstance(values, dict):
-        raise ConfigurationError(f"{kind}: {path} holds {type(values).__name__}, allowed: a mapping of settings.")
-    odd = [name for name in values if not isinstance(name, str)]
-    if odd:
-        raise ConfigurationError(f"{kind}: {path} has the setting {odd[0]!r}, allowed: names of settings.")
-    return values

@@ -20,7 +20,7 @@ import psutil
 
 from sdt_dist.errors import ResultsError
 from sdt_dist.evaluation.evidence import model_identity
-from sdt_dist.evaluation.results import write_text
+from sdt_dist.files import write_text
 from sdt_dist.models.loading import split_spec
 
 ENVIRONMENT = "environment.json"

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from sdt_dist.data.problems import ForecastProblem
-from sdt_dist.errors import ConfigurationError, ResultsError
+from sdt_dist.errors import ConfigurationError
 from sdt_dist.evaluation.config import EvaluationConfig, MethodConfig
 from sdt_dist.models.forecaster.spec import forecaster_directory
 from sdt_dist.models.loading import split_spec
@@ -77,12 +77,7 @@ def keep_evidence(output: Path, label: str, problem: int, key: str, snapshot: Sn
 
     run: a name that no other run has; the walks of a search on its own are named by it and the label.
     """
-    path = evidence_path(output, label, problem)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_evidence(path, {key: (walks_of(snapshot, f"{run}/{label}"), {})})
-    except OSError as error:
-        raise ResultsError(f"output: {path} cannot be written ({error.strerror}); free space and --resume.") from error
+    write_evidence(evidence_path(output, label, problem), {key: (walks_of(snapshot, f"{run}/{label}"), {})})
 
 
 def load_evidence(directory: str | Path) -> EvidenceStore:

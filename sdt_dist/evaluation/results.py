@@ -20,6 +20,7 @@ from pydantic import BaseModel
 from sdt_dist.data.problems import ForecastProblem
 from sdt_dist.errors import ResultsError, SdtError
 from sdt_dist.evaluation.config import EvaluationConfig
+from sdt_dist.files import write_text
 from sdt_dist.search.result import SearchResult
 from sdt_dist.tree.snapshot import Snapshot
 
@@ -27,23 +28,6 @@ Line = dict[str, Any]
 SavedT = TypeVar("SavedT", bound=BaseModel)
 SAMPLES, CONFIG, PROBLEMS = "samples.jsonl", "config.yaml", "problems.json"
 _HEAD = {"problem", "name", "method", "label", "seed", "status", "samples"}
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a whole file at once: beside it, synced, renamed. ResultsError when the disk refuses."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".tmp")
-        try:
-            with temporary.open("w", encoding="utf-8") as handle:
-                handle.write(text)
-                handle.flush()
-                os.fsync(handle.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise ResultsError(f"output: {path} cannot be written ({error.strerror}); finished work is kept.") from error
 
 
 def check_directory(
@@ -209,12 +193,7 @@ def tree_path(directory: Path, label: str) -> Path:
 
 def save_tree(directory: Path, label: str, snapshot: Snapshot) -> None:
     """Keep a search's tree beside the results. ResultsError when the disk refuses."""
-    path = tree_path(directory, label)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        snapshot.save(path)
-    except OSError as error:
-        raise ResultsError(f"output: {path} cannot be written ({error.strerror}); free space and --resume.") from error
+    snapshot.save(tree_path(directory, label))
 
 
 def _problems_text(problems: list[ForecastProblem]) -> str:

@@ -7,91 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from sdt_dist.data.problems import ForecastProblem, load_problems
+from sdt_dist.data.problems import ForecastProblem
 from sdt_dist.errors import SdtError
-from sdt_dist.evaluation.ablation import expanded
 from sdt_dist.evaluation.config import EvaluationConfig, MethodConfig
 from sdt_dist.evaluation.environment import note_environment, server_record
 from sdt_dist.evaluation.evidence import Evidence
+from sdt_dist.evaluation.plan import Plan
 from sdt_dist.evaluation.results import Line, open_directory, result_line, save_tree
 from sdt_dist.evaluation.summary import Summary, recompute
-from sdt_dist.protocols import Decoded, Flow, Process
-from sdt_dist.rewards.base import Reward
-from sdt_dist.rewards.spec import RewardContext, RewardFactory, parse_reward
+from sdt_dist.protocols import Flow, Process
+from sdt_dist.rewards.spec import RewardContext, parse_reward
 from sdt_dist.search.api import run_searches
-from sdt_dist.search.methods import get_method
 from sdt_dist.search.result import SearchResult
 from sdt_dist.search.session import SearchProblem
 from sdt_dist.search.sharing_plan import SharingPlan
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What a run will do: problems by method that are still to be searched, and its cost in nfe."""
-
-    config: EvaluationConfig
-    problems: list[ForecastProblem]
-
-    def nfe(self) -> int:
-        """Upper estimate of the next-token distributions the whole run computes."""
-        total = 0
-        for method in self.config.method_configs():
-            options = self.config.options_of(method)
-            if method.name == "greedy":
-                per_problem = self.config.horizon
-            elif get_method(method.name).reference:
-                per_problem = options["num_samples"] * self.config.horizon
-            else:
-                per_problem = options["max_nfe"]
-            total += per_problem * len(self.problems)
-        return total
-
-
-def make_plan(config: EvaluationConfig) -> Plan:
-    """Expand an ablation, load the data (no model), cut the problems and try the methods' rewards on them.
-
-    Raises DataError, ContextError, ConfigurationError or, when a reward works on no problem, RewardError.
-    """
-    config = expanded(config)
-    problems = load_problems(
-        config.dataset,
-        horizon=config.horizon,
-        context_length=config.context_length,
-        num_problems=config.num_problems,
-        split=config.split,
-        stride=config.stride,
-        channels=config.channels,
-    )
-    for reward in dict.fromkeys(map(config.reward_of, config.method_configs())):
-        _try_rewards(parse_reward(reward), problems, config.horizon)
-    return Plan(config, problems)
-
-
-def try_reward(factory: RewardFactory, history: np.ndarray, horizon: int) -> Reward:
-    """The reward of a history [L], after it scored the history's end as if that were a forecast [horizon].
-
-    So a reward that can score no such forecast is refused before anything is searched, with its own SdtError.
-    """
-    factory.check_horizon(horizon)
-    reward = factory.build(RewardContext(history=history))
-    reward.score([Decoded((), series=np.resize(history[-horizon:], horizon).astype(np.float64))])
-    return reward
-
-
-def _try_rewards(factory: RewardFactory, problems: list[ForecastProblem], horizon: int) -> None:
-    """The first problem's error when no problem's reward works; where one does, a run records the others as failed."""
-    first: SdtError | None = None
-    for problem in problems:
-        try:
-            try_reward(factory, problem.history, horizon)
-        except SdtError as error:
-            first = first or error
-        else:
-            return
-    if first is not None:
-        raise first
 
 
 class Progress:
@@ -207,11 +136,12 @@ def _flow(config: EvaluationConfig, tasks: Sequence[Task], loaded: Any) -> Flow 
     """The flow that tasks propose with, if any does; CheckpointError where it was trained for another model."""
     if not any(task.method.uses_flow for task in tasks):
         return None
+    from sdt_dist.flow.flow import Flow as LearntFlow
     from sdt_dist.models.card import card_of
 
     files = config.flow_files()
     files.check_model(card_of(loaded, config.model))
-    return files.flow()
+    return LearntFlow.of(files)
 
 
 def _run_method(

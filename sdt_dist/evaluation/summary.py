@@ -13,8 +13,9 @@ import numpy as np
 
 from sdt_dist.data.problems import ForecastProblem
 from sdt_dist.errors import ResultsError
-from sdt_dist.evaluation.results import SAMPLES, Line, read_lines, read_problems, write_text
+from sdt_dist.evaluation.results import SAMPLES, Line, read_lines, read_problems
 from sdt_dist.evaluation.tables import Row, Summary, Table, to_markdown
+from sdt_dist.files import write_text
 
 _COSTS = ("nfe", "model_calls", "rollouts", "reward_calls", "recomputed_tokens", "wall_s")
 

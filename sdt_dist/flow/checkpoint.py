@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load, save_file
 
 from sdt_dist.errors import CheckpointError, ResultsError
+from sdt_dist.files import replace_file
 from sdt_dist.flow.files import FlowFiles
 from sdt_dist.flow.info import (
     FORMAT,
@@ -24,7 +25,6 @@ from sdt_dist.flow.info import (
     check_reward,
 )
 from sdt_dist.flow.network import FlowNetwork
-from sdt_dist.models.forecaster.spec import replace_file
 
 __all__ = [
     "FORMAT",

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors import SafetensorError
@@ -16,10 +15,6 @@ from safetensors.numpy import load
 from sdt_dist.errors import CheckpointError
 from sdt_dist.flow.info import INFO_FILE, WEIGHTS_FILE, FlowHead, arrays_digest, check_model
 from sdt_dist.models.card import ModelCard
-from sdt_dist.models.process import check_holds_flows
-
-if TYPE_CHECKING:
-    from sdt_dist.flow.flow import Flow
 
 BUNDLED = Path(__file__).parent / "weights"
 
@@ -84,25 +79,7 @@ class FlowFiles:
                 "save the flow again."
             )
 
-    def flow(self) -> Flow:
-        """F itself; loads torch. CheckpointError for damaged files."""
-        from sdt_dist.flow.flow import Flow
-
-        return Flow.of(self)
-
     def check_model(self, card: ModelCard) -> None:
         """CheckpointError unless the flow was trained for the model of this card."""
         head = self.head
         check_model(head.spec, head.info, card)
-
-
-def hold_flow(model: Any, files: FlowFiles) -> None:
-    """Let a model propose with the flow of these files, or make sure that the server behind it does.
-
-    ConfigurationError where it cannot hold flows, CheckpointError for damaged files.
-    """
-    check_held = getattr(model, "check_flow", None)
-    if check_held is not None:
-        check_held(files.identity)
-        return
-    check_holds_flows(model).load_flow(files.flow())

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
-
-import numpy as np
 
 from sdt_dist.errors import ConfigurationError, ContextError
 from sdt_dist.protocols import (
@@ -20,12 +17,8 @@ from sdt_dist.protocols import (
     Rollout,
     RolloutRequest,
     Root,
+    prompt_digest,
 )
-
-
-def prompt_digest(prompt: Sequence[int]) -> bytes:
-    """16 bytes that name a prompt in caches, the same in every process."""
-    return hashlib.blake2b(np.asarray(prompt, dtype=np.int64).tobytes(), digest_size=16).digest()
 
 
 def check_law(law: PriorLaw, vocab_size: int) -> None:

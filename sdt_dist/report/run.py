@@ -36,7 +36,7 @@ from sdt_dist.report.blocks import (
     text_cells,
 )
 from sdt_dist.report.differences import differences_grid, explain, hint, in_words
-from sdt_dist.report.figures.figures import Run
+from sdt_dist.report.figures.run import Run
 from sdt_dist.search.methods import get_method
 
 TRUE_FUTURE = "true future"

@@ -15,7 +15,7 @@ import numpy as np
 from sdt_dist.errors import ResultsError
 from sdt_dist.evaluation.results import tree_path
 from sdt_dist.report.blocks import Block, Picture, Section, Text, TreeView
-from sdt_dist.report.figures.figures import Run
+from sdt_dist.report.figures.run import Run
 from sdt_dist.report.run import RunFiles
 from sdt_dist.tree.snapshot import Snapshot
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sdt_dist.errors import ResultsError
-from sdt_dist.evaluation.results import write_text
+from sdt_dist.files import write_text
 from sdt_dist.report.blocks import Grid, Picture, Row, Section, by_rows, number_cells
 
 VALUE_ERROR = "value_error.json"

@@ -15,13 +15,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from sdt_dist.errors import ResultsError
-from sdt_dist.evaluation.results import SAMPLES, methods_by_label, write_text
+from sdt_dist.evaluation.results import SAMPLES, methods_by_label
 from sdt_dist.evaluation.tables import COLUMNS, cell, number
+from sdt_dist.files import write_text
 from sdt_dist.report.blocks import Section, Text
 from sdt_dist.report.changes import sections_of_several
-from sdt_dist.report.figures.figures import draw, draw_all, first_tree
+from sdt_dist.report.figures.draw import draw_all
+from sdt_dist.report.figures.files import draw
 from sdt_dist.report.figures.problem import problem_fans
-from sdt_dist.report.figures.tree import draw_value_error
+from sdt_dist.report.figures.tree import draw_value_error, first_tree
 from sdt_dist.report.html import to_html
 from sdt_dist.report.markdown import to_markdown
 from sdt_dist.report.run import RunFiles, run_section

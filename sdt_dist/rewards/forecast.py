@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from sdt_dist.data.scale import fit_scale
 from sdt_dist.errors import ConfigurationError
 from sdt_dist.metrics.dtw import dtw_distances
-from sdt_dist.models.forecaster.tokenizer import fit_scale
 from sdt_dist.protocols import Decoded
 from sdt_dist.rewards.base import Reward, series_of
 

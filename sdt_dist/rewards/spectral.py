@@ -10,9 +10,9 @@ from typing import Literal
 
 import numpy as np
 
+from sdt_dist.data.scale import fit_scale
 from sdt_dist.errors import ConfigurationError, ContextError
 from sdt_dist.metrics.spectrum import DISTANCES, MIN_SEGMENT, power_spectrum, reference_spectrum
-from sdt_dist.models.forecaster.tokenizer import fit_scale
 from sdt_dist.protocols import Decoded
 from sdt_dist.rewards.base import Reward, series_of
 

@@ -13,7 +13,6 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
-from sdt_dist.models.process import prompt_digest
 from sdt_dist.noise import stream_key
 from sdt_dist.protocols import (
     Cost,
@@ -28,6 +27,7 @@ from sdt_dist.protocols import (
     Root,
     Sample,
     Tilt,
+    prompt_digest,
 )
 from sdt_dist.search.blocks import BlockProcess, block_ends
 from sdt_dist.search.options import SearchOptions

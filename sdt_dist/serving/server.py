@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from sdt_dist.errors import ConfigurationError, FleetError, ModelGoneError, SdtError
-from sdt_dist.flow.files import FlowFiles, hold_flow
+from sdt_dist.flow.files import FlowFiles
 from sdt_dist.models.remote.columns import Arrays
 from sdt_dist.models.remote.wire import (
     ModelReply,
@@ -33,6 +33,7 @@ from sdt_dist.models.remote.wire import (
     unpack_requests,
 )
 from sdt_dist.protocols import ExpandRequest, Expansion, LogitsModel, PriorLaw, Rollout, RolloutRequest, Root
+from sdt_dist.serving.hold_flow import hold_flow
 
 _LOG = logging.getLogger(__name__)
 _MOST_ANSWERS, _MOST_ANSWER_BYTES = 256, 128 << 20  # remembered for callers whose reply was lost

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from sdt_dist.errors import CheckpointError, ConfigurationError
+from sdt_dist.files import replace_file
 from sdt_dist.tree.tree import Tree
 
 FORMAT = "sdt-search/1"
@@ -43,7 +44,7 @@ class Snapshot:
     notes: dict[str, np.ndarray] = field(default_factory=dict)
 
     def save(self, path: str | Path) -> Path:
-        """Write an .npz beside `path` and rename it there."""
+        """Write an .npz, whole or not at all. ResultsError when the disk refuses."""
         target = Path(path)
         head = {"format": FORMAT, "header": self.header, "counters": self.counters}
         arrays = {
@@ -56,10 +57,12 @@ class Snapshot:
             **{f"components/{name}": value for name, value in self.components.items()},
             **{f"notes/{name}": value for name, value in self.notes.items()},
         }
-        temporary = target.with_name(target.name + ".tmp")
-        with temporary.open("wb") as handle:
-            np.savez_compressed(handle, **arrays)  # type: ignore[arg-type]
-        temporary.replace(target)
+
+        def write(path: Path) -> None:
+            with path.open("wb") as handle:
+                np.savez_compressed(handle, **arrays)  # type: ignore[arg-type]
+
+        replace_file(target, write)
         return target
 
     @classmethod

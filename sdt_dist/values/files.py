@@ -6,7 +6,6 @@ It must not know what the walks mean.
 from __future__ import annotations
 
 import json
-import os
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from sdt_dist.errors import CheckpointError
+from sdt_dist.files import replace_file
 from sdt_dist.values.records import Vector, WalkRecord
 
 FORMAT = "sdt-evidence/1"
@@ -67,7 +67,7 @@ def _joined(parts: Iterable[np.ndarray], kind: Any) -> np.ndarray:
 
 
 def write_evidence(path: str | Path, evidence: Mapping[str, tuple[Sequence[WalkRecord], Vector]]) -> Path:
-    """Write walks and closed streams by key to an .npz beside `path`, sync it and rename it there. OSError."""
+    """Write walks and closed streams by key to an .npz beside `path`, sync it and rename it there. ResultsError when the disk refuses."""
     target = Path(path)
     head: dict[str, Any] = {"format": FORMAT, "keys": []}
     arrays: Arrays = {}
@@ -75,12 +75,12 @@ def write_evidence(path: str | Path, evidence: Mapping[str, tuple[Sequence[WalkR
         header, packed = pack_walks(walks)
         head["keys"].append({"key": key, "closed": dict(closed), **header})
         arrays |= {f"{i}/{name}": array for name, array in packed.items()}
-    temporary = target.with_name(target.name + ".tmp")
-    with temporary.open("wb") as handle:
-        np.savez(handle, head=np.array(json.dumps(head)), **arrays)  # type: ignore[arg-type]
-        handle.flush()
-        os.fsync(handle.fileno())
-    temporary.replace(target)
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as handle:
+            np.savez(handle, head=np.array(json.dumps(head)), **arrays)  # type: ignore[arg-type]
+
+    replace_file(target, write)
     return target
 
 

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 
-from actors.work import Work
+from sdt_dist.actors.work import Work
 from sdt_dist.models.toy import Toy
 from sdt_dist.search.result import SearchResult
 from sdt_dist.values.records import Membership

@@ -16,8 +16,8 @@ import psutil
 import pytest
 import yaml
 
-from sdt_dist.evaluation.config import load_config
-from sdt_dist.evaluation.runner import in_process, make_plan, run_evaluation
+from sdt_dist.evaluation.plan import load_config, make_plan
+from sdt_dist.evaluation.runner import in_process, run_evaluation
 from tests.chaos.killing import Recovery
 from tests.ray_helpers import wait_until
 
@@ -79,7 +79,7 @@ def _start(folder: Path) -> subprocess.Popen:
     config = folder / "config.yaml"
     config.write_text(yaml.safe_dump(SETTINGS))
     fleet = ["--searchers", "2", "--servers", "2"]
-    command = [sys.executable, "-m", "cluster.cli", "evaluate", str(config), *fleet, "--resume"]
+    command = [sys.executable, "-m", "sdt_dist.cluster.cli", "evaluate", str(config), *fleet, "--resume"]
     return subprocess.Popen(
         [*command, "--output", str(folder / "run")],
         stdout=subprocess.DEVNULL,

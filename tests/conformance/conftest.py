@@ -15,9 +15,17 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from sdt_dist.models.hf.model import HFModel
 from sdt_dist.models.interface import InterfaceModel
-from sdt_dist.models.process import prompt_digest
 from sdt_dist.models.toy import Toy
-from sdt_dist.protocols import ExpandRequest, Expansion, LogitsModel, PriorLaw, Rollout, RolloutRequest, Root
+from sdt_dist.protocols import (
+    ExpandRequest,
+    Expansion,
+    LogitsModel,
+    PriorLaw,
+    Rollout,
+    RolloutRequest,
+    Root,
+    prompt_digest,
+)
 from tests.http_helpers import RunningServer, tokens_card
 
 VOCABULARY, CONTEXT, END = 24, 48, 3

@@ -34,7 +34,7 @@ from sdt_dist.values.files import read_evidence
 HERE = Path(__file__).parent
 RECORDED = HERE / "behaviour.json"
 OLD = HERE / "files"
-COMMAND = [sys.executable, "-m", "cluster.cli"]
+COMMAND = [sys.executable, "-m", "sdt_dist.cluster.cli"]
 UNTIMED = ("wall_s", "run", "seconds")  # keys whose values are no behaviour
 TOY = (5, 4, 1.0, "smooth", 5.0, 0)
 SEARCHES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -142,11 +142,11 @@ def arrays_of(path: Path) -> dict[str, Any]:
     return {"head": head, **arrays}
 
 
-def write_series(path: Path) -> Path:
+def write_series(path: Path, count: int = 400) -> Path:
     """An hourly series of a day's period as CSV."""
     rng = np.random.default_rng(5)
-    values = 10 + 3 * np.sin(np.arange(400) * 2 * np.pi / 24) + rng.normal(0, 0.3, 400)
-    stamps = np.datetime64("2024-01-01T00") + np.arange(400).astype("timedelta64[h]")
+    values = 10 + 3 * np.sin(np.arange(count) * 2 * np.pi / 24) + rng.normal(0, 0.3, count)
+    stamps = np.datetime64("2024-01-01T00") + np.arange(count).astype("timedelta64[h]")
     rows = [f"{stamp},{value:.6f}" for stamp, value in zip(stamps, values, strict=True)]
     path.write_text("\n".join(["date,load", *rows]) + "\n", encoding="utf-8")
     return path
@@ -223,7 +223,7 @@ def sweeps(folder: Path) -> Found:
 
 def trainings(folder: Path) -> Found:
     """A forecaster fine-tuned for some steps on one thread."""
-    series = write_series(folder / "load.csv")
+    series = write_series(folder / "longer.csv", 1000)
     output = folder / "forecaster"
     run(
         "train-forecaster", "--init", "bundled", "--data", series, "--output", output, "--steps", 3, "--batch-size", 4,

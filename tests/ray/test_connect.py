@@ -21,22 +21,22 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sdt_dist.evaluation.config import load_config
-from sdt_dist.evaluation.runner import make_plan, run_evaluation
+from sdt_dist.evaluation.plan import load_config, make_plan
+from sdt_dist.evaluation.runner import run_evaluation
 
 ROOT = Path(__file__).parents[2]
 NODES = ROOT / "cluster/nodes"
-SDT = [sys.executable, "-m", "cluster.cli"]
+SDT = [sys.executable, "-m", "sdt_dist.cluster.cli"]
 PORTS = ("node-manager-port", "object-manager-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port",
          "runtime-env-agent-port", "metrics-export-port")  # fmt: skip
 PROBE = """
 import json, sys, time
-from cluster.connect import connect
+from sdt_dist.cluster.connect import connect
 from sdt_dist.errors import SdtError
 begun = time.monotonic()
 try:
     with connect(sys.argv[1], timeout_s=float(sys.argv[2])) as connection:
-        from actors.placement import cluster_nodes
+        from sdt_dist.actors.placement import cluster_nodes
         found = {"namespace": connection.namespace, "dashboard": connection.dashboard_url,
                  "labels": [dict(node.labels) for node in cluster_nodes()]}
 except SdtError as error:
@@ -222,7 +222,7 @@ def test_jobs_and_status_say_when_the_token_is_not_sent(head):
 
 def test_status_shows_nodes_labels_and_our_actors(head):
     script = (
-        "import subprocess, sys, ray\nfrom cluster.connect import connect\n"
+        "import subprocess, sys, ray\nfrom sdt_dist.cluster.connect import connect\n"
         "with connect(sys.argv[1], namespace='run-7'):\n"
         "    actor = ray.remote(num_cpus=0)(type('SearcherActor', (), {'ping': lambda self: 1}))\n"
         "    kept = actor.options(name='sdt:searcher-0').remote()\n    ray.get(kept.ping.remote())\n"

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from actors.config import fleet_config
-from actors.evaluation import on_fleet
-from actors.fleet import run_fleet
-from actors.work import SpecReward
+from sdt_dist.actors.config import fleet_config
+from sdt_dist.actors.evaluation import on_fleet
+from sdt_dist.actors.fleet import run_fleet
+from sdt_dist.actors.work import SpecReward
 from sdt_dist.errors import CheckpointError, FleetError
-from sdt_dist.evaluation.config import load_config
-from sdt_dist.evaluation.runner import in_process, make_plan, run_evaluation
+from sdt_dist.evaluation.plan import load_config, make_plan
+from sdt_dist.evaluation.runner import in_process, run_evaluation
 from sdt_dist.models.card import card_of
 from sdt_dist.models.loading import load_model
 from sdt_dist.models.toy import Toy

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.cli import main
+from sdt_dist.cluster.cli import main
 from sdt_dist.flow.flow import Flow
 from sdt_dist.training.flow.learner import LOSSES_FILE
 from sdt_dist.training.flow.loss_log import read_losses

@@ -7,10 +7,10 @@ import json
 import numpy as np
 import pytest
 
-from actors.config import fleet_config
-from actors.evaluation import on_fleet
-from sdt_dist.evaluation.config import load_config
-from sdt_dist.evaluation.runner import make_plan, run_evaluation
+from sdt_dist.actors.config import fleet_config
+from sdt_dist.actors.evaluation import on_fleet
+from sdt_dist.evaluation.plan import load_config, make_plan
+from sdt_dist.evaluation.runner import run_evaluation
 from tests.ray_helpers import actor_processes, wait_for_deaths
 
 pytestmark = [pytest.mark.ray, pytest.mark.mlx, pytest.mark.usefixtures("local_ray")]

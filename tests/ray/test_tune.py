@@ -16,15 +16,15 @@ import numpy as np
 import pytest
 import ray
 
-from actors.config import fleet_config
+from sdt_dist.actors.config import fleet_config
 from sdt_dist.errors import FleetError, ResultsError
 from sdt_dist.models.loading import load_model
+from sdt_dist.tune.config import load_sweep, plan_of
+from sdt_dist.tune.ledger import read_trials
+from sdt_dist.tune.report import write_report
+from sdt_dist.tune.sweep import run_sweep
 from tests.ray_helpers import wait_for_deaths, wait_until
 from tests.report_helpers import Page, check_cell, column_of, interval_of, measures_of, true_spectra
-from tune.config import load_sweep, plan_of
-from tune.ledger import read_trials
-from tune.report import write_report
-from tune.sweep import run_sweep
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray"), pytest.mark.filterwarnings("default")]
 

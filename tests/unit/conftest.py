@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from cluster.cli import main
+from sdt_dist.cluster.cli import main
 
 
 @pytest.fixture

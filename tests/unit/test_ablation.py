@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import yaml
 
-from cluster.cli import main
+from sdt_dist.cluster.cli import main
 from sdt_dist.errors import ConfigurationError, ResultsError
 from sdt_dist.evaluation.ablation import expanded, family, middle, parse_ablations
-from sdt_dist.evaluation.config import EvaluationConfig, load_config
-from sdt_dist.evaluation.runner import in_process, make_plan, run_evaluation
+from sdt_dist.evaluation.config import EvaluationConfig
+from sdt_dist.evaluation.plan import check_config, load_config, make_plan
+from sdt_dist.evaluation.runner import in_process, run_evaluation
 from sdt_dist.models.loading import load_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -171,7 +172,7 @@ def test_what_was_expanded_is_the_same_again_and_changes_to_it_are_refused(swept
         with pytest.raises(ConfigurationError, match=r"is not what ablate.* makes of it"):
             load_config(str(swept / "config.yaml"), change)
     with pytest.raises(ConfigurationError, match="residual_ts is not what ablate"):
-        EvaluationConfig.model_validate(SWEPT).check()
+        check_config(EvaluationConfig.model_validate(SWEPT))
 
 
 def test_a_point_is_bit_for_bit_the_run_that_it_stands_for(swept, tmp_path, evaluate):

@@ -17,7 +17,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from cluster.cli import main
+from sdt_dist.cluster.cli import main
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = [
@@ -227,7 +227,7 @@ def test_ctrl_c_ends_with_130_and_says_what_is_kept(tmp_path):
     (tmp_path / "own.py").write_text("import os, signal\ndef score(series):\n    os.kill(os.getpid(), signal.SIGINT)\n")
     code = (
         "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        f"sys.path.insert(0, {str(ROOT)!r}); from cluster.cli import main\n"
+        f"sys.path.insert(0, {str(ROOT)!r}); from sdt_dist.cluster.cli import main\n"
         f"sys.argv = ['sdt', *{SMALL_RUN!r}, '--reward', 'own.py:score']; main()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)

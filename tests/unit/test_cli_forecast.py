@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cluster.commands.forecast import _future
+from sdt_dist.cluster.commands.forecast import _future
 from sdt_dist.errors import DataError
 
 ROOT = Path(__file__).parents[2]
@@ -124,7 +124,7 @@ def test_checks_and_dry_runs_load_no_model_and_write_nothing(tmp_path, hourly):
     code = f"""
 import contextlib, io, sys
 sys.path.insert(0, {str(ROOT)!r})
-from cluster.cli import main
+from sdt_dist.cluster.cli import main
 sys.argv = ["sdt", "evaluate", "--num-problems", "3", "--methods", "sample,dts", "--output", "run", "--dry-run"]
 with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
     main()

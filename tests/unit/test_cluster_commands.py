@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from actors.config import Placement, fleet_config
-from actors.placement import Node, plan_placement
-from cluster import diagnosis
-from cluster.auth import AuthState, auth_state, create_private_token
-from cluster.connect import check_attachable
-from cluster.jobs import check_dashboard_url, job_command
-from cluster.probe import ClusterFacts, check_address, probe, resolve
-from cluster.survey import look
+from sdt_dist.actors.config import Placement, fleet_config
+from sdt_dist.actors.placement import Node, plan_placement
+from sdt_dist.cluster import diagnosis
+from sdt_dist.cluster.auth import AuthState, auth_state, create_private_token
+from sdt_dist.cluster.connect import check_attachable
+from sdt_dist.cluster.jobs import check_dashboard_url, job_command
+from sdt_dist.cluster.probe import ClusterFacts, check_address, probe, resolve
+from sdt_dist.cluster.survey import look
 from sdt_dist.errors import ConfigurationError, FleetError
 
 VARIABLES = (

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from actors.config import load_fleet
-from actors.placement import Node, check_placement, fleet_requests
+from sdt_dist.actors.config import load_fleet
+from sdt_dist.actors.placement import Node, check_placement, fleet_requests
 
 ROOT = Path(__file__).parents[2]
 NODES, KUBERAY = ROOT / "cluster/nodes", ROOT / "cluster/kuberay"

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import re
 
-from actors.config import fleet_config
-from actors.controller.controller import Controller
-from actors.learner import LearningPlan, LiveLearner
-from actors.metrics import METRICS, metric_name
-from actors.searcher import Searcher
-from actors.store_shard import StoreShard
-from actors.trajectory_buffer import TrajectoryBuffer
-from cluster.dashboard import dashboard, write_dashboard
+from sdt_dist.actors.config import fleet_config
+from sdt_dist.actors.controller.controller import Controller
+from sdt_dist.actors.learner import LearningPlan, LiveLearner
+from sdt_dist.actors.metrics import METRICS, metric_name
+from sdt_dist.actors.searcher import Searcher
+from sdt_dist.actors.store_shard import StoreShard
+from sdt_dist.actors.trajectory_buffer import TrajectoryBuffer
+from sdt_dist.cluster.dashboard import dashboard, write_dashboard
 from sdt_dist.models.toy import Toy
 from sdt_dist.training.flow.config import TrainFlowConfig
 from tests.fleet_helpers import PlainBackend, ServerTarget

@@ -15,9 +15,9 @@ import pytest
 
 from sdt_dist.data import check_dataset, dataset_names, load_problems, load_series, registry
 from sdt_dist.data.registry import find_file
+from sdt_dist.data.scale import MIN_HISTORY
 from sdt_dist.data.series import read_csv
 from sdt_dist.errors import ConfigurationError, ContextError, DataError
-from sdt_dist.models.forecaster.tokenizer import MIN_HISTORY
 
 WINDOWS = [(1, 16, None), (5, 64, None), (24, 512, None), (7, 30, 3), (10, 400, 25), (90, 100, None)]
 

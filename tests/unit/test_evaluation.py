@@ -17,15 +17,16 @@ import pandas as pd
 import pytest
 import yaml
 
-from cluster.cli import main
+from sdt_dist.cluster.cli import main
 from sdt_dist.errors import ConfigurationError, ResultsError
-from sdt_dist.evaluation.config import EvaluationConfig, load_config
+from sdt_dist.evaluation.config import EvaluationConfig
+from sdt_dist.evaluation.plan import load_config, make_plan
 from sdt_dist.evaluation.results import ResultLog, read_problems
-from sdt_dist.evaluation.runner import Progress, in_process, make_plan, run_evaluation
+from sdt_dist.evaluation.runner import Progress, in_process, run_evaluation
 from sdt_dist.evaluation.summary import recompute, tabulate
 from sdt_dist.models.loading import load_model
 from sdt_dist.protocols import Decoded
-from sdt_dist.report.figures.figures import draw_all
+from sdt_dist.report.figures.draw import draw_all
 from sdt_dist.rewards.spec import RewardContext, parse_reward
 from sdt_dist.search.methods import get_method, method_names
 
@@ -183,7 +184,7 @@ def test_a_torn_last_line_is_the_only_work_repeated(finished, copy, evaluate):
 
 def test_a_killed_run_goes_on_with_nothing_lost_or_done_twice(finished, tmp_path, evaluate):
     output, samples = tmp_path / "run", tmp_path / "run" / "samples.jsonl"
-    command = [sys.executable, "-m", "cluster.cli", "evaluate", str(finished.parent / "given.yaml")]
+    command = [sys.executable, "-m", "sdt_dist.cluster.cli", "evaluate", str(finished.parent / "given.yaml")]
     process = subprocess.Popen(
         [*command, "--output", str(output)], env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL
     )

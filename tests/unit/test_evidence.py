@@ -17,6 +17,7 @@ from sdt_dist.evaluation.evidence import (
     load_evidence,
     model_identity,
 )
+from sdt_dist.evaluation.plan import check_config
 from sdt_dist.rewards.spec import RewardContext, parse_reward, reward_identity
 from sdt_dist.values.reweigh import reweigh
 from tests.search_helpers import run_toy, toy
@@ -132,12 +133,12 @@ def test_a_warm_start_must_have_evidence_of_every_methods_reward(tmp_path):
 )
 def test_configurations_that_cannot_share_are_refused(change, message):
     with pytest.raises(ConfigurationError, match=message):
-        EvaluationConfig.model_validate(BASE | change).check()
+        check_config(EvaluationConfig.model_validate(BASE | change))
 
 
 def test_configurations_that_can_share_are_not():
     teams = EvaluationConfig.model_validate(BASE | {"searchers_per_problem": 2, "keep_evidence": True})
     alone = EvaluationConfig.model_validate({"keep_evidence": True})
     for config in (teams, alone):
-        config.check()
+        check_config(config)
     assert teams.shares_evidence and not alone.shares_evidence

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from actors.exchange import Exchange
+from sdt_dist.actors.exchange import Exchange
 from sdt_dist.errors import FleetError
 from sdt_dist.models.toy import Toy
 from tests.fleet_helpers import TOY, toy_work

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from sdt_dist.evaluation.config import EvaluationConfig
+from sdt_dist.evaluation.plan import make_plan
 from sdt_dist.evaluation.results import tree_path
-from sdt_dist.evaluation.runner import make_plan, run_evaluation
+from sdt_dist.evaluation.runner import run_evaluation
 from sdt_dist.report.figures import figures
 from sdt_dist.report.figures.tree import draw_value_error, value_error_by_depth
 from sdt_dist.tree.snapshot import Snapshot

@@ -8,8 +8,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from sdt_dist.evaluation.config import load_config
-from sdt_dist.evaluation.runner import in_process, make_plan, run_evaluation
+from sdt_dist.evaluation.plan import load_config, make_plan
+from sdt_dist.evaluation.runner import in_process, run_evaluation
 from sdt_dist.models.loading import load_model
 from sdt_dist.report.figures import figures
 from sdt_dist.report.figures.ablation import ablation

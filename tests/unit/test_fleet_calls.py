@@ -7,8 +7,8 @@ import asyncio
 import numpy as np
 import pytest
 
-from actors.calls import Directory, RemoteModel, Routes, ServerCalls, ServersDiedError, StoreCalls
-from actors.endpoint import Endpoint, GoneError, UnreachableError, repeat_while_unreachable, within
+from sdt_dist.actors.calls import Directory, RemoteModel, Routes, ServerCalls, ServersDiedError, StoreCalls
+from sdt_dist.actors.endpoint import Endpoint, GoneError, UnreachableError, repeat_while_unreachable, within
 from sdt_dist.errors import FleetError
 from sdt_dist.models.card import card_of
 from sdt_dist.models.toy import Toy

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from actors.config import fleet_config
-from actors.controller.controller import Controller
-from actors.work import GivenReward
+from sdt_dist.actors.config import fleet_config
+from sdt_dist.actors.controller.controller import Controller
+from sdt_dist.actors.work import GivenReward
 from sdt_dist.errors import ConfigurationError, FleetError
 from sdt_dist.models.toy import Toy
 from tests.fleet_helpers import (

@@ -7,12 +7,14 @@ from dataclasses import replace
 
 import pytest
 
-from actors.config import fleet_config
-from actors.controller.controller import Controller
-from actors.controller.flows import FlowLibrary, Held
-from actors.work import LATEST
+from sdt_dist.actors.config import fleet_config
+from sdt_dist.actors.controller.controller import Controller
+from sdt_dist.actors.controller.flows import FlowLibrary
+from sdt_dist.actors.controller.slots import Held
+from sdt_dist.actors.work import LATEST
 from sdt_dist.errors import CheckpointError, ConfigurationError
 from sdt_dist.flow.files import FlowFiles
+from sdt_dist.flow.flow import Flow
 from sdt_dist.models.card import card_of
 from sdt_dist.models.loading import load_model
 from sdt_dist.models.toy import Toy
@@ -48,7 +50,7 @@ def _run(work, backend, flows, meanwhile=None, **fleet):
 
 @pytest.mark.parametrize(("searchers", "servers"), [(1, 1), (2, 2)])
 def test_a_fleet_proposes_with_a_flow_as_one_process_does(files, searchers, servers):
-    flow = files[0].flow()
+    flow = Flow.of(files[0])
     with_flow = _work(METHODS, 3, flow.identity)
     without = [replace(w, name=f"plain/{w.name}", flow=None) for w in with_flow if w.method != "s_adt"]
     work = [*with_flow, *without]
@@ -63,7 +65,7 @@ def test_a_fleet_proposes_with_a_flow_as_one_process_does(files, searchers, serv
 
 @pytest.mark.parametrize("victim", ["model-server-0", "searcher-0"])
 def test_deaths_change_no_sample_and_a_new_server_has_its_flows_before_it_is_asked(files, victim):
-    flow = files[0].flow()
+    flow = Flow.of(files[0])
     work, backend, kills = _work(LONG, 12, flow.identity), PlainBackend(_load), []
 
     async def kill(controller):
@@ -82,7 +84,7 @@ def test_deaths_change_no_sample_and_a_new_server_has_its_flows_before_it_is_ask
 def test_lost_messages_lose_no_flow(files):
     work = _work(METHODS, 3, files[1].identity)
     outcomes = _run(work, PlainBackend(_load, loss=0.25, seed=3), files, searchers=2)
-    assert all(same(outcomes[w.name], alone(_load(), w, files[1].flow())) for w in work)
+    assert all(same(outcomes[w.name], alone(_load(), w, Flow.of(files[1]))) for w in work)
 
 
 def test_searches_begin_with_the_newest_flow_and_keep_it_at_later_attempts_and_old_ones_go(files):
@@ -103,7 +105,7 @@ def test_searches_begin_with_the_newest_flow_and_keep_it_at_later_attempts_and_o
                 seen["last"] = set(server.target.server.model._flows._flows)
 
     outcomes = _run(work, backend, files[:1], publish, problems_per_searcher=3, max_attempts=50)
-    by_name = {f.identity: f.flow() for f in files}
+    by_name = {f.identity: Flow.of(f) for f in files}
     assert all(same(outcomes[w.name], alone(_load(), w, by_name[outcomes[w.name].flow])) for w in work)
     assert {outcomes[name].flow for name in seen["first"]} == {files[0].identity}
     assert [o.flow for o in outcomes.values()].count(files[1].identity) >= 6
@@ -179,8 +181,8 @@ def _reach(url, made):
 
 def test_a_server_over_http_must_hold_the_flow_itself(files, monkeypatch):
     monkeypatch.setenv("SDT_HTTP_TOKEN", TOKEN)
-    work, remotes, model, flow = _work(METHODS, 2, files[0].identity), [], _load(), files[0].flow()
-    model.load_flow(files[0].flow())
+    work, remotes, model, flow = _work(METHODS, 2, files[0].identity), [], _load(), Flow.of(files[0])
+    model.load_flow(Flow.of(files[0]))
     try:
         with RunningServer(model, card_of(model), flows=[flow.identity]) as server:
             outcomes = _run(work, PlainBackend(lambda: _reach(server.url, remotes)), files[:1])
@@ -188,7 +190,7 @@ def test_a_server_over_http_must_hold_the_flow_itself(files, monkeypatch):
             with pytest.raises(
                 ConfigurationError, match=rf"which has {flow.identity}; start it with `sdt serve --flow"
             ):
-                remotes[0].process(4).load_flow(files[1].flow())
+                remotes[0].process(4).load_flow(Flow.of(files[1]))
         with RunningServer(_load(), card_of(model)) as server:
             said = rf"flow: {flow.identity} is not held by the server at {server.url}, which has none; start it with"
             with pytest.raises(ConfigurationError, match=said):
@@ -200,7 +202,7 @@ def test_a_server_over_http_must_hold_the_flow_itself(files, monkeypatch):
 
 def test_a_server_that_drops_a_flow_says_that_it_does_not_hold_it(files):
     model, name = _load(), files[0].identity
-    model.load_flow(files[0].flow())
+    model.load_flow(Flow.of(files[0]))
     asked = [RolloutRequest(Root((0,), b"x"), (), 4, 1, tilt=Tilt(name, 5.0, "q"))]
     assert model.rollout(asked, model.law)[0].log_proposal is not None
     model.drop_flow(name)

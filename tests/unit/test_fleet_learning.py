@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actors.config import FleetConfig, fleet_config
-from actors.controller.controller import Controller
-from actors.learner import LearningPlan, LiveLearner
-from actors.live_training import SearchStream, check_live
-from actors.searcher import Outcome
-from actors.trajectory_buffer import SearchRecord, Taken, TrajectoryBuffer
-from actors.work import GivenReward
+from sdt_dist.actors.config import FleetConfig, fleet_config
+from sdt_dist.actors.controller.controller import Controller
+from sdt_dist.actors.learner import LearningPlan, LiveLearner
+from sdt_dist.actors.live_training import SearchStream, check_live
+from sdt_dist.actors.searcher import Outcome
+from sdt_dist.actors.trajectory_buffer import SearchRecord, Taken, TrajectoryBuffer
+from sdt_dist.actors.work import GivenReward
 from sdt_dist.errors import ConfigurationError, FleetError, ResultsError
 from sdt_dist.flow.flow import Flow
 from sdt_dist.models.process import TokenProcess

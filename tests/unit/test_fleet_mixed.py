@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from scipy.special import logsumexp
 
-from actors.calls import Routes
-from actors.config import FleetConfig, fleet_config
-from actors.controller.agreement import Agreement
-from actors.endpoint import Endpoint
-from actors.searcher import Searcher, SearcherSettings
+from sdt_dist.actors.calls import Routes
+from sdt_dist.actors.config import FleetConfig, fleet_config
+from sdt_dist.actors.controller.agreement import Agreement
+from sdt_dist.actors.endpoint import Endpoint
+from sdt_dist.actors.searcher import Searcher, SearcherSettings
 from sdt_dist.errors import ConfigurationError, FleetError
 from sdt_dist.models.card import ModelCard, card_of
 from sdt_dist.models.toy import Toy

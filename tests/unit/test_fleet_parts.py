@@ -5,9 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.controller.health import Health, HealthPolicy
-from actors.controller.routing import RouteTable
-from cluster.live import Rates, fleet_line
+from sdt_dist.actors.controller.health import Health, HealthPolicy
+from sdt_dist.actors.controller.routing import RouteTable
+from sdt_dist.cluster.live import Rates, fleet_line
 from tests.fleet_helpers import Clock
 
 POLICY = HealthPolicy(first_pause_s=1.0, longest_pause_s=5.0, steady_s=60.0, misses=3, failed_starts=3)

@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 
-from actors.config import fleet_config
+from sdt_dist.actors.config import fleet_config
 from sdt_dist.models.card import card_of
 from sdt_dist.models.loading import load_model
 from sdt_dist.models.toy import Toy

@@ -9,8 +9,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from actors.config import fleet_config
-from actors.work import Work
+from sdt_dist.actors.config import fleet_config
+from sdt_dist.actors.work import Work
 from sdt_dist.models.toy import Toy
 from sdt_dist.search.result import SearchResult
 from sdt_dist.search.sharing_plan import SharingPlan, merge_members

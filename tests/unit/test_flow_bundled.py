@@ -8,6 +8,7 @@ import torch
 import sdt_dist as sdt
 from sdt_dist.errors import CheckpointError, ConfigurationError
 from sdt_dist.flow.files import BUNDLED, FlowFiles
+from sdt_dist.flow.flow import Flow
 from sdt_dist.models.card import card_of
 from sdt_dist.rewards.spec import parse_reward
 from sdt_dist.search.session import SearchProblem
@@ -39,7 +40,7 @@ def test_it_is_what_its_recipe_says_and_fits_the_bundled_model():
 
 
 def test_its_proposal_is_nearer_to_the_target_than_p_on_series_that_it_never_saw():
-    process, flow = sdt.load_model("bundled").process(48), FlowFiles.read("bundled").flow()
+    process, flow = sdt.load_model("bundled").process(48), Flow.of(FlowFiles.read("bundled"))
     factory = parse_reward("spectral:gamma=1")
     contexts = SyntheticContexts(512).draw(OTHER_SEED, 0, 5)
     problems = [

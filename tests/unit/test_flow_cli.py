@@ -13,12 +13,12 @@ import pandas as pd
 import pytest
 import yaml
 
-from actors.config import fleet_config
-from cluster.cli import main
+from sdt_dist.actors.config import fleet_config
+from sdt_dist.cluster.cli import main
 from sdt_dist.errors import CheckpointError, ConfigurationError
-from sdt_dist.evaluation.config import load_config
+from sdt_dist.evaluation.plan import load_config, make_plan
 from sdt_dist.evaluation.results import check_directory
-from sdt_dist.evaluation.runner import in_process, make_plan, run_evaluation
+from sdt_dist.evaluation.runner import in_process, run_evaluation
 from sdt_dist.flow.files import FlowFiles
 from sdt_dist.models.card import ModelCard, card_of
 from sdt_dist.models.loading import load_model
@@ -224,7 +224,7 @@ def test_a_forecast_with_a_flow(flow, series, monkeypatch, capsys):
 
 def test_serve_gives_its_model_the_flows_and_says_so(flow, card, tmp_path, monkeypatch):
     services = []
-    monkeypatch.setattr("cluster.commands.serve._run", lambda service, *_: services.append(service))
+    monkeypatch.setattr("sdt_dist.cluster.commands.serve._run", lambda service, *_: services.append(service))
     save_small_flow(tmp_path / "second", card, 8, seed=1)
     save_small_flow(tmp_path / "foreign", replace(card, identity="f" * 32), 8)
 

@@ -14,19 +14,19 @@ import pytest
 
 from sdt_dist.errors import CheckpointError, ConfigurationError, DataError, ResultsError
 from sdt_dist.flow.checkpoint import INFO_FILE, WEIGHTS_FILE, FlowInfo, load_flow
+from sdt_dist.flow.spec import FlowSpec
+from sdt_dist.models.process import TokenProcess
+from sdt_dist.models.toy import Toy
+from sdt_dist.protocols import Sample
+from sdt_dist.search.session import SearchProblem
 from sdt_dist.training.flow.collect import collect, trajectories_of_samples
 from sdt_dist.training.flow.contexts import DatasetContexts, PromptContexts, SyntheticContexts
 from sdt_dist.training.flow.extract import trajectories_of, with_rows
 from sdt_dist.training.flow.learner import LOSSES_FILE, STATE_FILE, TENSORBOARD, Learner
 from sdt_dist.training.flow.loss_log import read_losses
 from sdt_dist.training.flow.options import FlowTrainOptions, LearnerOptions
-from sdt_dist.flow.spec import FlowSpec
 from sdt_dist.training.flow.trajectories import Trajectory
 from sdt_dist.training.flow.versions import latest_version
-from sdt_dist.models.process import TokenProcess
-from sdt_dist.models.toy import Toy
-from sdt_dist.protocols import Sample
-from sdt_dist.search.session import SearchProblem
 from tests.flow_helpers import toy_trajectory
 from tests.search_helpers import PARAMETERS, run_toy, toy
 
@@ -88,7 +88,7 @@ def test_a_learner_killed_before_a_write_goes_on_exactly(
 ) -> None:
     """At every third file or directory that is put in place: the last version is whole, and the rest repeats to the bit."""
     from sdt_dist.flow import checkpoint
-from sdt_dist.training.flow import trainer
+    from sdt_dist.training.flow import trainer
 
     renames, writes = Path.rename, checkpoint.replace_file
     moments = []

@@ -18,9 +18,8 @@ from sdt_dist.flow.network import FlowNetwork
 from sdt_dist.flow.spec import FlowSpec
 from sdt_dist.metrics.spectrum import power_spectrum, reference_spectrum
 from sdt_dist.models.card import card_of
-from sdt_dist.models.process import prompt_digest
 from sdt_dist.models.toy import Toy
-from sdt_dist.protocols import Root
+from sdt_dist.protocols import Root, prompt_digest
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SPECS = {

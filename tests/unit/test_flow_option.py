@@ -7,7 +7,7 @@ import pytest
 
 import sdt_dist as sdt
 from sdt_dist.errors import ConfigurationError
-from sdt_dist.evaluation.config import load_config
+from sdt_dist.evaluation.plan import load_config
 from sdt_dist.models.process import TokenProcess
 from sdt_dist.models.toy import Toy
 from sdt_dist.search.api import run_searches

@@ -19,11 +19,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from sdt_dist.data import load_problems, synthetic
+from sdt_dist.data.scale import MIN_HISTORY, Scale
 from sdt_dist.errors import CheckpointError, ConfigurationError, ContextError, DataError, ResultsError
 from sdt_dist.models.forecaster import bundled
 from sdt_dist.models.forecaster.bundled import WEIGHTS_FILE, load_module
 from sdt_dist.models.forecaster.spec import BUNDLED, FORMAT, SPEC_FILE, ForecasterSpec
-from sdt_dist.models.forecaster.tokenizer import FIRST_BIN, MIN_HISTORY, Scale, ValueTokenizer
+from sdt_dist.models.forecaster.tokenizer import FIRST_BIN, ValueTokenizer
 from sdt_dist.models.loading import load_model
 from sdt_dist.protocols import RolloutRequest
 from sdt_dist.rewards.spec import RewardContext, parse_reward

@@ -38,7 +38,9 @@ def test_help_answers_within_a_second(command: list[str]) -> None:
 
     def run() -> float:
         begin = _children_s()
-        done = subprocess.run([sys.executable, "-m", "cluster.cli", *command, "--help"], capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-m", "sdt_dist.cluster.cli", *command, "--help"], capture_output=True, text=True
+        )
         assert done.returncode == 0 and "Usage" in done.stdout
         return _children_s() - begin
 

@@ -27,8 +27,7 @@ import sdt_dist as sdt
 from sdt_dist.errors import CheckpointError, ConfigurationError, ContextError, MissingExtraError
 from sdt_dist.models.card import card_of, process_of
 from sdt_dist.models.loading import check_spec, load_model
-from sdt_dist.models.process import prompt_digest
-from sdt_dist.protocols import ExpandRequest, PriorLaw, RolloutRequest, Root
+from sdt_dist.protocols import ExpandRequest, PriorLaw, RolloutRequest, Root, prompt_digest
 from tests.conformance.conftest import BACKENDS
 
 LLAMA3 = {

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import yaml
 
-from actors.config import Placement, fleet_config
-from actors.placement import ActorRequest, Node, check_placement, fleet_requests, plan_placement
+from sdt_dist.actors.config import Placement, fleet_config
+from sdt_dist.actors.placement import ActorRequest, Node, check_placement, fleet_requests, plan_placement
 from sdt_dist.errors import ConfigurationError
 
 ROOT = Path(__file__).parents[2]

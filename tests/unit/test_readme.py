@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cluster.cli import app
+from sdt_dist.cluster.cli import app
 from sdt_dist.rewards.spec import FORECAST_TERMS, TEXT_TERMS
 from sdt_dist.search.methods import method_names
 

@@ -14,8 +14,9 @@ from scipy.stats import wilcoxon
 from sdt_dist.errors import ResultsError, SdtError
 from sdt_dist.evaluation.config import EvaluationConfig
 from sdt_dist.evaluation.environment import note_environment, read_environment, server_record
+from sdt_dist.evaluation.plan import make_plan
 from sdt_dist.evaluation.results import tree_path
-from sdt_dist.evaluation.runner import make_plan, run_evaluation
+from sdt_dist.evaluation.runner import run_evaluation
 from sdt_dist.evaluation.significance import Difference, between_methods
 from sdt_dist.report.blocks import Section
 from sdt_dist.report.changes import sections_of_several

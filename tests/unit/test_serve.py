@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from cluster.cli import app
+from sdt_dist.cluster.cli import app
 from sdt_dist.errors import ConfigurationError
 from sdt_dist.models.card import card_of
 from sdt_dist.models.loading import check_spec, load_model
@@ -149,7 +149,7 @@ def _killed_at_the_end(process: subprocess.Popen[str]) -> Iterator[None]:
 
 def test_serve_starts_answers_and_ends_cleanly(tmp_path):
     token_file = tmp_path / "token"
-    command = [sys.executable, "-m", "cluster.cli", "serve", "--port", "0", "--token-file", str(token_file)]
+    command = [sys.executable, "-m", "sdt_dist.cluster.cli", "serve", "--port", "0", "--token-file", str(token_file)]
     environment = {k: v for k, v in os.environ.items() if k != "SDT_HTTP_TOKEN"}
     root = Path(__file__).parents[2]
     with (

@@ -21,8 +21,8 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from sdt_dist.evaluation.config import load_config
-from sdt_dist.evaluation.runner import make_plan, run_evaluation
+from sdt_dist.evaluation.plan import load_config, make_plan
+from sdt_dist.evaluation.runner import run_evaluation
 from sdt_dist.flow.checkpoint import FlowInfo
 from sdt_dist.flow.flow import Flow
 from sdt_dist.flow.spec import FlowSpec
@@ -56,7 +56,7 @@ def die(self, line):
     if line["step"] == {KILLED_AT}:
         os.kill(os.getpid(), signal.SIGKILL)
 LossLog.append = die
-from cluster.cli import main
+from sdt_dist.cluster.cli import main
 main()
 """
 

@@ -7,15 +7,12 @@ import pytest
 
 from sdt_dist.data.problems import ForecastProblem
 from sdt_dist.errors import ConfigurationError
-from sdt_dist.evaluation.config import load_config
-from sdt_dist.evaluation.runner import in_process, make_plan, run_evaluation
+from sdt_dist.evaluation.plan import load_config, make_plan
+from sdt_dist.evaluation.runner import in_process, run_evaluation
 from sdt_dist.models.loading import load_model
-from sdt_dist.values.extract import walks_of
-from sdt_dist.values.reweigh import Reweighed, reweigh
-from tests.search_helpers import run_toy, toy
-from tune.config import load_sweep
-from tune.objectives import measure_rows
-from tune.screening import (
+from sdt_dist.tune.config import load_sweep
+from sdt_dist.tune.objectives import measure_rows
+from sdt_dist.tune.screening import (
     LEAST_ESS,
     Cell,
     Screen,
@@ -26,6 +23,9 @@ from tune.screening import (
     run_screening,
     write_screening,
 )
+from sdt_dist.values.extract import walks_of
+from sdt_dist.values.reweigh import Reweighed, reweigh
+from tests.search_helpers import run_toy, toy
 
 PROBLEM = ForecastProblem(0, "toy", np.arange(64.0) % 5, np.array([1.0, 3.0, 0.0, 2.0]), 1, 2.0, 1.5)
 

@@ -10,9 +10,10 @@ import yaml
 
 from sdt_dist.data.problems import load_problems
 from sdt_dist.errors import ConfigurationError, DataError, MissingExtraError, SdtError
-from sdt_dist.evaluation.config import EvaluationConfig, load_config
+from sdt_dist.evaluation.config import EvaluationConfig
+from sdt_dist.evaluation.plan import check_config, load_config
 from sdt_dist.rewards.spec import RewardContext, parse_reward
-from tune.choice import (
+from sdt_dist.tune.choice import (
     BEST,
     HELDOUT,
     best_trial,
@@ -22,10 +23,10 @@ from tune.choice import (
     points_of,
     write_choice,
 )
-from tune.config import SweepConfig, load_sweep, plan_of
-from tune.ledger import line_of, read_trials, write_trials
-from tune.objectives import measure_rows
-from tune.space import Range, Space
+from sdt_dist.tune.config import SweepConfig, load_sweep, plan_of
+from sdt_dist.tune.ledger import line_of, read_trials, write_trials
+from sdt_dist.tune.objectives import measure_rows
+from sdt_dist.tune.space import Range, Space
 
 SPACE = {
     "inverse_temperature": {"low": 1, "high": 30, "log": True},
@@ -70,7 +71,7 @@ def test_whatever_is_drawn_is_an_evaluation_that_its_method_accepts():
     for parameters in drawn(config):
         for rollouts in config.budgets(parameters):
             evaluation = config.evaluation_of(parameters, rollouts)
-            EvaluationConfig.model_validate(evaluation.model_dump()).check()
+            check_config(EvaluationConfig.model_validate(evaluation.model_dump()))
             assert evaluation.num_rollouts == rollouts and evaluation.split == "val"
             assert evaluation.inverse_temperature == parameters["inverse_temperature"]
             (method,) = evaluation.method_configs()
@@ -273,7 +274,7 @@ def test_importance_goes_to_the_parameter_that_decides_and_needs_some_trials():
 
 def test_the_spectral_gap_is_the_distance_of_means_to_the_truths():
     problems = load_problems("co2", horizon=24, num_problems=4)
-    from tune.objectives import truth_rows
+    from sdt_dist.tune.objectives import truth_rows
 
     truth = truth_rows(problems)
     rows = {index: {"spec_w1": row["spec_w1"] + 0.01} for index, row in truth.items()}

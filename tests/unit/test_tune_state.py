@@ -9,11 +9,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from tune.config import load_sweep
-from tune.ledger import Ledger, line_of, read_trials, write_trials
-from tune.scheduler import scheduler_of
-from tune.state import ended_rungs, is_restorable, known_parameters, set_aside
-from tune.trial import PARAMETERS, trial_directory, trial_name
+from sdt_dist.tune.config import load_sweep
+from sdt_dist.tune.ledger import Ledger, line_of, read_trials, write_trials
+from sdt_dist.tune.scheduler import scheduler_of
+from sdt_dist.tune.state import ended_rungs, is_restorable, known_parameters, set_aside
+from sdt_dist.tune.trial import PARAMETERS, trial_directory, trial_name
 
 ONE, TWO = {"method": "snis", "inverse_temperature": 1.0}, {"method": "snis", "inverse_temperature": 2.0}
 

@@ -12,8 +12,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sdt_dist.models.hf.model import HFModel
-from sdt_dist.models.process import prompt_digest
-from sdt_dist.protocols import PriorLaw, Root
+from sdt_dist.protocols import PriorLaw, Root, prompt_digest
 
 VOCABULARY, CONTEXT, END = 48, 160, 3
 LAW = PriorLaw((0, VOCABULARY), (END,))

@@ -9,10 +9,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from actors.config import fleet_config
-from actors.evaluation import on_fleet
-from sdt_dist.evaluation.config import load_config
-from sdt_dist.evaluation.runner import make_plan, run_evaluation
+from sdt_dist.actors.config import fleet_config
+from sdt_dist.actors.evaluation import on_fleet
+from sdt_dist.evaluation.plan import load_config, make_plan
+from sdt_dist.evaluation.runner import run_evaluation
 from tests.ray_helpers import actor_processes
 
 pytestmark = [pytest.mark.vllm, pytest.mark.ray, pytest.mark.timeout(900)]

@@ -11,9 +11,8 @@ from prometheus_client import REGISTRY
 from vllm.engine.arg_utils import AsyncEngineArgs
 
 from sdt_dist.models.hf.model import HFModel
-from sdt_dist.models.process import prompt_digest
 from sdt_dist.models.remote.wire import pack_requests, unpack_replies
-from sdt_dist.protocols import ExpandRequest, PriorLaw, RolloutRequest, Root
+from sdt_dist.protocols import ExpandRequest, PriorLaw, RolloutRequest, Root, prompt_digest
 from sdt_dist.serving.server import ModelCall, ModelServer
 from tests.vllm.conftest import LAW, VOCABULARY, root, same
 

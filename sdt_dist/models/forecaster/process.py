@@ -10,8 +10,8 @@ import numpy as np
 from sdt_dist.errors import ConfigurationError
 from sdt_dist.models.forecaster.spec import ForecasterSpec
 from sdt_dist.models.forecaster.tokenizer import FIRST_BIN
-from sdt_dist.models.process import TokenProcess, prompt_digest
-from sdt_dist.protocols import Decoded, LogitsModel, PriorLaw, Root
+from sdt_dist.models.process import TokenProcess
+from sdt_dist.protocols import Decoded, LogitsModel, PriorLaw, Root, prompt_digest
 
 
 class ForecastProcess(TokenProcess):

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError
-
-from sdt_dist.errors import CheckpointError, ResultsError
-from sdt_dist.models.forecaster.tokenizer import EOS, FIRST_BIN, MIN_HISTORY, PAD, ValueTokenizer
+from sdt_dist.data.scale import MIN_HISTORY
+from sdt_dist.errors import CheckpointError
+from sdt_dist.files import write_text
+from sdt_dist.models.forecaster.tokenizer import EOS, FIRST_BIN, PAD, ValueTokenizer
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
@@ -72,7 +70,7 @@ class ForecasterSpec:
     def save(self, directory: Path) -> None:
         """Write the spec as JSON, whole or not at all; ResultsError when the disk refuses."""
         text = json.dumps({"format": FORMAT, **asdict(self)}, indent=2) + "\n"
-        replace_file(directory / SPEC_FILE, lambda path: path.write_text(text, encoding="utf-8"))
+        write_text(directory / SPEC_FILE, text)
 
     @classmethod
     def load(cls, directory: Path) -> ForecasterSpec:
@@ -111,24 +109,6 @@ class ForecasterSpec:
             raise CheckpointError(
                 f"{owner}: head_dim: {self.head_dim}, must be even and divide the hidden_size of {self.hidden_size}."
             )
-
-
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make a file beside `path`, sync it and rename it, so that `path` is never half written.
-
-    ResultsError when the disk refuses.
-    """
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        try:
-            write(temporary)
-            with temporary.open("rb") as handle:
-                os.fsync(handle.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except (OSError, SafetensorError) as error:
-        raise ResultsError(f"output: {path} cannot be written ({error}); free space and run again.") from error
 
 
 def forecaster_directory(name: str) -> Path | None:

@@ -16,8 +16,7 @@ from sdt_dist.models.forecaster import bundled
 from sdt_dist.models.forecaster.process import Forecaster
 from sdt_dist.models.hf.loading import load_tokenizer, quiet_transformers
 from sdt_dist.models.language import LanguageModel
-from sdt_dist.models.process import prompt_digest
-from sdt_dist.protocols import ExpandRequest, PriorLaw, RolloutRequest, Root
+from sdt_dist.protocols import ExpandRequest, PriorLaw, RolloutRequest, Root, prompt_digest
 
 _ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",

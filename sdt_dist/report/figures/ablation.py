@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,9 +11,7 @@ from matplotlib.figure import Figure
 from sdt_dist.evaluation.ablation import family
 from sdt_dist.evaluation.tables import number
 from sdt_dist.report.figures.axes import COLOURS, legend, point, reach, values_axis
-
-if TYPE_CHECKING:
-    from sdt_dist.report.figures.figures import Run
+from sdt_dist.report.figures.run import Run
 
 Place = tuple[float | None, ...]
 _NAMES = {"lambda": "λ", "gamma": "γ", "alpha": "α", "rollouts": "rollouts (budget)"}

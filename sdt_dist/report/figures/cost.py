@@ -6,7 +6,6 @@ Methods that all paid the same stand below one another, since against their cost
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
@@ -14,10 +13,8 @@ from matplotlib.figure import Figure
 
 from sdt_dist.evaluation.ablation import family
 from sdt_dist.report.figures.axes import legend, log_axis, point, reach
+from sdt_dist.report.figures.run import Run
 from sdt_dist.search.methods import get_method
-
-if TYPE_CHECKING:
-    from sdt_dist.report.figures.figures import Run
 
 _SAME_BUDGET = 1.5
 _A_FEW = 6  # curves whose intervals can be told apart in one panel

@@ -9,7 +9,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from sdt_dist.report.figures.figures import Run, draw_fan
+from sdt_dist.report.figures.run import Run
+from sdt_dist.report.figures.samples import draw_fan
 
 _COLUMNS = 3
 

@@ -10,7 +10,10 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from sdt_dist.evaluation.results import tree_path
 from sdt_dist.models.toy import Toy
+from sdt_dist.report.figures.run import Run
+from sdt_dist.tree.snapshot import Snapshot
 from sdt_dist.tree.tree import Tree
 
 
@@ -82,3 +85,13 @@ def draw_value_error(curves: dict[str, dict[int, float]]) -> Figure:
     axes.set_ylabel("mean |v - V| (lower is better)")
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     return figure
+
+
+def first_tree(run: Run, label: str | None = None) -> Figure | None:
+    """The first problem's saved tree: of a label, else of the method shown as aligned or the first one that has a tree."""
+    labels = [one for one in (label, run.aligned, *run.lines) if one and tree_path(run.directory, one).is_file()]
+    if not labels:
+        return None
+    saved = Snapshot.load(tree_path(run.directory, labels[0]))
+    strength = saved.header["options"]["inverse_temperature"]
+    return draw_tree(saved.tree, inverse_temperature=strength, title=f"{labels[0]} on {run.problems[0].name}")

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from sdt_dist.errors import SdtError
-from sdt_dist.models.process import TokenProcess, prompt_digest
+from sdt_dist.models.process import TokenProcess
 from sdt_dist.noise import gumbel
-from sdt_dist.protocols import ExpandRequest, Expansion, Flow, Root, Sample
+from sdt_dist.protocols import ExpandRequest, Expansion, Flow, Root, Sample, prompt_digest
 from sdt_dist.search.api import run_searches
 from sdt_dist.search.result import SearchResult
 from sdt_dist.search.session import SearchProblem

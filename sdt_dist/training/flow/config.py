@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from sdt_dist.errors import ConfigurationError, DataError
-from sdt_dist.evaluation.config import read_mapping
+from sdt_dist.files import read_mapping
 from sdt_dist.search.methods import get_method, validate_options
 from sdt_dist.search.options import TreeOptions, parse_options
 from sdt_dist.training.flow.options import FlowTrainOptions, LearnerOptions, LossOptions

@@ -12,9 +12,9 @@ from typing import Protocol
 import numpy as np
 
 from sdt_dist.data.registry import load_series
+from sdt_dist.data.scale import MIN_HISTORY
 from sdt_dist.data.series import Series
 from sdt_dist.errors import DataError
-from sdt_dist.models.forecaster.tokenizer import MIN_HISTORY
 from sdt_dist.rewards.spec import RewardContext
 
 Context = np.ndarray | str  # a history [L] or a prompt

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from sdt_dist.errors import ResultsError
-from sdt_dist.models.forecaster.spec import replace_file
+from sdt_dist.files import replace_file
 
 Line = dict[str, Any]
 

@@ -11,8 +11,7 @@ import numpy as np
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from sdt_dist.evaluation.results import write_text
-from sdt_dist.models.forecaster.spec import replace_file
+from sdt_dist.files import replace_file, write_text
 from sdt_dist.training.flow.config import TrainFlowConfig
 from sdt_dist.training.flow.learner import LOSSES_FILE, Learner
 from sdt_dist.training.flow.loss_log import Line, read_losses

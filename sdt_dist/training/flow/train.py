@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import yaml
 
 from sdt_dist.errors import ConfigurationError, SdtError
-from sdt_dist.evaluation.results import write_text
+from sdt_dist.files import write_text
 from sdt_dist.flow.checkpoint import FlowInfo
 from sdt_dist.flow.flow import Flow
 from sdt_dist.flow.spec import FlowSpec

@@ -18,9 +18,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from sdt_dist.errors import CheckpointError, ConfigurationError
+from sdt_dist.files import replace_file
 from sdt_dist.flow.network import FlowNetwork
 from sdt_dist.flow.spec import FlowSpec
-from sdt_dist.models.forecaster.spec import replace_file
 from sdt_dist.training.flow.batch import Batch, Scores, make_batch, path_of
 from sdt_dist.training.flow.losses import (
     bellman,

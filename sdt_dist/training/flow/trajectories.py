@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from sdt_dist.errors import CheckpointError, DataError
-from sdt_dist.models.forecaster.spec import replace_file
+from sdt_dist.files import replace_file
 
 FORMAT = "sdt-trajectories/1"
 _CANDIDATE_DTYPES = {"tokens": np.int32, "log_prob": np.float64, "log_weight": np.float64, "reward": np.float64}

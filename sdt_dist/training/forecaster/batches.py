@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 import torch
 
+from sdt_dist.data.scale import MIN_HISTORY
 from sdt_dist.data.synthetic import generate
 from sdt_dist.errors import DataError
 from sdt_dist.models.forecaster.spec import ForecasterSpec
-from sdt_dist.models.forecaster.tokenizer import FIRST_BIN, MIN_HISTORY
+from sdt_dist.models.forecaster.tokenizer import FIRST_BIN
 
 
 class Source(Protocol):

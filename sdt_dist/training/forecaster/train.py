@@ -21,8 +21,9 @@ import torch
 from transformers import LlamaForCausalLM
 
 from sdt_dist.errors import CheckpointError, ConfigurationError, ResultsError
+from sdt_dist.files import replace_file
 from sdt_dist.models.forecaster.bundled import WEIGHTS_FILE, load_module
-from sdt_dist.models.forecaster.spec import SPEC_FILE, replace_file
+from sdt_dist.models.forecaster.spec import SPEC_FILE
 from sdt_dist.models.loading import torch_device
 from sdt_dist.training.forecaster.batches import CsvSource, Source, SyntheticSource, token_batch
 from sdt_dist.training.forecaster.trainer import CHECKPOINT_FILE, TrainConfig, Trainer

@@ -18,8 +18,9 @@ from safetensors.torch import save_file
 from transformers import LlamaForCausalLM
 
 from sdt_dist.errors import CheckpointError, ConfigurationError
+from sdt_dist.files import replace_file
 from sdt_dist.models.forecaster.bundled import WEIGHTS_FILE, check_weights
-from sdt_dist.models.forecaster.spec import ForecasterSpec, replace_file
+from sdt_dist.models.forecaster.spec import ForecasterSpec
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 _FORMAT = "sdt-forecaster-training/1"

@@ -1,182 +1,25 @@
-"""Figures of a run, drawn from its result files only: every point was measured (SPEC section 8)."""
+"""Figures of a run's samples: rewards, spectra, fan charts, and what their weights are worth (SPEC section 8)."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import matplotlib
-import numpy as np
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sdt_dist.data.problems import ForecastProblem
-from sdt_dist.errors import ResultsError
-from sdt_dist.evaluation.ablation import family, middle
-from sdt_dist.evaluation.results import Line, read_lines, read_problems, saved_config, tree_path
 from sdt_dist.metrics.spectrum import MIN_SEGMENT, power_spectrum, reference_spectrum
-from sdt_dist.report.figures.ablation import ablation
-from sdt_dist.report.figures.axes import COLOURS, legend, reach, style_of
-from sdt_dist.report.figures.cost import diversity_against_reward, quality_against_cost
-from sdt_dist.report.figures.tree import draw_tree
+from sdt_dist.report.figures.axes import COLOURS, legend, reach
+from sdt_dist.report.figures.files import STYLE, save_figure
+from sdt_dist.report.figures.run import Run
 from sdt_dist.search.result import SearchResult
-from sdt_dist.tree.snapshot import Snapshot
 
-Lines = dict[str, dict[int, Line]]
-_ALIGNED = ("s_adt", "residual_ts", "snis", "smc", "maxent_ts", "dts")
-_CROWD = 14  # curves that a figure can tell apart
 _LONG = 36  # letters beside a panel
 _BASE_COLOUR, _ALIGNED_COLOUR, _SAMPLE_COLOUR = COLOURS[1], COLOURS[0], COLOURS[4]
 _FAN = (("#CFE3F2", 10, 90), ("#8FBEDD", 25, 75))
-STYLE: dict[Any, Any] = {
-    "figure.dpi": 150,
-    "savefig.bbox": "tight",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "font.size": 9,
-}
-
-
-class Run:
-    """The files of one run, read once."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.problems = {problem.index: problem for problem in read_problems(directory)}
-        self.lines: Lines = {}
-        for line in read_lines(directory):
-            if line["status"] == "ok":
-                self.lines.setdefault(line["label"], {})[line["problem"]] = line
-        self.summary = json.loads((directory / "summary.json").read_text())
-        self.truth = json.loads((directory / "truth.json").read_text())
-        self.config = saved_config(directory)
-        self.methods = {method.label: method for method in self.config.method_configs()}
-
-    @property
-    def base(self) -> str | None:
-        """The label of plain sampling."""
-        return self._first(("sample",))
-
-    @property
-    def aligned(self) -> str | None:
-        """The label shown as "aligned": the first tree or particle sampler of the run, at the middle of an ablation."""
-        return self._first(_ALIGNED)
-
-    @property
-    def horizon(self) -> int:
-        return min(len(problem.truth) for problem in self.problems.values())
-
-    def style(self, label: str) -> dict[str, Any]:
-        """Colour and marker of a label, the same in every figure of the run."""
-        return style_of(self.place(label))
-
-    def place(self, label: str) -> int:
-        """The place of a label's curve among all, those of `curves` first."""
-        return list(dict.fromkeys([*self.curves(), *map(self._curve, self.lines)])).index(self._curve(label))
-
-    def curves(self) -> dict[str, list[str]]:
-        """{name: labels}: labels that differ in their rollouts alone are one curve, by rollouts.
-
-        Of an ablation with too many curves to tell apart, the middle ones; `ablation` shows the others.
-        """
-        found: dict[str, list[str]] = {}
-        for label in self.lines:
-            found.setdefault(self._curve(label), []).append(label)
-        if self.is_crowded:
-            central = set(middle(self.config))
-            found = {curve: labels for curve, labels in found.items() if central.intersection(labels)}
-        return {curve: sorted(labels, key=self._rollouts) for curve, labels in found.items()}
-
-    @property
-    def is_crowded(self) -> bool:
-        """Whether an ablation has more curves than a figure can tell apart."""
-        return bool(self.config.ablate) and len(set(map(self._curve, self.lines))) > _CROWD
-
-    @property
-    def reward_note(self) -> str:
-        """What to add to the name of rewards where they do not compare."""
-        rewards = {self.config.reward_of(method) for method in self.methods.values()}
-        return "; every label by its own reward" if len(rewards) > 1 else ""
-
-    def _curve(self, label: str) -> str:
-        return family(self.methods[label], "rollouts")
-
-    def _rollouts(self, label: str) -> float:
-        return self.methods[label].ablated.get("rollouts", 0)
-
-    def _first(self, methods: tuple[str, ...]) -> str | None:
-        labels = [*(label for label in middle(self.config) if label in self.lines), *self.lines]
-        return next((label for name in methods for label in labels if self.methods[label].name == name), None)
-
-
-def image_suffixes() -> list[str]:
-    """Endings of the file names that a figure can be written to."""
-    return sorted(f".{kind}" for kind in Figure().canvas.get_supported_filetypes())
-
-
-def draw_all(directory: Path, folder: Path | None = None, suffixes: Sequence[str] = (".png",)) -> list[Path]:
-    """Draw every figure that the run's files support; returns the paths, none where every search failed.
-
-    folder: default figures/ of the run; suffixes: of the files of each figure, of which the first's paths are returned.
-    ResultsError when the disk refuses.
-    """
-    run, folder = Run(directory), folder or directory / "figures"
-    if not run.lines:
-        return []
-    painters: dict[str, Callable[[Run], Figure | None]] = {
-        "ablation": ablation,
-        "quality_cost": quality_against_cost,
-        "rewards": reward_distributions,
-        "spectra": spectra,
-        "fans": fans,
-        "diversity": diversity_against_reward,
-        "log_z": log_z_and_ess,
-        "tree": first_tree,
-    }
-    return draw({name: partial(painter, run) for name, painter in painters.items()}, folder, suffixes)
-
-
-def draw(painters: Mapping[str, Callable[[], Figure | None]], folder: Path, suffixes: Sequence[str]) -> list[Path]:
-    """Draw figures by name in one style; returns the paths of the first suffix. ResultsError when the disk refuses."""
-    written = []
-    with plt.rc_context(STYLE):
-        for name, painter in painters.items():
-            figure = painter()
-            if figure is not None:
-                save_figure(figure, folder / name, suffixes)
-                written.append(folder / f"{name}{suffixes[0]}")
-    return written
-
-
-def first_tree(run: Run, label: str | None = None) -> Figure | None:
-    """The first problem's saved tree: of a label, else of the method shown as aligned or the first one that has a tree."""
-    labels = [one for one in (label, run.aligned, *run.lines) if one and tree_path(run.directory, one).is_file()]
-    if not labels:
-        return None
-    saved = Snapshot.load(tree_path(run.directory, labels[0]))
-    strength = saved.header["options"]["inverse_temperature"]
-    return draw_tree(saved.tree, inverse_temperature=strength, title=f"{labels[0]} on {run.problems[0].name}")
-
-
-def save_figure(figure: Figure, stem: Path, suffixes: Sequence[str] = (".png",)) -> None:
-    """Write a figure in every format and close it. ResultsError when the disk refuses."""
-    path = stem
-    try:
-        stem.parent.mkdir(parents=True, exist_ok=True)
-        for path in (stem.with_name(stem.name + suffix) for suffix in suffixes):
-            figure.savefig(path)
-    except OSError as error:
-        raise ResultsError(f"output: {path} cannot be written ({error.strerror}); the results are kept.") from error
-    finally:
-        plt.close(figure)
 
 
 def reward_distributions(run: Run) -> Figure:

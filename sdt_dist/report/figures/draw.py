@@ -1,0 +1,38 @@
+"""Every figure of a run, drawn from its result files only: every point was measured (SPEC section 8)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from sdt_dist.report.figures.ablation import ablation
+from sdt_dist.report.figures.cost import diversity_against_reward, quality_against_cost
+from sdt_dist.report.figures.files import draw
+from sdt_dist.report.figures.run import Run
+from sdt_dist.report.figures.samples import fans, log_z_and_ess, reward_distributions, spectra
+from sdt_dist.report.figures.tree import first_tree
+
+
+def draw_all(directory: Path, folder: Path | None = None, suffixes: Sequence[str] = (".png",)) -> list[Path]:
+    """Draw every figure that the run's files support; returns the paths, none where every search failed.
+
+    folder: default figures/ of the run; suffixes: of the files of each figure, of which the first's paths are returned.
+    ResultsError when the disk refuses.
+    """
+    run, folder = Run(directory), folder or directory / "figures"
+    if not run.lines:
+        return []
+    painters: dict[str, Callable[[Run], Figure | None]] = {
+        "ablation": ablation,
+        "quality_cost": quality_against_cost,
+        "rewards": reward_distributions,
+        "spectra": spectra,
+        "fans": fans,
+        "diversity": diversity_against_reward,
+        "log_z": log_z_and_ess,
+        "tree": first_tree,
+    }
+    return draw({name: partial(painter, run) for name, painter in painters.items()}, folder, suffixes)
