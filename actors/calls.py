@@ -35,7 +35,9 @@ class RemoteModel:
     model_calls = 0
 
     def __init__(self, card: ModelCard) -> None:
-        self.vocab_size, self.max_context, self.deterministic = card.vocab_size, card.max_context, card.deterministic
+        self.vocab_size = card.vocab_size
+        self.max_context = card.max_context
+        self.deterministic = card.deterministic
         self._released: list[bytes] = []
 
     def expand(self, requests: Sequence[ExpandRequest], law: PriorLaw) -> list[Expansion]:
@@ -50,7 +52,8 @@ class RemoteModel:
 
     def take_released(self) -> tuple[bytes, ...]:
         """The problems to release, each told once."""
-        taken, self._released = tuple(self._released), []
+        taken = tuple(self._released)
+        self._released = []
         return taken
 
 
@@ -81,7 +84,9 @@ class Directory:
     """The routes as the controller last gave them, less what was found dead since."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._routes, self._suspects, self._clock = Routes(), set[tuple[str, int]](), clock
+        self._routes = Routes()
+        self._suspects = set[tuple[str, int]]()
+        self._clock = clock
         self._changed = asyncio.Condition()
 
     async def update(self, routes: Routes) -> None:
@@ -141,8 +146,13 @@ class ServerCalls:
         timeout_s: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._owner, self._crew, self._directory, self._law = owner, crew, directory, law
-        self._timeout_s, self._clock, self._count = timeout_s, clock, 0
+        self._owner = owner
+        self._crew = crew
+        self._directory = directory
+        self._law = law
+        self._timeout_s = timeout_s
+        self._clock = clock
+        self._count = 0
         self.waits_for = ""
 
     async def call(
@@ -153,9 +163,12 @@ class ServerCalls:
         FleetError at the deadline, ServersDiedError when servers keep dying on this call, or the model's own SdtError.
         """
         self._count += 1
-        name, packed = f"{self._owner}/{self._crew}/{self._count}", pack_requests(requests, self._law)
-        call, deaths = ModelCall(name, packed, self._timeout_s, released), list[GoneError]()
-        deadline, what = self._clock() + self._timeout_s, f"{len(requests)} requests"
+        name = f"{self._owner}/{self._crew}/{self._count}"
+        packed = pack_requests(requests, self._law)
+        call = ModelCall(name, packed, self._timeout_s, released)
+        deaths = list[GoneError]()
+        deadline = self._clock() + self._timeout_s
+        what = f"{len(requests)} requests"
         try:
             return await repeat_while_unreachable(
                 lambda: self._try(call, what, deadline, deaths), deadline=deadline, clock=self._clock, also=BusyError
@@ -185,7 +198,9 @@ class StoreCalls:
     """Exchanges with the store's shards; each key lives on one of them."""
 
     def __init__(self, directory: Directory, timeout_s: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._directory, self._timeout_s, self._clock = directory, timeout_s, clock
+        self._directory = directory
+        self._timeout_s = timeout_s
+        self._clock = clock
 
     async def exchange(self, requests: Sequence[ShareRequest]) -> list[Shared]:
         """Answers in order; a shard that died or cannot be reached is asked again, which is harmless, till the deadline."""

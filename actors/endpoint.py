@@ -27,7 +27,8 @@ class Endpoint:
     """
 
     def __init__(self, name: str, incarnation: int = 0) -> None:
-        self.name, self.incarnation = name, incarnation
+        self.name = name
+        self.incarnation = incarnation
 
     @property
     def first_call(self) -> int:

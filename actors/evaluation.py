@@ -18,14 +18,16 @@ from sdt_dist.search.result import SearchResult
 from sdt_dist.search.sharing_plan import MissingWalksError, merge_members
 
 _TEAM_STARTS = 3
-_WAIT_S, _SILENCE_S = 20.0, 120.0
+_WAIT_S = 20.0
+_SILENCE_S = 120.0
 
 
 def on_fleet(config: FleetConfig, loader: Loader | None = None, watch: Watch | None = None) -> Execute:
     """Makes an evaluation's searches on a fleet; `loader` replaces `load_model` in the servers of the run's own model."""
 
     def execute(evaluation: EvaluationConfig, tasks: Sequence[Task]) -> Iterator[tuple[Task, Outcome]]:
-        load, todo = loader or partial(load_spec, evaluation.model), list(tasks)
+        load = loader or partial(load_spec, evaluation.model)
+        todo = list(tasks)
         flows = [evaluation.flow_files()] if any(task.method.uses_flow for task in todo) else []
         flow = flows[0].identity if flows else None
         for start in range(_TEAM_STARTS):
@@ -86,9 +88,11 @@ class _Team:
     """The searches of one line, and what came of them."""
 
     def __init__(self, config: EvaluationConfig, task: Task, start: int, flow: str | None) -> None:
-        self.task, self._outcomes = task, []
+        self.task = task
+        self._outcomes = []
         plan = task.sharing if start == 0 or task.sharing is None else task.sharing.again(start)
-        index, label = task.problem.index, task.method.label
+        index = task.problem.index
+        label = task.method.label
         alone = Work(
             name=f"{label}/{index}",
             problem=index,

@@ -58,7 +58,8 @@ class Exchange:
 
     async def take(self) -> list[Work]:
         """Everything that was asked for since the last call."""
-        taken, self._queue = self._queue, []
+        taken = self._queue
+        self._queue = []
         return taken
 
     async def give(self, name: str, outcome: Outcome) -> None:

@@ -24,7 +24,8 @@ from sdt_dist.actors.work import Loader, Work
 from sdt_dist.errors import FleetError, SdtError
 from sdt_dist.flow.files import FlowFiles
 
-_REPORT_S, _IDLE_S = 1.0, 0.2
+_REPORT_S = 1.0
+_IDLE_S = 0.2
 Watch = Callable[[dict[str, Any]], None]
 Feed = Callable[[dict[str, Any]], Sequence[Work] | None]
 

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 _RECORDS = 4  # taken at once
-_WAIT_S, _TAKE_TIMEOUT_S = 1.0, 30.0
+_WAIT_S = 1.0
+_TAKE_TIMEOUT_S = 30.0
 _MOST_FAILURES = 16  # records in a row that could not be used
 
 
@@ -70,7 +71,9 @@ class LiveLearner:
     """
 
     def __init__(self, name: str, plan: LearningPlan, clock: Callable[[], float] = time.monotonic) -> None:
-        self.name, self.plan, self._clock = name, plan, clock
+        self.name = name
+        self.plan = plan
+        self._clock = clock
         self._directory = Directory(clock)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -238,7 +241,9 @@ class _Intake:
     """
 
     def __init__(self, owner: LiveLearner, learner: Learner, settings: SearcherSettings) -> None:
-        self._owner, self._learner, self._config = owner, learner, owner.plan.config
+        self._owner = owner
+        self._learner = learner
+        self._config = owner.plan.config
         self._process = owner.process_of(settings)
         learner.facts = {
             "buffer": ["", []], "received": 0, "searches": 0, "next_round": 0, "tally": {}, "rounds": [], "held_out": [],
@@ -253,7 +258,8 @@ class _Intake:
 
     def take(self) -> None:
         """Take some records in, waiting a moment for the first."""
-        facts, owner = self._learner.facts, self._owner
+        facts = self._learner.facts
+        owner = self._owner
         token, held = facts["buffer"]
         of_token, saved = self._learner.saved_facts.get("buffer", ["", []])
         kept = saved if of_token == token else []
@@ -288,13 +294,16 @@ class _Intake:
 
     def _add(self, record: SearchRecord) -> None:
         """One search's trajectories, with rows of p that model servers compute."""
-        config, process, search = self._config, self._process, record.search
+        config = self._config
+        process = self._process
+        search = record.search
         from sdt_dist.training.flow.train import is_ordered
 
         found = search.trajectories(process, config.num_children, config.seed, ordered=is_ordered(process))
         if found:
             process.release(search.root)
-        new, facts = self._learner.add(found, record.version), self._learner.facts
+        new = self._learner.add(found, record.version)
+        facts = self._learner.facts
         facts["received"] += len(found)
         facts["searches"] += 1
         facts["next_round"] = max(facts["next_round"], round_of(config, search.source["problem"]) + 1)

@@ -55,10 +55,13 @@ class SearchStream:
         fleet: FleetConfig,
         first_round: int = 0,
     ) -> None:
-        self._config, self._contexts, self._reward_of = config, contexts, reward_of
+        self._config = config
+        self._contexts = contexts
+        self._reward_of = reward_of
         self._ahead = fleet.searchers * fleet.problems_per_searcher + config.contexts_per_round
         self._most_waiting = fleet.buffer_records
-        self._round, self._failures = first_round, 0
+        self._round = first_round
+        self._failures = 0
 
     def more(self, status: dict[str, Any]) -> list[Work] | None:
         """Searches to add to a fleet in this state; None when its learner has finished."""
@@ -78,7 +81,8 @@ class SearchStream:
             raise outcome
 
     def _next_round(self, *, has_flow: bool) -> list[Work]:
-        config, number = self._config, self._round
+        config = self._config
+        number = self._round
         self._round += 1
         contexts = self._contexts.draw(config.seed, number, config.contexts_per_round)
         if not contexts:

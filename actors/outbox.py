@@ -22,7 +22,9 @@ class Outbox:
     """Records on their way; `lost` counts those that never got there."""
 
     def __init__(self, directory: Directory, timeout_s: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._directory, self._timeout_s, self._clock = directory, timeout_s, clock
+        self._directory = directory
+        self._timeout_s = timeout_s
+        self._clock = clock
         self._waiting: deque[SearchRecord] = deque()
         self._task: asyncio.Task[None] | None = None
         self.lost = 0
@@ -43,7 +45,8 @@ class Outbox:
 
     async def _send(self) -> None:
         while self._waiting:
-            record, deadline = self._waiting.popleft(), self._clock() + self._timeout_s
+            record = self._waiting.popleft()
+            deadline = self._clock() + self._timeout_s
             try:
                 await repeat_while_unreachable(
                     lambda r=record, d=deadline: self._try(r, d), deadline=deadline, clock=self._clock

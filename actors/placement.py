@@ -145,7 +145,8 @@ def _freedom(request: ActorRequest, nodes: Sequence[Node]) -> tuple[float, ...]:
 
 def _pack(request: ActorRequest, nodes: Sequence[Node], free: list[dict[str, float]]) -> list[int]:
     """How many actors each node takes; `free` is used up accordingly. GPU nodes are kept for who needs them."""
-    wants, counts = request.wants, [0] * len(nodes)
+    wants = request.wants
+    counts = [0] * len(nodes)
 
     def room_left(i: int) -> tuple[float, float]:
         return (0.0 if "GPU" in wants else nodes[i].resources.get("GPU", 0.0)), free[i].get("CPU", 0.0)

@@ -89,7 +89,8 @@ class ModelServerActor:
     """One copy of a model; see `ModelServer`."""
 
     def __init__(self, name: str, loader: Loader, queue_rows: int, threads: int | None) -> None:
-        loaded, self._threads = loader(), threads
+        loaded = loader()
+        self._threads = threads
         self._limit_threads()
         self._card = card_of(loaded)
         self._server = ModelServer(getattr(loaded, "model", loaded), name=name, queue_rows=queue_rows, on_gone=_exit)
@@ -270,7 +271,9 @@ class RayBackend:
     """
 
     def __init__(self, config: FleetConfig, loader: Loader, namespace: str, plan: LearningPlan | None = None) -> None:
-        self._config, self._namespace, self._plan = config, namespace, plan
+        self._config = config
+        self._namespace = namespace
+        self._plan = plan
         self._loaders = [loader, *(partial(load_spec, group.model) for group in config.more_servers)]  # by group
         self._folder = str(Path(tempfile.gettempdir()) / "sdt-evidence" / namespace)
 

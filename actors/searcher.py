@@ -62,7 +62,8 @@ class _Lane:
     """A crew with its own process, model calls and loop."""
 
     def __init__(self, searcher: Searcher, settings: SearcherSettings, number: int) -> None:
-        self.model, self.is_forecaster = RemoteModel(settings.card), settings.card.kind == "forecaster"
+        self.model = RemoteModel(settings.card)
+        self.is_forecaster = settings.card.kind == "forecaster"
         self.process: TokenProcess = process_of(
             settings.card, self.model, settings.max_new_tokens, **settings.law_options
         )
@@ -80,7 +81,8 @@ class _Lane:
         released = self.model.take_released()
         call = self.calls.call(asked, released) if asked or released else _nothing()
         (answers, seconds), shared = await asyncio.gather(call, self.store.exchange(shares))
-        of_model, of_store = iter(answers), iter(shared)
+        of_model = iter(answers)
+        of_store = iter(shared)
         replies: list[Reply] = [next(of_store) if isinstance(r, ShareRequest) else next(of_model) for r in requests]
         return replies, seconds
 
@@ -93,9 +95,11 @@ class Searcher:
     """Makes searches; `search` may be called many times at once, and again under the same name after a lost reply."""
 
     def __init__(self, name: str, clock: Callable[[], float] = time.monotonic) -> None:
-        self.name, self.clock = name, clock
+        self.name = name
+        self.clock = clock
         self.caller = f"{name}/{secrets.token_hex(8)}"  # no incarnation may repeat the name of another one's model call
-        self.directory, self.counters = Directory(clock), SearcherCounters()
+        self.directory = Directory(clock)
+        self.counters = SearcherCounters()
         self._lanes: list[_Lane] = []
         self.outbox: Outbox | None = None
         self._outcomes: dict[str, asyncio.Future[Outcome]] = {}
@@ -219,8 +223,10 @@ class Searcher:
 
     def _count(self, this: Round, wait_s: float, advance_s: float) -> None:
         counters = self.counters
-        counters.rounds, counters.leaves = counters.rounds + 1, counters.leaves + len(this.requests)
-        counters.wait_s, counters.advance_s = counters.wait_s + wait_s, counters.advance_s + advance_s
+        counters.rounds = counters.rounds + 1
+        counters.leaves = counters.leaves + len(this.requests)
+        counters.wait_s = counters.wait_s + wait_s
+        counters.advance_s = counters.advance_s + advance_s
         for member in this.members:
             work = self._work_of.get(id(member.session))
             if work is not None:

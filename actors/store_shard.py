@@ -21,7 +21,10 @@ class StoreShard:
     """Answers exchanges; writes what it holds to `path` at most every two seconds."""
 
     def __init__(self, name: str, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
-        self.name, self.store, self._path, self._clock = name, EvidenceStore(), path, clock
+        self.name = name
+        self.store = EvidenceStore()
+        self._path = path
+        self._clock = clock
         self.exchanges = self._saved_walks = 0
         self._saved_at = clock()
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

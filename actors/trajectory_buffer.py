@@ -43,7 +43,9 @@ class TrajectoryBuffer:
     """
 
     def __init__(self, name: str, capacity: int) -> None:
-        self.name, self.capacity, self.token = name, capacity, secrets.token_hex(8)
+        self.name = name
+        self.capacity = capacity
+        self.token = secrets.token_hex(8)
         self._records: dict[int, SearchRecord] = {}  # by number, in the order of their arrival
         self._names: dict[str, None] = {}  # likewise
         self._taken: set[int] = set()

@@ -59,7 +59,8 @@ def _reward_of_distinct(line: Line, count: int) -> float:
 
 def strong(directory: Path, reference: Path) -> str:
     """Markdown: means by method and paired differences to snis and smc at a strong tilt."""
-    runs, table = _lines(directory), tabulate(directory)
+    runs = _lines(directory)
+    table = tabulate(directory)
     truth = next(iter(_lines(reference).values()))
     problems = sorted(truth)
     fewest = {

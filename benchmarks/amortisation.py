@@ -29,10 +29,16 @@ from sdt_dist.evaluation.summary import tabulate, truth_measures
 from sdt_dist.metrics.aggregate import summarise
 
 mpl.use("Agg")
-HORIZON, LAMBDA, CONTEXTS = 48, 20.0, 12
+HORIZON = 48
+LAMBDA = 20.0
+CONTEXTS = 12
 DATASETS = ("etth1", "m4_hourly")
-TREES, DRAWS, WALKS = (50, 200, 500, 2000), (50, 200, 500), (500, 2000)
-PROPOSED, FEW, FEWER = (25, 50, 100, 200, 500), (25, 100, 200), (50, 200)
+TREES = (50, 200, 500, 2000)
+DRAWS = (50, 200, 500)
+WALKS = (500, 2000)
+PROPOSED = (25, 50, 100, 200, 500)
+FEW = (25, 100, 200)
+FEWER = (50, 200)
 YARDSTICK = ("dts", 2000)
 MEASURES = {"log_z": "mean log Ẑ", "gap": "Spec-W1 − the truth's", "crps": "CRPS"}
 ERROR = "squared_error"
@@ -137,7 +143,8 @@ def table(found: dict[str, Curve]) -> str:
     for name, curve in found.items():
         for budget, columns in curve.items():
             cells = [_cell(columns["log_z"], 2), _cell(columns["gap"], 4), _cell(columns["crps"], 3)]
-            nfe, wall = columns["nfe"].mean(), columns["wall_s"].mean()
+            nfe = columns["nfe"].mean()
+            wall = columns["wall_s"].mean()
             lines.append(f"| {name} | {budget:,} | {nfe:,.0f} | {wall:.2f} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -171,7 +178,8 @@ def ratios(found: dict[str, Curve]) -> str:
         if np.isnan(means).any():
             continue
         nfe, wall = (np.array([c[m].mean() for c in columns]) for m in ("nfe", "wall_s"))
-        at, seconds = reached_at(nfe, means, goal), reached_at(wall, means, goal)
+        at = reached_at(nfe, means, goal)
+        seconds = reached_at(wall, means, goal)
         first = "≥ " if means[0] >= goal else ""
         cells = ["not reached"] * 3
         if np.isfinite(at):
@@ -215,7 +223,8 @@ def errors(found: dict[str, Curve]) -> str:
         for budget, columns in curve.items():
             if np.isnan(columns["log_z"]).any():
                 continue
-            rmse, nfe = _summary(columns, ERROR), columns["nfe"].mean()
+            rmse = _summary(columns, ERROR)
+            nfe = columns["nfe"].mean()
             needed = cost_of_error(costs, of_base, rmse["mean"])
             ratio = f"< {costs[0] / nfe:.1f}" if needed == 0 else f"{needed / nfe:.1f}"
             ratio = f"> {costs[-1] / nfe:.1f}" if np.isinf(needed) else ratio

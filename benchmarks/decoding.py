@@ -34,7 +34,10 @@ from sdt_dist.rewards.base import as_reward
 from sdt_dist.search.api import run_searches
 from sdt_dist.search.session import SearchProblem
 
-VOCABULARY, NEW_TOKENS, ROWS, REPETITIONS = 4096, 36, 20, 5
+VOCABULARY = 4096
+NEW_TOKENS = 36
+ROWS = 20
+REPETITIONS = 5
 SEARCH = {"num_rollouts": ROWS, "wave_size": 5}
 METHODS: dict[str, dict[str, Any]] = {"maxent_ts": SEARCH | {"expansion_k": 4}, "dts": SEARCH}
 YARDSTICKS = ("generate", "shared")

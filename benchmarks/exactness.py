@@ -81,7 +81,9 @@ def main() -> None:
 
 def value_errors() -> ValueErrors:
     """Mean |v - V| by depth of one search of toy C for every tree method of the table."""
-    toy, curves = Toy(*TOYS["C"]), {}  # type: ignore[arg-type]
+    # type: ignore[arg-type]
+    toy = Toy(*TOYS["C"])
+    curves = {}
     for label, (method, options) in COLUMNS.items():
         (run,) = _search(toy, method, 1, 100, options | {"num_rollouts": 1000})
         if run.tree is not None:

@@ -28,15 +28,22 @@ from sdt_dist.noise import mix64
 from sdt_dist.protocols import Cost, Decoded, ExpandRequest, Expansion, PriorLaw, Rollout, RolloutRequest, Root
 from sdt_dist.values.records import Membership
 
-CALL_S, ROW_S = 0.2, 200e-6
-HORIZON, WAVE, PROBLEMS = 24, 8, 8  # 4 problems a crew, so 32 rows a call
+CALL_S = 0.2
+ROW_S = 200e-6
+# 4 problems a crew, so 32 rows a call
+HORIZON = 24
+WAVE = 8
+PROBLEMS = 8
 KINDS = ("model-server", "searcher", "store-shard", "controller")
 
 
 class FakeModel:
     """Uniform p over 1,024 tokens; every call takes 200 ms + 200 us a row, asleep."""
 
-    vocab_size, max_context, deterministic, identity = 1024, 1 << 20, True, "fake"
+    vocab_size = 1024
+    max_context = 1 << 20
+    deterministic = True
+    identity = "fake"
     law = PriorLaw((0, 1024))
 
     def __init__(self) -> None:
@@ -129,7 +136,8 @@ def measure(searchers: int, servers: int, window_s: float, *, shared: bool = Fal
         {"searchers": searchers, "servers": servers, "problems_per_searcher": PROBLEMS, "server": {"cpus": 0.1},
          "searcher": {"cpus": 0.01}}
     )  # fmt: skip
-    work, namespace = _work(searchers, shared), f"sdt-benchmark-{secrets.token_hex(4)}"
+    work = _work(searchers, shared)
+    namespace = f"sdt-benchmark-{secrets.token_hex(4)}"
     settings = {"max_new_tokens": HORIZON}
     controller = ControllerActor.options(num_cpus=0).remote(config, FakeModel, work, settings, namespace)
     try:
@@ -151,7 +159,8 @@ def measure(searchers: int, servers: int, window_s: float, *, shared: bool = Fal
 
 
 def _figures(first: Reading, last: Reading, busy_servers: int) -> dict[str, float]:
-    seconds, rows = last.at - first.at, last.rows - first.rows
+    seconds = last.at - first.at
+    rows = last.rows - first.rows
     batch = rows / (last.batches - first.batches)
     ideal = busy_servers * batch / (CALL_S + ROW_S * batch)
     figures = {

@@ -32,10 +32,15 @@ from sdt_dist.evaluation.baselines import seasonal_naive, seasonal_naive_residua
 from sdt_dist.metrics.aggregate import ratio_of_means, ratio_of_sums
 from sdt_dist.metrics.forecast import coverage_80, crps, mase, quantile_loss
 
-CONTEXT, SEED, ROWS = 512, 0, 256  # ROWS: samples decoded together
+# ROWS: samples decoded together
+CONTEXT = 512
+SEED = 0
+ROWS = 256
 HORIZON = {"etth1": 96, "m4_hourly": 48}
 STRIDE = {"etth1": 144, "m4_hourly": 48}
-MODEL, NAIVE, RESIDUALS = "model", "snaive", "snaive+residuals"
+MODEL = "model"
+NAIVE = "snaive"
+RESIDUALS = "snaive+residuals"
 METRICS = ("crps", "wql", "mase", "coverage_80")
 
 Interval = dict[str, float]
@@ -69,7 +74,8 @@ class Scores:
 
     def __init__(self, dataset: str, problems: list[ForecastProblem]) -> None:
         names = [problem.name.split("@") for problem in problems]
-        self.problems, self.values = problems, dict[str, dict[str, np.ndarray]]()
+        self.problems = problems
+        self.values = dict[str, dict[str, np.ndarray]]()
         self.channels = np.array([name for name, _ in names])
         self.blocks = np.unique([names[i][1] if dataset == "etth1" else str(i) for i in range(len(names))],
                                 return_inverse=True)[1]  # fmt: skip
@@ -181,7 +187,8 @@ def report(scores: Scores) -> dict[str, object]:
     """Print the tables over all problems and over those of each fitted baseline; returns what they hold."""
     found: dict[str, object] = {}
     for name in [label for label in scores.values if label not in (MODEL, NAIVE)]:
-        rows, extra = scores.rows(name), [] if name == RESIDUALS else [name]
+        rows = scores.rows(name)
+        extra = [] if name == RESIDUALS else [name]
         means, ratios = tables(scores, rows, [MODEL, NAIVE, RESIDUALS, *extra])
         print(f"\n{len(rows)} problems" + (f" that {name} was fitted to" if extra else ""))
         show("", means)
@@ -235,7 +242,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
-    horizon, stride = HORIZON[options.dataset], options.stride or STRIDE[options.dataset]
+    horizon = HORIZON[options.dataset]
+    stride = options.stride or STRIDE[options.dataset]
     problems = load_problems(
         options.dataset, horizon=horizon, context_length=CONTEXT, stride=stride, num_problems=options.num_problems
     )

@@ -53,14 +53,16 @@ def searches(problem: int, searchers: int, num_rollouts: int, wave_size: int) ->
 
 def measure(config: FleetConfig, num_rollouts: int, wave_size: int, problem: int) -> tuple[float, float]:
     """(TV, seconds) of one problem; seconds from when all of its searches are under way."""
-    work, began = searches(problem, config.searchers, num_rollouts, wave_size), []
+    work = searches(problem, config.searchers, num_rollouts, wave_size)
+    began = []
 
     def watch(status: dict) -> None:
         if not began and status["under_way"] == len(work):
             began.append(time.monotonic())
 
     outcomes = run_fleet(work, config, SlowToy, max_new_tokens=6, watch=watch)
-    results, ended = [], 0.0
+    results = []
+    ended = 0.0
     for _, outcome in outcomes:
         assert isinstance(outcome, SearchResult), outcome
         results.append(outcome)

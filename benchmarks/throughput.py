@@ -52,7 +52,9 @@ from sdt_dist.rewards.spec import RewardContext, parse_reward
 from sdt_dist.search.api import run_searches
 from sdt_dist.search.session import SearchProblem
 
-TARGET, METHOD, RANDOM = 0.9, "dts", "random"
+TARGET = 0.9
+METHOD = "dts"
+RANDOM = "random"
 PARTS = ("model", "reward", "tree")
 COUNTERS = ("nfe", "model_calls", "prefix_tokens", "reused_tokens")
 
@@ -101,7 +103,9 @@ class Meter:
     """Seconds and a backend's counters while it runs; it can be stopped and started again."""
 
     def __init__(self, model: Any) -> None:
-        self._model, self._at, self._sum = model, np.zeros(0), np.zeros(2 + len(COUNTERS))
+        self._model = model
+        self._at = np.zeros(0)
+        self._sum = np.zeros(2 + len(COUNTERS))
 
     def start(self) -> None:
         self._at = self._now()
@@ -123,7 +127,9 @@ class Timed:
     """`inner` as it is; the seconds of the methods named in `parts` are added to `spent` under their part."""
 
     def __init__(self, inner: Any, spent: dict[str, float], parts: dict[str, str]) -> None:
-        self._inner, self._spent, self._parts = inner, spent, parts
+        self._inner = inner
+        self._spent = spent
+        self._parts = parts
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._inner, name)
@@ -142,7 +148,8 @@ class Recorder(Timed):
     def __init__(self, process: Any, spent: dict[str, float], meter: Meter, then: Callable[[Call], None]) -> None:
         super().__init__(process, spent, {"expand": "model", "decode": "reward"})
         self.calls: list[Call] = []
-        self._meter, self._then = meter, then
+        self._meter = meter
+        self._then = then
 
     def rollout(self, requests: Sequence[RolloutRequest]) -> list[Rollout]:
         replies = self._run("model", self._inner.rollout, requests)
@@ -158,12 +165,16 @@ class Raw:
     """Answers calls of a search again, as rollouts from fresh roots."""
 
     def __init__(self, job: Job, seed: int) -> None:
-        self._job, self._seed, self._number, self._tokens = job, seed, 0, 0
+        self._job = job
+        self._seed = seed
+        self._number = 0
+        self._tokens = 0
         self._meter = Meter(job.process.model)
         self._paid = set[tuple[int, ...]]()  # prompts that a timed call encoded
 
     def answer(self, call: Call) -> None:
-        process, roots = self._job.process, self._roots({row.prompt for row in call})
+        process = self._job.process
+        roots = self._roots({row.prompt for row in call})
         again = [root for prompt, root in roots.items() if prompt in self._paid]
         if again:
             process.rollout([RolloutRequest(root, (), 1, 0) for root in again])
@@ -175,7 +186,8 @@ class Raw:
         self._meter.start()
         replies = process.rollout(requests)
         self._meter.stop()
-        self._number, self._tokens = self._number + 1, self._tokens + sum(len(reply.tokens) for reply in replies)
+        self._number = self._number + 1
+        self._tokens = self._tokens + sum(len(reply.tokens) for reply in replies)
         for root in roots.values():
             process.release(root)
 
@@ -193,7 +205,8 @@ class Raw:
 def search(job: Job, seed: int) -> tuple[Reading, Reading, list[Call]]:
     """One evaluation of all problems together, the raw answers to its calls, and the calls; raises what a search raised."""
     spent: dict[str, float] = dict.fromkeys(PARTS, 0.0)
-    meter, raw = Meter(job.process.model), Raw(job, seed)
+    meter = Meter(job.process.model)
+    raw = Raw(job, seed)
     process: Any = Recorder(job.process, spent, meter, raw.answer)
     rewards: list[Any] = [Timed(r, spent, {"components": "reward", "partial": "reward"}) for r in job.rewards]
     meter.start()
@@ -242,7 +255,8 @@ def on_fleet(job: Job, load: Callable[[], Any], seed: int, alone: Reading) -> Re
     ]
     config = fleet_config({"problems_per_searcher": count, "server_threads": torch.get_num_threads()})
     ray.init(address="local", num_cpus=4, include_dashboard=False, namespace="sdt-benchmark", log_to_driver=False)
-    ended, nfe = list[float](), list[int]()
+    ended = list[float]()
+    nfe = list[int]()
     try:
         outcomes: Any = run_fleet(work, config, load, max_new_tokens=job.process.max_new_tokens)
         with closing(outcomes):
@@ -265,10 +279,12 @@ def mean_token(vocabulary: int, answers: Sequence[Sequence[int]]) -> list[float]
 
 def make_job(loaded: Any, arguments: argparse.Namespace) -> Job:
     """The problems of a loaded model: ETTh1 windows with a spectral reward, or random prompts with `mean_token`."""
-    process, rng = loaded.process(arguments.horizon), np.random.default_rng(0)
+    process = loaded.process(arguments.horizon)
+    rng = np.random.default_rng(0)
     if getattr(loaded, "is_forecaster", False):
         windows = load_problems(arguments.dataset, horizon=arguments.horizon, num_problems=arguments.num_problems)
-        factory, contexts = parse_reward(arguments.reward), [window.history for window in windows]
+        factory = parse_reward(arguments.reward)
+        contexts = [window.history for window in windows]
         rewards: list[Any] = [factory.build(RewardContext(history=history)) for history in contexts]
     else:
         low, high = process.law.allowed
@@ -338,7 +354,9 @@ def describe(readings: Sequence[Reading], calls: Sequence[Call]) -> str:
 def measure(job: Job, load: Callable[[], Any], arguments: argparse.Namespace) -> dict[str, Any]:
     """All turns, printed as Markdown; the records for `--output`."""
     search(job, arguments.repetitions)  # warm-up: compilation, lazy imports
-    pairs, fleet, calls = list[tuple[Reading, Reading]](), list[tuple[Reading, Reading]](), list[Call]()
+    pairs = list[tuple[Reading, Reading]]()
+    fleet = list[tuple[Reading, Reading]]()
+    calls = list[Call]()
     for turn in range(arguments.repetitions):
         found, raw, calls = search(job, turn)
         pairs.append((found, raw))

@@ -18,8 +18,13 @@ from sdt_dist.search.methods.residual_ts import MassRule, ResidualOptions
 from sdt_dist.tree.mass import backup_mass, walk_mass
 from sdt_dist.tree.tree import Tree
 
-DEPTH, CHILDREN, PROBLEMS, ROLLOUTS = 32, 8, 64, 100
-TARGET_US, TARGET_BYTES, NODES = 50.0, 200.0, 1_000_000
+DEPTH = 32
+CHILDREN = 8
+PROBLEMS = 64
+ROLLOUTS = 100
+TARGET_US = 50.0
+TARGET_BYTES = 200.0
+NODES = 1_000_000
 
 
 def _rollout(tokens: list[int], log_prob: float, residual: float) -> Rollout:
@@ -56,7 +61,8 @@ def time_rollouts() -> tuple[float, float, float]:
     rule = MassRule(ResidualOptions(), [])
     walk_mass(trees[0].nodes, np.uint64(1), 0.25)
     compiled = time.perf_counter() - begin
-    elapsed, depths = 0.0, 0
+    elapsed = 0.0
+    depths = 0
     for number in range(ROLLOUTS):
         for problem, tree in enumerate(trees):
             walk = Walk(number, np.uint64(problem * 100_003 + number), 0)
@@ -72,7 +78,8 @@ def time_rollouts() -> tuple[float, float, float]:
 
 def bytes_per_node() -> float:
     """Bytes of the node array per node after growing one tree to NODES nodes by rollouts of 100 tokens."""
-    tree, rng = Tree(), np.random.default_rng(0)
+    tree = Tree()
+    rng = np.random.default_rng(0)
     while tree.size < NODES:
         tree.attach_rollout(0, _rollout(rng.integers(0, 1 << 30, 100).tolist(), -3.0, -0.1), finished=True)
     return tree.nodes.nbytes / tree.size

@@ -30,7 +30,9 @@ from sdt_dist.protocols import ExpandRequest, PriorLaw, RolloutRequest, Root, pr
 if TYPE_CHECKING:
     from sdt_dist.models.vllm.model import VllmModel
 
-PROMPTS, LENGTH, CHILDREN = 16, 96, 8
+PROMPTS = 16
+LENGTH = 96
+CHILDREN = 8
 
 
 def build(folder: str, vocabulary: int, hidden: int) -> None:

@@ -20,7 +20,8 @@ from sdt_dist.cluster.commands.train_forecaster import train_forecaster
 from sdt_dist.cluster.commands.tune import tune
 from sdt_dist.errors import SdtError
 
-MISTAKE, INTERRUPTED = 2, 130
+MISTAKE = 2
+INTERRUPTED = 130
 _AFTER_A_STOP = {
     "evaluate": "; finished work is kept, and --resume goes on from it",
     "submit": "; the job goes on",

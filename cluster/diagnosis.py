@@ -19,7 +19,8 @@ from sdt_dist.errors import SdtError
 GIB = 2**30
 _WEIGHTS = ("*.safetensors", "*.gguf", "*.npz")
 # A server holds its weights, in float32 where the file is 16-bit, beside Python, torch and caches of a gigabyte.
-_COPIES, _PROCESS_BYTES = 2.0, 1.0 * GIB
+_COPIES = 2.0
+_PROCESS_BYTES = 1.0 * GIB
 # On a GPU the weights keep their type; the rest is caches and the library's own context.
 _GPU_COPIES = 1.2
 
@@ -150,7 +151,8 @@ def check_memory(
         counts = {kind: plan.on(kind).get(name, 0) for kind in sizes}
         if not (count := sum(counts.values())):
             continue
-        need, free = sum(counts[kind] * sizes[kind] for kind in sizes) / GIB, free_here / GIB
+        need = sum(counts[kind] * sizes[kind] for kind in sizes) / GIB
+        free = free_here / GIB
         text = f"{count} x server need about {need:.1f} GiB on {name}, {free:.1f} free"
         fix = f"memory on {name}: {text}; start fewer servers, or place them elsewhere"
         found.append(Finding("memory", text, missing=None if need <= free else fix))
@@ -173,7 +175,8 @@ def check_gpu_memory(
     """Whether a server's share of the smallest GPU of a host holds the model."""
     if not placement.gpus or not memories or files is None or files.num_bytes is None:
         return []
-    need, share = _GPU_COPIES * files.num_bytes + _PROCESS_BYTES, min(memories) * placement.gpus
+    need = _GPU_COPIES * files.num_bytes + _PROCESS_BYTES
+    share = min(memories) * placement.gpus
     text = f"a server needs about {need / GIB:.1f} GiB of {placement.gpus:g} GPU on {host}, {share / GIB:.1f} there"
     return [Finding("GPU memory", text, missing=None if need <= share else f"GPU memory: {text}")]
 

@@ -45,7 +45,8 @@ def job_command(arguments: Sequence[str]) -> JobCommand:
     """
     if not arguments or arguments[0] not in COMMANDS:
         raise unknown_name("command for a job", arguments[0] if arguments else "", COMMANDS)
-    command, given = arguments[0], list(arguments)
+    command = arguments[0]
+    given = list(arguments)
     job_id = f"sdt-{command}-{uuid.uuid4().hex[:8]}"
     output = _option(given, "--output")
     if output is not None and not PurePosixPath(output).is_absolute():

@@ -70,7 +70,8 @@ class Rates:
         now = time.monotonic() if now is None else now
         servers = [slot for name, slot in status["slots"].items() if name.startswith("model-server")]
         sums = {name: float(sum(slot.get(name, 0) for slot in servers)) for name in _RATES}
-        before, self._before = self._before, (now, sums)
+        before = self._before
+        self._before = (now, sums)
         if before is None or now <= before[0] or any(sums[name] < before[1][name] for name in _RATES):
             return {}
         return {name: (sums[name] - before[1][name]) / (now - before[0]) for name in _RATES}

@@ -205,7 +205,8 @@ def _refused(target: str) -> str:
 def _native_stderr_silenced() -> Iterator[None]:
     """Keep Ray's C++ warnings of a refused connection off the terminal: the error raised says the same."""
     sys.stderr.flush()
-    saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    saved = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nowhere, 2)
         yield

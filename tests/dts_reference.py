@@ -44,7 +44,8 @@ def dts_law(
     power: float = 0.8,
 ) -> np.ndarray:
     """Law [V^T] of the final walks of one search; every walk, repeated sequences included, is a rollout."""
-    strength, states = model.inverse_temperature, dict[tuple[int, ...], _State]()
+    strength = model.inverse_temperature
+    states = dict[tuple[int, ...], _State]()
     for _ in range(num_rollouts):
         walk: tuple[int, ...] = ()
         while len(walk) < model.length:

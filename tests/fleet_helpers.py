@@ -37,9 +37,12 @@ class ServerTarget:
     """What a model server's actor offers, without the actor."""
 
     def __init__(self, loaded: Any, name: str) -> None:
-        self.server, self._card = ModelServer(getattr(loaded, "model", loaded), name=name), card_of(loaded)
-        self.answer, self.probe = self.server.answer, self.server.probe
-        self.load_flow, self.drop_flow = self.server.load_flow, self.server.drop_flow
+        self.server = ModelServer(getattr(loaded, "model", loaded), name=name)
+        self._card = card_of(loaded)
+        self.answer = self.server.answer
+        self.probe = self.server.probe
+        self.load_flow = self.server.load_flow
+        self.drop_flow = self.server.drop_flow
 
     def stop(self) -> None:
         """Its process is dead."""
@@ -57,7 +60,8 @@ class SearcherTarget:
 
     def __init__(self, name: str) -> None:
         self.searcher = Searcher(name)
-        self.configure, self.search = self.searcher.configure, self.searcher.search
+        self.configure = self.searcher.configure
+        self.search = self.searcher.search
 
     def stop(self) -> None:
         """Its process is dead."""
@@ -79,7 +83,8 @@ class ShardTarget:
 
     def __init__(self, name: str, folder: Path) -> None:
         self.shard = StoreShard(name, folder / f"{name}.npz")
-        self.exchange, self.close = self.shard.exchange, self.shard.close
+        self.exchange = self.shard.exchange
+        self.close = self.shard.close
 
     def stop(self) -> None:
         """Its process is dead."""
@@ -96,7 +101,8 @@ class BufferTarget:
 
     def __init__(self, name: str, capacity: int) -> None:
         self.buffer = TrajectoryBuffer(name, capacity)
-        self.put, self.take = self.buffer.put, self.buffer.take
+        self.put = self.buffer.put
+        self.take = self.buffer.take
 
     def stop(self) -> None:
         """Its process is dead."""
@@ -129,7 +135,8 @@ class MortalEndpoint(Endpoint):
 
     def __init__(self, name: str, incarnation: int, target: Any, loses: Callable[[str], bool]) -> None:
         super().__init__(name, incarnation)
-        self.target, self._loses = target, loses
+        self.target = target
+        self._loses = loses
         self._dead = asyncio.Event()
 
     def die(self) -> None:
@@ -175,8 +182,12 @@ class PlainBackend:
         plan: LearningPlan | None = None,
         buffer_records: int = 64,
     ) -> None:
-        self._load, self._random, self.loss, self._folder = load, random.Random(seed), loss, folder
-        self._plan, self._buffer_records = plan, buffer_records
+        self._load = load
+        self._random = random.Random(seed)
+        self.loss = loss
+        self._folder = folder
+        self._plan = plan
+        self._buffer_records = buffer_records
         self.alive: dict[str, MortalEndpoint] = {}
         self.spawned: list[str] = []
 

@@ -27,7 +27,8 @@ Value = Callable[[tuple[int, ...]], float]
 def toy_trajectory(model: Toy, tokens: tuple[int, ...], prompt: Sequence[int] = (0,)) -> Trajectory:
     """One sequence of a toy with complete rows and its exact soft values."""
     rows = [model.log_prob_tables[t][model.index(tokens[:t])] for t in range(len(tokens))]
-    unknown, ids = np.full(model.vocab_size, np.nan), np.arange(model.vocab_size)
+    unknown = np.full(model.vocab_size, np.nan)
+    ids = np.arange(model.vocab_size)
     return Trajectory(
         prompt_digest(prompt).hex(),
         np.array(prompt, dtype=np.int32),

@@ -37,14 +37,16 @@ class RunningServer:
         flows: Sequence[str] = (),
     ) -> None:
         self.service = ModelService(model, card, TOKEN, limits, flows)
-        self._started, self._clients = threading.Event(), list[HttpModel]()
+        self._started = threading.Event()
+        self._clients = list[HttpModel]()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._main(port, tls)), daemon=True)
         self._thread.start()
         assert self._started.wait(20)
         self.url = f"{'http' if tls is None else 'https'}://127.0.0.1:{self.port}"
 
     async def _main(self, port: int, tls: ssl.SSLContext | None) -> None:
-        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._stop = asyncio.Event()
 
         def ready(bound_port: int) -> None:
             self.port = bound_port

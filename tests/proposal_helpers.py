@@ -20,7 +20,9 @@ class TableFlow:
     """F(s) from tables [V^t] of every depth t; its values do not depend on lambda."""
 
     def __init__(self, identity: str, model: Toy, tables: Sequence[np.ndarray]) -> None:
-        self.identity, self._model, self._tables = identity, model, tables
+        self.identity = identity
+        self._model = model
+        self._tables = tables
 
     def log_tilts(self, states: Sequence[State], inverse_temperature: float, log_prob: np.ndarray) -> np.ndarray:
         size = self._model.vocab_size
@@ -36,7 +38,8 @@ class TableFlow:
 
 def flow_of(name: str, kind: str, noise_nats: float = 1.0) -> TableFlow:
     """A flow of a toy: "exact", "noisy" (lambda F off by Gaussian noise in nats), "opposite" (-V), "shuffled", "constant"."""
-    model, rng = toy(name), np.random.default_rng(17)
+    model = toy(name)
+    rng = np.random.default_rng(17)
     strength = model.inverse_temperature
     change = {
         "exact": lambda v: v,

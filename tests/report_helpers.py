@@ -27,7 +27,9 @@ class Page(HTMLParser):
         self.anchors: set[str] = set()
         self.trees: list[dict] = []
         self.text = ""
-        self._table, self._cell, self._is_code = "", None, False
+        self._table = ""
+        self._cell = None
+        self._is_code = False
         self.source = source
         self.feed(source)
 
@@ -71,8 +73,10 @@ def measures_of(directory: Path) -> dict[str, dict[int, dict[str, float]]]:
     problems = {record["index"]: record for record in json.loads((directory / "problems.json").read_text())}
     table: dict[str, dict[int, dict[str, float]]] = {}
     for line in lines_of(directory):
-        problem, samples = problems[line["problem"]], np.array(line["samples"])
-        truth, history = np.array(problem["truth"]), np.array(problem["history"])
+        problem = problems[line["problem"]]
+        samples = np.array(line["samples"])
+        truth = np.array(problem["truth"])
+        history = np.array(problem["history"])
         z, z_truth, z_history = ((x - problem["loc"]) / problem["scale"] for x in (samples, truth, history))
         low, high = np.quantile(samples, [0.1, 0.9], axis=0)
         season = problem["season"]
@@ -122,7 +126,9 @@ def interval_of(*columns: np.ndarray, statistic=lambda x, axis: np.mean(x, axis=
 
 def holm(values: dict) -> dict:
     """Holm (1979): the i-th smallest of m times m - i + 1, made monotone, at most 1."""
-    order, found, running = sorted(values, key=values.get), {}, 0.0
+    order = sorted(values, key=values.get)
+    found = {}
+    running = 0.0
     for place, key in enumerate(order):
         running = max(running, min(1.0, values[key] * (len(order) - place)))
         found[key] = running

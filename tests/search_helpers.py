@@ -62,7 +62,8 @@ def run_seeds(name: str, method: str, seeds: Sequence[int], flow: Flow | None = 
     if flow is not None:
         process.load_flow(flow)
     given = validate_options(method, {"inverse_temperature": model.inverse_temperature} | options)
-    problem, identity = SearchProblem(0, process.root([0]), model), None if flow is None else flow.identity
+    problem = SearchProblem(0, process.root([0]), model)
+    identity = None if flow is None else flow.identity
     searches = (
         open_search(process, problem, method=method, options=given, seed=seed, cache_name=str(seed), flow=identity)
         for seed in seeds

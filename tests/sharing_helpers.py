@@ -60,7 +60,9 @@ class Team:
 
     def __init__(self, name: str, store, *, seed: int = 0, index: int = 0, **options) -> None:
         model = Toy(*PARAMETERS[name])
-        self.model, self.store, self.seed = model, store, seed
+        self.model = model
+        self.store = store
+        self.seed = seed
         self.process = TokenProcess(model, model.law, model.length)
         self.problem = SearchProblem(index, self.process.root([0]), model)
         given = {"inverse_temperature": model.inverse_temperature, "wave_size": 1} | options
@@ -107,7 +109,9 @@ class UnreliableStore:
     """Loses, repeats and delays updates, loses answers, and restarts empty, each with some probability."""
 
     def __init__(self, rng: np.random.Generator, probability: float = 0.2) -> None:
-        self.store, self._rng, self._probability = EvidenceStore(), rng, probability
+        self.store = EvidenceStore()
+        self._rng = rng
+        self._probability = probability
         self._late: list[ShareRequest] = []
 
     def _happens(self) -> bool:

@@ -20,8 +20,11 @@ from sdt_dist.tune.ledger import TrialLine
 from sdt_dist.tune.objectives import OBJECTIVES
 from sdt_dist.tune.space import Domain, Parameters, kind_of
 
-BEST, HELDOUT = "best.yaml", "heldout.yaml"
-CHOSEN, DEFAULTS, DEFAULT_METHOD = "chosen", "defaults", "snis"
+BEST = "best.yaml"
+HELDOUT = "heldout.yaml"
+CHOSEN = "chosen"
+DEFAULTS = "defaults"
+DEFAULT_METHOD = "snis"
 FEWEST = 10  # trials below which importances are noise
 
 

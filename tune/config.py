@@ -76,7 +76,8 @@ class SweepConfig(BaseModel):
 
     def evaluation_of(self, parameters: Parameters, rollouts: int, split: str | None = None) -> EvaluationConfig:
         """The evaluation of one trial at one budget; SdtError where its parameters do not go together."""
-        base, method = self.base, MethodConfig.named(parameters["method"])
+        base = self.base
+        method = MethodConfig.named(parameters["method"])
         options = {k: v for k, v in parameters.items() if k not in (*COMMON, "method")}
         if "max_nfe" in options:
             options["num_rollouts"] = None

@@ -183,7 +183,8 @@ def _grid(
     drawn = axes.imshow(table, cmap="viridis", aspect="auto", origin="lower", vmin=min(values), vmax=max(values))
     middle = (min(values) + max(values)) / 2
     for (x, y), value, is_thin in zip(points, values, thin, strict=True):
-        row, column = rows.index(y), columns.index(x)
+        row = rows.index(y)
+        column = columns.index(x)
         table[row, column] = value
         colour = "white" if value < middle else "black"
         text = f"{value:#.3g}\nthin" if is_thin else f"{value:#.3g}"

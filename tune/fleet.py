@@ -37,9 +37,14 @@ class SharedFleet:
         watch: Watch | None = None,
         failed: Callable[[], None] = lambda: None,
     ) -> None:
-        self._size, self._loader, self._horizon = size, loader, horizon
-        self._flows, self._watch, self._failed = flows, watch, failed
-        self._closing, self._pool = threading.Event(), ThreadPoolExecutor(1, "fleet")
+        self._size = size
+        self._loader = loader
+        self._horizon = horizon
+        self._flows = flows
+        self._watch = watch
+        self._failed = failed
+        self._closing = threading.Event()
+        self._pool = ThreadPoolExecutor(1, "fleet")
         self.exchange: Any = None
         self.error: SdtError | None = None
 

@@ -32,7 +32,8 @@ def compare_on_heldout(directory: Path) -> Measured:
             f"results: {directory} has {', '.join(found) or 'no results'}, not {CHOSEN} and {DEFAULTS}; give what `sdt evaluate "
             "heldout.yaml` wrote."
         )
-    chosen, defaults = found[CHOSEN], found[DEFAULTS]
+    chosen = found[CHOSEN]
+    defaults = found[DEFAULTS]
     both = {m: [i for i, row in chosen.items() if m in row and m in defaults.get(i, {})] for m in _METRICS}
     return {
         metric: paired_difference(
@@ -49,7 +50,8 @@ def main() -> None:
         directory = Path(sys.argv[1])
         for metric, found in compare_on_heldout(directory).items():
             print(f"{metric:8} {found['mean']:+.4f} [{found['low']:+.4f}, {found['high']:+.4f}]")
-        rows, problems = tabulate(directory), read_problems(directory)
+        rows = tabulate(directory)
+        problems = read_problems(directory)
         for label in (CHOSEN, DEFAULTS):
             gap = measure_rows(rows[label], problems, ["spec_w1_gap"]).get("spec_w1_gap")
             if gap is not None:

@@ -70,7 +70,8 @@ class Ledger(Callback):
     """Keeps trials.jsonl while a sweep runs. It is pickled with the tuner, so it holds a path and budgets only."""
 
     def __init__(self, output: Path, rungs: list[int] | None) -> None:
-        self._output, self._largest = output, None if rungs is None else rungs[-1]
+        self._output = output
+        self._largest = None if rungs is None else rungs[-1]
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._write([one for one in trials if one.is_finished() or one is trial])

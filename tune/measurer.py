@@ -15,7 +15,8 @@ from sdt_dist.actors.remote import beside_us
 from sdt_dist.evaluation.summary import recompute
 from sdt_dist.tune.objectives import Measured, measure_directory
 
-_RESTARTS, _LIMIT_S = 3, 600.0
+_RESTARTS = 3
+_LIMIT_S = 600.0
 
 
 @ray.remote

@@ -48,8 +48,10 @@ from sdt_dist.tune.ledger import TrialLine, read_trials
 from sdt_dist.tune.objectives import OBJECTIVES
 from sdt_dist.tune.screening import LEAST_ESS, Cell, Screen, agreement, read_screening
 
-PARETO, PAGE = "pareto.json", "sweep.html"
-_MOST_ROWS, _MOST_CELLS = 30, 10
+PARETO = "pareto.json"
+PAGE = "sweep.html"
+_MOST_ROWS = 30
+_MOST_CELLS = 10
 _GREEK = {"inverse_temperature": "λ", "gamma": "γ", "alpha": "α"}
 _CAPTIONS = {
     "history": "Trials in the order of their ends, at every budget that they had.",
@@ -72,11 +74,13 @@ class Findings:
 
 def write_report(output: Path, sweep: SweepConfig, problems: Sequence[ForecastProblem]) -> Findings:
     """Write everything that the trials that have ended support. ResultsError when the disk refuses."""
-    trials, cells = read_trials(output), read_screening(output)
+    trials = read_trials(output)
+    cells = read_screening(output)
     best = best_trial(sweep, trials)
     if best is not None:
         write_choice(output, sweep, best)
-    points, shares = points_of(sweep, trials), importances(sweep, trials)
+    points = points_of(sweep, trials)
+    shares = importances(sweep, trials)
     write_text(output / PARETO, json.dumps([asdict(point) for point in points], indent=1))
     figures = draw_sweep(output, sweep, trials, points, shares, cells)
     against = _against_screening(sweep, problems, trials) if cells and sweep.screen is not None else []
@@ -113,7 +117,8 @@ def _picture(pictures: Mapping[str, Path], name: str) -> list[Block]:
 
 
 def _result(sweep: SweepConfig, trials: Sequence[TrialLine], best: TrialLine | None, count: int) -> list[Block]:
-    base, statuses = sweep.base, [line.status for line in trials]
+    base = sweep.base
+    statuses = [line.status for line in trials]
     told = ", ".join(f"{statuses.count(status)} {status}" for status in ("finished", "stopped", "failed"))
     parts: list[Block] = [
         Text(
@@ -159,7 +164,8 @@ def _trials(sweep: SweepConfig, trials: Sequence[TrialLine]) -> list[Block]:
     sign = OBJECTIVES[name].sign
     known = [line for line in trials if name in line.objectives]
     known.sort(key=lambda line: (-(line.rollouts or 0), sign * line.objectives[name]["mean"]))
-    shown, names = known[:_MOST_ROWS], list(dict.fromkeys([*sweep.objectives, "crps", "spec_w1_gap", "nfe"]))
+    shown = known[:_MOST_ROWS]
+    names = list(dict.fromkeys([*sweep.objectives, "crps", "spec_w1_gap", "nfe"]))
     columns = [
         text_cells([_settings(line) for line in shown]),
         text_cells([line.status for line in shown]),
@@ -207,7 +213,8 @@ def _against_screening(
 ) -> list[tuple[TrialLine, float, Cell]]:
     """Trials at the largest budget that several had, what was paid for and what screening says at their own lambda and gamma."""
     assert sweep.screen is not None
-    name, base = quality(sweep.objectives), sweep.base
+    name = quality(sweep.objectives)
+    base = sweep.base
     held = [line for line in trials if name in line.objectives and line.status == "finished"]
     screen = Screen(sweep.screen, base, problems)
     return [

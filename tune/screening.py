@@ -33,7 +33,8 @@ from sdt_dist.values.reweigh import Reweighed, reweigh
 SCREENING = "screening.json"
 LEAST_ESS = 10.0  # below it a cell is a handful of walks, whatever its value
 _TILT = ("inverse_temperature", "gamma")
-_POINTS, _FIRST = 6, 4
+_POINTS = 6
+_FIRST = 4
 _MEASURES = [name for name in OBJECTIVES if name not in ("nfe", "reward")]
 _EVIDENCE_FIX = (
     "run `sdt evaluate` with keep_evidence: true on the sweep's dataset, split, problems, horizon, context length, model and "
@@ -63,7 +64,9 @@ class Screen:
     def __init__(self, directory: str | Path, config: EvaluationConfig, problems: Sequence[ForecastProblem]) -> None:
         if not (Path(directory) / EVIDENCE).is_dir():
             raise ConfigurationError(f"screen: {directory} holds no evidence; {_EVIDENCE_FIX}.")
-        self._config, self._problems, store = config, list(problems), load_evidence(directory)
+        self._config = config
+        self._problems = list(problems)
+        store = load_evidence(directory)
         keys = evidence_keys(config, self._problems)
         self._walks = {index: store.walks(key) for index, key in keys.items()}
         missing = [problem.name for problem in self._problems if not self._walks[problem.index]]
@@ -77,7 +80,9 @@ class Screen:
     def at(self, inverse_temperature: float, gamma: float | None) -> Cell:
         """Objectives at (lambda, gamma), gamma None for the reward as it is."""
         spec = self._config.reward if gamma is None else with_gamma(self._config.reward, float(gamma))
-        factory, rows, ess = parse_reward(spec), {}, []
+        factory = parse_reward(spec)
+        rows = {}
+        ess = []
         for problem in self._problems:
             multipliers = factory.build(RewardContext(history=problem.history)).multipliers
             law = reweigh(self._walks[problem.index], multipliers, float(inverse_temperature))
@@ -129,7 +134,9 @@ def check_screen(sweep: SweepConfig) -> None:
 def run_screening(sweep: SweepConfig, problems: Sequence[ForecastProblem], directory: str | Path) -> list[Cell]:
     """The cells of the grid of lambda and gamma, those that can be believed first, the best of each first."""
     check_screen(sweep)
-    base, space, screen = sweep.base, sweep.search_space, Screen(directory, sweep.base, problems)
+    base = sweep.base
+    space = sweep.search_space
+    screen = Screen(directory, sweep.base, problems)
     strengths = space.grid("inverse_temperature", _POINTS) if _TILT[0] in sweep.space else [base.inverse_temperature]
     gammas = space.grid("gamma", _POINTS) if _TILT[1] in sweep.space else [None]
     cells = [screen.at(strength, gamma) for strength, gamma in itertools.product(strengths, gammas)]

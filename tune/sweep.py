@@ -40,7 +40,8 @@ from sdt_dist.tune.space import Parameters
 from sdt_dist.tune.state import ended_rungs, is_restorable, known_parameters, set_aside
 from sdt_dist.tune.trial import Common, run_trial
 
-CONFIG, STATE = "config.yaml", "tune"
+CONFIG = "config.yaml"
+STATE = "tune"
 _MAX_FAILURES = (
     2  # a process that died is started again; an error of its own comes back at once, as its lines are on disk
 )
@@ -54,7 +55,8 @@ def check_directory(output: Path, sweep: SweepConfig, *, resume: bool) -> None:
         if any(name != SCREENING and not name.endswith(".tmp") for name in before):  # a kill may leave these
             raise ResultsError(f"output: {output} holds no sweep but is not empty; give another directory.")
         return
-    known, now = saved_sweep(output).identity(), sweep.identity()
+    known = saved_sweep(output).identity()
+    now = sweep.identity()
     different = sorted(key for key in now if known.get(key) != now[key])
     if different:
         field = different[0]
@@ -113,7 +115,8 @@ def _line(sweep: SweepConfig, result: Any) -> TrialLine:
 
 def _tuner(common: Common, first: Sequence[Parameters]) -> ray_tune.Tuner:
     """The tuner in the output directory where its state is whole, else a new one that tries what is on disk first."""
-    sweep, folder = common.sweep, common.output / STATE
+    sweep = common.sweep
+    folder = common.output / STATE
     trainable = ray_tune.with_parameters(run_trial, common=common)
     resources = ray_tune.PlacementGroupFactory([_beside_us()])
     begun = known_parameters(common.output)

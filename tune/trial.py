@@ -65,7 +65,9 @@ def run_trial(config: dict[str, Any], common: Common) -> None:
     under the same parameters), 0 where there is none.
     """
     os.chdir(common.folder)
-    sweep, name, directory = common.sweep, trial_name(config), trial_directory(common.output, config)
+    sweep = common.sweep
+    name = trial_name(config)
+    directory = trial_directory(common.output, config)
     rungs: list[dict[str, Any]] = []
     with _alone(directory):
         write_text(directory / PARAMETERS, json.dumps(config))

@@ -71,8 +71,11 @@ class Controller:
         policy: HealthPolicy | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.config, self._backend, self._clock = config, backend, clock
-        self._max_new_tokens, self._law_options = max_new_tokens, law_options or {}
+        self.config = config
+        self._backend = backend
+        self._clock = clock
+        self._max_new_tokens = max_new_tokens
+        self._law_options = law_options or {}
         self._queue = deque(work)
         self.total = len(self._queue)
         groups = enumerate(config.group_of_server)
@@ -84,12 +87,15 @@ class Controller:
         self._shards = [Slot("store-shard", i, clock, policy) for i in range(config.shards if shares else 0)]
         self._learning = Learning(clock, policy, config.start_timeout_s, self.load_flow, self._fail) if learns else None
         self._leases: dict[str, _Lease] = {}
-        self._suspects, self._on_trial = set[str](), ""
+        self._suspects = set[str]()
+        self._on_trial = ""
         self._results: dict[str, Outcome] = {}
         self._settled = self._failed = self._lost = 0
         self._agreement = Agreement(config.group_names)
         self._fatal: SdtError | None = None
-        self._routes, self._version, self._news = RouteTable(), 0, asyncio.Event()
+        self._routes = RouteTable()
+        self._version = 0
+        self._news = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -287,12 +293,14 @@ class Controller:
             self._learning.watch(status)
         if slot.kind != "searcher":
             return
-        now, under_way = self._clock(), status["under_way"]
+        now = self._clock()
+        under_way = status["under_way"]
         for lease in list(slot.leases.values()):
             name = lease.work.call_name
             rounds, waits_for = under_way.get(name, (-1, "its reply"))
             if rounds != lease.rounds:
-                lease.rounds, lease.moved_at = rounds, now
+                lease.rounds = rounds
+                lease.moved_at = now
             elif now - lease.moved_at > self.config.problem_timeout_s:
                 waited = f"no progress for {now - lease.moved_at:.0f} s, waiting for {waits_for or 'itself'}"
                 slot.report_gone(f"{name} made {waited}")  # what it waits for, or its own loop, may never answer

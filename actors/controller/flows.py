@@ -25,7 +25,8 @@ class FlowLibrary:
     """
 
     def __init__(self, flows: Sequence[FlowFiles], servers: Sequence[Slot], timeout_s: float) -> None:
-        self._servers, self._timeout_s = servers, timeout_s
+        self._servers = servers
+        self._timeout_s = timeout_s
         self._files: dict[str, FlowFiles] = {}
         self._heads: dict[str, FlowHead] = {}
         self._arriving: list[str] = []  # being told to servers, so that nobody names them yet

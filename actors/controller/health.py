@@ -35,7 +35,8 @@ class Health:
     """One actor's state; `reason` says why it is not ready."""
 
     def __init__(self, policy: HealthPolicy, clock: Callable[[], float] = time.monotonic) -> None:
-        self.policy, self._clock = policy, clock
+        self.policy = policy
+        self._clock = clock
         self.state: State = "starting"
         self.reason = "it has not answered its first probe yet"
         self.deaths = 0
@@ -46,13 +47,15 @@ class Health:
     def answered(self) -> None:
         """A probe was answered: ready, whatever it was before."""
         if self.state == "starting":
-            self._ready_since, self._failed_starts = self._clock(), 0
+            self._ready_since = self._clock()
+            self._failed_starts = 0
         self.state, self.reason, self._misses, self._answered_at = "ready", "", 0, self._clock()
 
     def missed(self, reason: str) -> bool:
         """A probe was not answered; True when that makes it dead."""
         self._misses += 1
-        self.state, self.reason = "suspect", reason
+        self.state = "suspect"
+        self.reason = reason
         silent_s = self._clock() - self._answered_at
         return self._misses >= self.policy.misses and silent_s >= self.policy.misses * self.policy.probe_timeout_s
 
@@ -62,8 +65,11 @@ class Health:
             self._failed_starts += 1
         elif self._clock() - self._ready_since >= self.policy.steady_s:
             self._deaths_in_a_row = 0
-        self.state, self.reason, self._misses = "dead", reason, 0
-        self.deaths, self._deaths_in_a_row = self.deaths + 1, self._deaths_in_a_row + 1
+        self.state = "dead"
+        self.reason = reason
+        self._misses = 0
+        self.deaths = self.deaths + 1
+        self._deaths_in_a_row = self._deaths_in_a_row + 1
         if self._failed_starts >= self.policy.failed_starts:
             self.state = "given up"
         return min(self.policy.first_pause_s * 2 ** (self._deaths_in_a_row - 1), self.policy.longest_pause_s)

@@ -29,9 +29,12 @@ class Learning:
         load_flow: Callable[[FlowFiles], Awaitable[None]],
         fail: Callable[[SdtError], None],
     ) -> None:
-        self.learner, self.buffer = Slot("learner", 0, clock, policy), Slot("trajectory-buffer", 0, clock, policy)
+        self.learner = Slot("learner", 0, clock, policy)
+        self.buffer = Slot("trajectory-buffer", 0, clock, policy)
         self.version = 0
-        self._timeout_s, self._load_flow, self._fail = start_timeout_s, load_flow, fail
+        self._timeout_s = start_timeout_s
+        self._load_flow = load_flow
+        self._fail = fail
         self._is_taking = False
 
     @property

@@ -16,7 +16,8 @@ class RouteTable:
 
     def assign(self, crews: Sequence[Hashable], servers: Sequence[str]) -> dict[Hashable, str]:
         """A server for every crew, loads differing by one crew at most; {} without servers."""
-        present, alive = set(crews), set(servers)
+        present = set(crews)
+        alive = set(servers)
         self._server_of = {c: s for c, s in self._server_of.items() if c in present and s in alive}
         if not servers:
             return {}

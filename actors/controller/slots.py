@@ -31,8 +31,12 @@ class Slot:
     def __init__(
         self, kind: str, index: int, clock: Callable[[], float], policy: HealthPolicy | None = None, group: int = 0
     ) -> None:
-        self.kind, self.index, self.name, self.group = kind, index, f"{kind}-{index}", group
-        self.health, self._clock = Health(policy or HealthPolicy(), clock), clock
+        self.kind = kind
+        self.index = index
+        self.name = f"{kind}-{index}"
+        self.group = group
+        self.health = Health(policy or HealthPolicy(), clock)
+        self._clock = clock
         self.endpoint: Endpoint | None = None
         self.incarnation = 0
         self.status: dict[str, Any] = {}
@@ -79,7 +83,10 @@ class Slot:
         """One incarnation from its start to its end; why it ended."""
         self._gone.clear()
         self.health.restarting()
-        self.configured, self.routes, self.status, self.held = False, None, {}, Held()
+        self.configured = False
+        self.routes = None
+        self.status = {}
+        self.held = Held()
         try:
             self.endpoint = self._spawn(backend)
             await self.ask("probe", start_timeout_s)
@@ -101,7 +108,8 @@ class Slot:
         )
 
     def _spawn(self, backend: Backend) -> Endpoint:
-        number, self.incarnation = self.incarnation, self.incarnation + 1
+        number = self.incarnation
+        self.incarnation = self.incarnation + 1
         try:
             return backend.spawn(self.kind, self.index, number)
         except Exception as error:  # whatever is refused is a start that failed
@@ -109,7 +117,8 @@ class Slot:
 
     def _bury(self, backend: Backend) -> None:
         """Kill what may be left, so that no incarnation outlives its place."""
-        endpoint, self.endpoint = self.endpoint, None
+        endpoint = self.endpoint
+        self.endpoint = None
         for task in self._background:
             task.cancel()
         if endpoint is not None:

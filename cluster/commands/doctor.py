@@ -80,7 +80,8 @@ def _on_this_machine(config: FleetConfig, model: str, num_gpus: int) -> list[Fin
 
     from sdt_dist.cluster import diagnosis
 
-    here, is_local = diagnosis.this_machine(config, num_gpus), config.address == "local"
+    here = diagnosis.this_machine(config, num_gpus)
+    is_local = config.address == "local"
     placed, plan = diagnosis.check_fleet(config, [here])
     if not is_local:
         advice = f"this fleet is for a cluster: look at that with --address {config.address}"

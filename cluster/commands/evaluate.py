@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from sdt_dist.evaluation.config import EvaluationConfig
     from sdt_dist.evaluation.runner import Execute, Outcome, Task
 
-Text, Number, Whole = str | None, float | None, int | None
+Text = str | None
+Number = float | None
+Whole = int | None
 
 
 def evaluate(

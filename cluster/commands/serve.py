@@ -85,7 +85,8 @@ def _run(
 
     from sdt_dist.serving.http import serve as serve_http
 
-    card, flows = service.card, service.flows
+    card = service.card
+    flows = service.flows
 
     def announce(bound_port: int) -> None:
         address = f"{'http' if tls is None else 'https'}://{f'[{host}]' if ':' in host else host}:{bound_port}"

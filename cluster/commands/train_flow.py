@@ -9,7 +9,9 @@ import typer
 
 from sdt_dist.errors import ConfigurationError
 
-Text, Number, Whole = str | None, float | None, int | None
+Text = str | None
+Number = float | None
+Whole = int | None
 
 
 def train_flow(

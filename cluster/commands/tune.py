@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from sdt_dist.tune.config import SweepConfig
     from sdt_dist.tune.report import Findings
 
-Text, Whole = str | None, int | None
+Text = str | None
+Whole = int | None
 
 
 def tune(

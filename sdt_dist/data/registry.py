@@ -69,7 +69,8 @@ def _named(dataset: str, column: str | Sequence[str] | None) -> list[Series]:
         found = [_classic(name) for name in (CLASSIC if dataset == "classic" else (dataset,))]
     if column is None:
         return found
-    wanted, known = {column} if isinstance(column, str) else set(column), [series.name for series in found]
+    wanted = {column} if isinstance(column, str) else set(column)
+    known = [series.name for series in found]
     if wanted - set(known):
         raise DataError(f"channels: {min(wanted - set(known))!r}, allowed: {', '.join(known[:20])}.")
     return [series for series in found if series.name in wanted]
@@ -147,7 +148,8 @@ def find_file(name: str) -> Path:
 
 def _download(name: str) -> bytes:
     base, digest = FILES[name]
-    url, advice = base + name.replace("M4-", ""), "put it into a folder and set SDT_DATA_DIR to that folder."
+    url = base + name.replace("M4-", "")
+    advice = "put it into a folder and set SDT_DATA_DIR to that folder."
     if digest is None:
         raise DataError(
             f"dataset file {name}: not in SDT_DATA_DIR, and not downloaded, because no checksum of it is known; get it "

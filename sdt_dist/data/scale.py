@@ -27,7 +27,8 @@ def fit_scale(history: np.ndarray) -> Scale:
     if not np.isfinite(values).all():
         position = int(np.flatnonzero(~np.isfinite(values))[0])
         raise ContextError(f"history: {values[position]} at position {position}, allowed: finite values; fill gaps.")
-    loc, scale = float(values.mean()), float(values.std())
+    loc = float(values.mean())
+    scale = float(values.std())
     if scale <= 1e-12 * max(1.0, abs(loc)):
         raise ContextError("history: constant, so it has no scale; a constant series needs no model.")
     return Scale(loc, scale)

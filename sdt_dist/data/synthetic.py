@@ -20,7 +20,10 @@ class Sampler:
     """Random tensors of a batch of B series on one device, from one generator."""
 
     def __init__(self, batch: int, length: int, generator: Gen) -> None:
-        self.batch, self.length, self.generator, self.device = batch, length, generator, generator.device
+        self.batch = batch
+        self.length = length
+        self.generator = generator
+        self.device = generator.device
         self.time = torch.arange(length, device=self.device, dtype=torch.float32)[None]
 
     def uniform(self, low: float, high: float, *shape: int) -> torch.Tensor:
@@ -55,7 +58,8 @@ def coloured_noise(s: Sampler) -> torch.Tensor:
     """Stationary Gaussian processes [B, L]: Matern of random scale and smoothness, or 1/f^beta, by FFT."""
     padded = 2 * s.length
     omega = 2 * math.pi * torch.fft.rfftfreq(padded, device=s.device)[None]
-    scale, smoothness = s.log_uniform(1.0, 600.0), s.uniform(0.5, 4.0)
+    scale = s.log_uniform(1.0, 600.0)
+    smoothness = s.uniform(0.5, 4.0)
     matern = -(smoothness / 2 + 0.25) * torch.log1p((omega * scale) ** 2 / (2 * smoothness))
     power = -0.5 * s.uniform(0.0, 2.5) * torch.log(omega + 2 * math.pi / padded)
     log_filter = torch.where(s.chance(0.7), matern, power)
@@ -67,7 +71,8 @@ def quasi_periodic(s: Sampler) -> torch.Tensor:
     """AR(2) processes [B, L] with a spectral peak at a random period (cycles that drift in phase)."""
     padded = 2 * s.length
     omega = 2 * math.pi * torch.fft.rfftfreq(padded, device=s.device)[None]
-    radius, peak = s.uniform(0.85, 0.999), 2 * math.pi / s.log_uniform(4.0, 200.0)
+    radius = s.uniform(0.85, 0.999)
+    peak = 2 * math.pi / s.log_uniform(4.0, 200.0)
     z = torch.exp(-1j * omega)
     response = 1 / (1 - 2 * radius * torch.cos(peak) * z + radius**2 * z**2)
     return standardised(torch.fft.irfft(torch.fft.rfft(s.normal(padded)) * response, n=padded)[:, : s.length])
@@ -180,7 +185,8 @@ def deform(s: Sampler, x: torch.Tensor) -> torch.Tensor:
     z = torch.where(s.chance(0.12), (z / step).round() * step, z)
     spikes = s.normal(s.length) * s.log_uniform(1.0, 6.0) * (s.uniform(0, 1, s.length) < s.log_uniform(1e-3, 0.02))
     z = z + s.chance(0.1) * spikes
-    begin, duration = s.uniform(0, 1) * s.length, s.log_uniform(3.0, 60.0)
+    begin = s.uniform(0, 1) * s.length
+    duration = s.log_uniform(3.0, 60.0)
     held = (s.time >= begin) & (s.time < begin + duration) & s.chance(0.05)
     value = z.gather(1, begin.long().clamp(max=s.length - 1))
     return torch.where(held, value.expand_as(z), z)
@@ -189,7 +195,8 @@ def deform(s: Sampler, x: torch.Tensor) -> torch.Tensor:
 def generate(batch: int, length: int, generator: Gen) -> torch.Tensor:
     """Series [B, L] float32 on the generator's device, each roughly of unit spread; the same for the same seed."""
     s = Sampler(batch, length, generator)
-    first, second = mixture(s), mixture(s)
+    first = mixture(s)
+    second = mixture(s)
     switch = s.uniform(0.1, 1.0) * s.length
     changed = torch.where((s.time > switch) & s.chance(0.05), second, first)
     x = deform(s, changed)

@@ -41,7 +41,8 @@ def seasonal_naive_residuals(
     """
     _check_samples(num_samples)
     samples = np.repeat(seasonal_naive(problem, horizon), num_samples, axis=0)
-    steps, season = samples.shape[1], problem.season
+    steps = samples.shape[1]
+    season = problem.season
     _require(problem, -(-steps // season) * season + 1)
     rng = _stream(problem, seed)
     for start in range(0, steps, season):

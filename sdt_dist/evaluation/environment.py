@@ -36,7 +36,8 @@ def server_record(model: str, count: int | None = None) -> dict[str, Any]:
 
     count: None where the run's own process answers.
     """
-    backend, digest = split_spec(model)[0], None
+    backend = split_spec(model)[0]
+    digest = None
     if backend not in ("http", "https"):
         digest = model_identity(model).partition(":")[2]
     is_digest = digest is not None and re.fullmatch(r"[0-9a-f]{32}", digest)
@@ -59,7 +60,8 @@ def describe(servers: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def note_environment(directory: Path, servers: Sequence[dict[str, Any]]) -> None:
     """Add this environment to environment.json, unless it is there. ResultsError for a damaged file or a full disk."""
-    known, now = read_environment(directory), describe(servers)
+    known = read_environment(directory)
+    now = describe(servers)
     if now not in known:
         write_text(directory / ENVIRONMENT, json.dumps([*known, now], indent=1))
 

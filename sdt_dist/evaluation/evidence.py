@@ -38,7 +38,8 @@ def evidence_keys(
 
     reward: a REWARD SPEC; default the evaluation's. lambda, the reward's multipliers, budgets, seeds and method settings are no part of it; the model's weights are.
     """
-    model, terms = model_identity(config.model), reward_identity(config.reward if reward is None else reward)
+    model = model_identity(config.model)
+    terms = reward_identity(config.reward if reward is None else reward)
     return {
         problem.index: evidence_key(
             model=model,
@@ -85,7 +86,8 @@ def load_evidence(directory: str | Path) -> EvidenceStore:
 
     ConfigurationError where there is none, CheckpointError for a damaged file.
     """
-    store, files = EvidenceStore(), evidence_files(directory)
+    store = EvidenceStore()
+    files = evidence_files(directory)
     for path in files:
         store.restore(path)
     return store
@@ -119,7 +121,9 @@ class Evidence:
     """
 
     def __init__(self, config: EvaluationConfig, problems: Sequence[ForecastProblem], output: Path) -> None:
-        self._config, self._output, self._run = config, output, secrets.token_hex(8)
+        self._config = config
+        self._output = output
+        self._run = secrets.token_hex(8)
         is_used = config.shares_evidence or config.keep_evidence
         users = [method for method in config.method_configs() if is_used and method.name in SHARING_METHODS]
         self._terms = {method.label: reward_identity(config.reward_of(method)) for method in users}

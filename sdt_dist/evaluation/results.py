@@ -26,7 +26,9 @@ from sdt_dist.tree.snapshot import Snapshot
 
 Line = dict[str, Any]
 SavedT = TypeVar("SavedT", bound=BaseModel)
-SAMPLES, CONFIG, PROBLEMS = "samples.jsonl", "config.yaml", "problems.json"
+SAMPLES = "samples.jsonl"
+CONFIG = "config.yaml"
+PROBLEMS = "problems.json"
 _HEAD = {"problem", "name", "method", "label", "seed", "status", "samples"}
 
 
@@ -42,7 +44,8 @@ def check_directory(
         raise ResultsError(f"output: {directory} already holds results; add --resume, or give another directory.")
     if not has_results and not (directory / CONFIG).exists():
         return
-    known, now = saved_config(directory).identity(), config.identity()
+    known = saved_config(directory).identity()
+    now = config.identity()
     if not has_results:
         return
     different = sorted(key for key in now if known[key] != now[key])

@@ -124,7 +124,8 @@ def in_process(load: Callable[[str], object] | None = None) -> Execute:
         from sdt_dist.models.loading import load_model
 
         loaded: Any = (load or load_model)(config.model)
-        process, flow = loaded.process(config.horizon), _flow(config, tasks, loaded)
+        process = loaded.process(config.horizon)
+        flow = _flow(config, tasks, loaded)
         for label in dict.fromkeys(task.method.label for task in tasks):
             own = [task for task in tasks if task.method.label == label]
             yield from _run_method(config, own, process, flow if own[0].method.uses_flow else None)

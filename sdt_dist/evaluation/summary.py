@@ -107,7 +107,8 @@ def recompute(directory: Path) -> Summary:
 
 def write_summary(directory: Path, table: Table) -> Summary:
     """Write the three documents of a run whose measures are at hand; returns the summary."""
-    summary, truth = summarise_table(table), truth_measures(read_problems(directory))
+    summary = summarise_table(table)
+    truth = truth_measures(read_problems(directory))
     write_text(directory / "summary.json", json.dumps(summary, indent=1))
     write_text(directory / "truth.json", json.dumps(truth, indent=1))
     write_text(directory / "summary.md", to_markdown(summary, truth, table))

@@ -61,7 +61,8 @@ def load_flow(directory: Path) -> tuple[FlowNetwork, FlowInfo, str]:
 def network_of(files: FlowFiles) -> tuple[FlowNetwork, FlowInfo, str]:
     """(network in evaluation mode, info, weights digest) of a checkpoint's files; CheckpointError for anything unusable."""
     files.check()
-    head, weights = files.head, load(files.weights)
+    head = files.head
+    weights = load(files.weights)
     with torch.device("meta"):  # shapes only, so that a damaged spec fills no memory
         expected = {name: value.shape for name, value in FlowNetwork(head.spec).state_dict().items()}
     found = {name: value.shape for name, value in weights.items()}

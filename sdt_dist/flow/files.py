@@ -62,7 +62,8 @@ class FlowFiles:
 
     def check(self) -> None:
         """CheckpointError unless the weights are those that flow.json names, all finite."""
-        place, wanted = f"{self.source}/{WEIGHTS_FILE}", self.head.weights
+        place = f"{self.source}/{WEIGHTS_FILE}"
+        wanted = self.head.weights
         try:
             arrays = load(self.weights)
         except (SafetensorError, KeyError, ValueError, TypeError) as error:

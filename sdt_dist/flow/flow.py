@@ -38,7 +38,9 @@ class Flow:
     """
 
     def __init__(self, network: FlowNetwork, info: FlowInfo, cache_bytes: int = 64 << 20) -> None:
-        self.network, self.info, self.spec = network.eval(), info, network.spec
+        self.network = network.eval()
+        self.info = info
+        self.spec = network.spec
         self.identity = FlowHead(self.spec, info, weights_digest(network.state_dict())).identity
         with torch.inference_mode():
             self._keys = _padded(network.keys(), _NARROWEST)
@@ -162,7 +164,8 @@ class Flow:
     def _start(self, names: Sequence[_Name], roots: dict[bytes, Root]) -> list[torch.Tensor]:
         """States of roots, each computed on its own row of the prompt's last tokens."""
         length = self.spec.context_length
-        prompts, lengths = np.zeros((_round_up(len(names)), length), dtype=np.int64), [1] * _round_up(len(names))
+        prompts = np.zeros((_round_up(len(names)), length), dtype=np.int64)
+        lengths = [1] * _round_up(len(names))
         for i, (digest, _, _) in enumerate(names):
             recent = roots[digest].prompt[-length:]
             self._check_ids(recent)

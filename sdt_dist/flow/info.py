@@ -16,7 +16,8 @@ from sdt_dist.flow.spec import FlowSpec, allowed_of
 from sdt_dist.models.card import ModelCard
 
 FORMAT = "sdt-flow/1"
-INFO_FILE, WEIGHTS_FILE = "flow.json", "model.safetensors"
+INFO_FILE = "flow.json"
+WEIGHTS_FILE = "model.safetensors"
 _FIX = "give the model that the flow was trained for, or train a flow for this one."
 
 

@@ -20,7 +20,8 @@ from sdt_dist.flow.features import reference_power
 from sdt_dist.flow.spec import FlowSpec
 from sdt_dist.flow.spectral import TILT_FEATURES, SpectralHead
 
-_POSITION_FEATURES, _VALUE_FEATURES = 6, 3
+_POSITION_FEATURES = 6
+_VALUE_FEATURES = 3
 
 
 class FlowNetwork(nn.Module):
@@ -32,7 +33,8 @@ class FlowNetwork(nn.Module):
     def __init__(self, spec: FlowSpec) -> None:
         super().__init__()
         self.spec = spec
-        size, width = spec.hidden_size, spec.key_size
+        size = spec.hidden_size
+        width = spec.key_size
         self.spectral = None if spec.values is None else SpectralHead(spec)
         self.embedding = None if spec.values is not None else nn.Embedding(spec.vocab_size, width)
         token_size = width if self.spectral is None else 1
@@ -47,7 +49,8 @@ class FlowNetwork(nn.Module):
         self.trunk = nn.GRU(size, size, spec.num_layers, batch_first=True)
         self.state_head = _mlp(2 * size + seen + (0 if self.spectral is None else TILT_FEATURES), size, 1)
         if self.spectral is None:
-            self.query, self.key = _mlp(2 * size, size, width + 1), nn.Linear(width, width, bias=False)
+            self.query = _mlp(2 * size, size, width + 1)
+            self.key = nn.Linear(width, width, bias=False)
         self.register_buffer("reward_mean", torch.zeros(()))
         self.register_buffer("reward_scale", torch.ones(()))
 
@@ -189,7 +192,8 @@ class FlowNetwork(nn.Module):
 
     def values_of(self, tokens: torch.Tensor) -> torch.Tensor:
         """Values [...] of token ids, 0 where they have none."""
-        spec, dtype = self.spec, self.reward_mean.dtype
+        spec = self.spec
+        dtype = self.reward_mean.dtype
         if spec.values is None:
             return torch.zeros_like(tokens, dtype=dtype)
         low, high = spec.allowed

@@ -91,7 +91,8 @@ class FlowSpec:
     def _check(self) -> None:
         """ConfigurationError, naming the field, when this describes no network."""
         for name in (field.name for field in fields(self) if field.name not in ("allowed", "values")):
-            value, most = getattr(self, name), _MOST.get(name, _MOST_SIZE)
+            value = getattr(self, name)
+            most = _MOST.get(name, _MOST_SIZE)
             if type(value) is not int or not 1 <= value <= most:
                 raise ConfigurationError(f"flow spec: {name}: {value!r}, allowed: a whole number from 1 to {most}.")
         if not _is_pair(self.allowed, int) or not 0 <= self.allowed[0] < self.allowed[1] <= self.vocab_size:

@@ -19,7 +19,9 @@ from sdt_dist.flow.features import num_frequencies, num_segments, welch_basis
 from sdt_dist.flow.spec import FlowSpec
 
 TILT_FEATURES = 2
-_NUM_KNOTS, _REACH = 17, 4.0  # the free function is linear between knots at -4 to 4 standard deviations
+# the free function is linear between knots at -4 to 4 standard deviations
+_NUM_KNOTS = 17
+_REACH = 4.0
 _TYPICAL_SPREAD = 0.3  # of the default spectral reward under p; others are measured in its units
 _LEAST_SPREAD = 5e-3
 _TINY = 1e-3
@@ -43,7 +45,8 @@ class SpectralHead(nn.Module):
         self.register_buffer("left", (1 - gone).clamp(min=0).float(), persistent=False)
         self.register_buffer("trapezoid", (weights / weights.sum()).float(), persistent=False)
         self.num_coefficients = num_segments(spec.max_new_tokens, spec.running_segment) * len(weights)
-        self.num_frequencies, size = len(weights), spec.hidden_size
+        self.num_frequencies = len(weights)
+        size = spec.hidden_size
         self.known_size = self.num_frequencies + TILT_FEATURES
         self.packed_size = 2 * self.num_coefficients + self.known_size + 1
         self.feature_size = 2 * self.num_coefficients + self.num_frequencies
@@ -87,12 +90,15 @@ class SpectralHead(nn.Module):
         """F(s.a) [..., K], in units of the reward's spread, of values v_a [..., K]; states [..., 2H] from the trunk,
         moments [..., 2] of p(.|s)."""
         mean, response, variance = self.predict(states, packed, moments)
-        mean, response, variance = mean.detach(), response.detach(), variance.detach().sum(-2)
+        mean = mean.detach()
+        response = response.detach()
+        variance = variance.detach().sum(-2)
         constant, linear, square = ((a * b).sum((-1, -3)) for a, b in ((mean, mean), (mean, response), (response,) * 2))
         known = [self.tilt_features(packed), torch.log(variance + _TINY) / 3]
         inputs = self._inputs(states.detach(), packed, moments, *known)
         gate, widen, shape, knots = self.tilt(inputs).split([*[self.num_frequencies] * 2, 2, _NUM_KNOTS], dim=-1)
-        centre, spread = moments[..., :1], moments[..., 1:].clamp(min=_LEAST_SPREAD)
+        centre = moments[..., :1]
+        spread = moments[..., 1:].clamp(min=_LEAST_SPREAD)
         gap = values - centre
         step = gap[..., None]
         power = constant[..., None, :] + 2 * step * linear[..., None, :] + step**2 * square[..., None, :]
@@ -154,7 +160,8 @@ def _interpolate(knots: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     scaled = (places + _REACH) * ((_NUM_KNOTS - 1) / (2 * _REACH))
     scaled = scaled.clamp(0, _NUM_KNOTS - 1 - 1e-3)
     below = scaled.floor()
-    share, index = scaled - below, below.long()
+    share = scaled - below
+    index = below.long()
     return knots.gather(-1, index) * (1 - share) + knots.gather(-1, index + 1) * share
 
 

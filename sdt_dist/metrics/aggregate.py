@@ -7,7 +7,8 @@ from collections.abc import Callable
 import numpy as np
 from scipy.stats import bootstrap
 
-_RESAMPLES, _SEED = 2000, 0
+_RESAMPLES = 2000
+_SEED = 0
 
 
 def interval(statistic: Callable[..., np.ndarray], *columns: np.ndarray) -> dict[str, float]:

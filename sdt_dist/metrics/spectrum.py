@@ -58,7 +58,8 @@ def spectral_w1(spectrum: np.ndarray, reference: np.ndarray, frequencies: np.nda
 
     Wasserstein–Fourier distance with p = 1 (Cazelles et al. 2021, arXiv 1912.05509, definition 3).
     """
-    axis, rows = _axis(reference, frequencies), spectrum.reshape(-1, spectrum.shape[-1])
+    axis = _axis(reference, frequencies)
+    rows = spectrum.reshape(-1, spectrum.shape[-1])
     found = [
         wasserstein_distance(axis, axis, row, reference) if min(row.sum(), reference.sum()) > _NO_POWER else MAX_W1
         for row in rows
@@ -72,8 +73,10 @@ def spectral_kl(spectrum: np.ndarray, reference: np.ndarray, frequencies: np.nda
     Bins are equally wide, so the axis does not matter.
     """
     floor = _floor(reference)
-    p, q = np.maximum(spectrum, floor), np.maximum(reference, floor)
-    p, q = p / p.sum(axis=-1, keepdims=True), q / q.sum()
+    p = np.maximum(spectrum, floor)
+    q = np.maximum(reference, floor)
+    p = p / p.sum(axis=-1, keepdims=True)
+    q = q / q.sum()
     return (p * np.log(p / q)).sum(axis=-1)
 
 

@@ -35,7 +35,9 @@ class CachedModel:
         self, decoder: Decoder, *, vocab_size: int, max_context: int, deterministic: bool, cache_bytes: int
     ) -> None:
         self._decoder = decoder
-        self.vocab_size, self.max_context, self.deterministic = vocab_size, max_context, deterministic
+        self.vocab_size = vocab_size
+        self.max_context = max_context
+        self.deterministic = deterministic
         self.nfe = self.model_calls = self.recomputed_tokens = 0
         self.prefix_tokens = self.reused_tokens = 0
         self._prompts: dict[bytes, Prompt] = {}
@@ -131,13 +133,15 @@ class CachedModel:
 
     def _prompt(self, run: _Run) -> Prompt:
         """The problem's encoded prompt; whoever needs it first pays its one NFE, and its search does so only once."""
-        prompt, length = self._prompts.get(run.root.digest), len(run.root.prompt)
+        prompt = self._prompts.get(run.root.digest)
+        length = len(run.root.prompt)
         self._count_prefix(length, 0 if prompt is None else length)
         if prompt is None:
             prompt = self._prompts[run.root.digest] = self._decoder.encode(run.root.prompt)
             nfe, again = (0, length) if run.root.paid else (1, 0)
             run.pay(nfe=nfe, calls=range(self.model_calls, self.model_calls + 1), recomputed=again)
-            self.nfe, self.model_calls = self.nfe + nfe, self.model_calls + 1
+            self.nfe = self.nfe + nfe
+            self.model_calls = self.model_calls + 1
             self.recomputed_tokens += again
         return prompt
 
@@ -165,7 +169,9 @@ class _Run:
     """One row's way through a call: what it knows, what it generated, what it still has to feed, what it cost."""
 
     def __init__(self, root: Root, known: tuple[int, ...], num_tokens: int) -> None:
-        self.root, self.known, self.num_tokens = root, known, num_tokens
+        self.root = root
+        self.known = known
+        self.num_tokens = num_tokens
         self.prompt: Prompt
         self.pending: list[int] = []
         self.generated: list[int] = []

@@ -69,7 +69,8 @@ class ServedModel:
     """A model that answers elsewhere, as `load_model` returns one: `model` reaches it, `process` searches it."""
 
     def __init__(self, card: ModelCard, model: LogitsModel) -> None:
-        self.card, self.model = card, model
+        self.card = card
+        self.model = model
 
     @property
     def is_forecaster(self) -> bool:
@@ -152,7 +153,8 @@ def _identity(model: Any, described: dict[str, Any]) -> str:
 
 def _weights(model: Any) -> Iterator[tuple[str, np.ndarray]]:
     """Named arrays that define a backend: its weights, or its tables."""
-    named_weights, tables = getattr(model, "named_weights", None), getattr(model, "log_prob_tables", None)
+    named_weights = getattr(model, "named_weights", None)
+    tables = getattr(model, "log_prob_tables", None)
     if named_weights is not None:
         yield from named_weights()
     elif tables is not None:

@@ -34,7 +34,8 @@ class LanguageModel:
     is_forecaster = False
 
     def __init__(self, model: TextBackend, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.model, self.tokenizer = model, tokenizer
+        self.model = model
+        self.tokenizer = tokenizer
         self.vocab_size = model.vocab_size
         configured = model.eos_token_id
         self.eos_token_id: int | list[int] | None = configured if configured is not None else tokenizer.eos_token_id  # type: ignore[assignment]

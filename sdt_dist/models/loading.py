@@ -32,7 +32,8 @@ def split_spec(spec: str) -> tuple[str, str]:
     """
     prefix, colon, rest = spec.partition(":")
     if not colon or Path(spec).exists():
-        prefix, rest = "hf", spec
+        prefix = "hf"
+        rest = spec
     if prefix not in BACKENDS:
         raise unknown_name("model backend", prefix, BACKENDS)
     if not rest:

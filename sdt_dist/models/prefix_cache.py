@@ -25,7 +25,8 @@ class Segment:
 
 def rolling_hashes(digest: bytes, tokens: tuple[int, ...]) -> list[int]:
     """One in-process hash per non-empty prefix of `tokens`."""
-    found, state = [], hash(digest)
+    found = []
+    state = hash(digest)
     for token in tokens:
         state = hash((state, token))
         found.append(state)
@@ -36,7 +37,8 @@ class PrefixCache:
     """Segments by rolling hash, least recently used first."""
 
     def __init__(self, budget_bytes: int) -> None:
-        self.budget_bytes, self.size_bytes = budget_bytes, 0
+        self.budget_bytes = budget_bytes
+        self.size_bytes = 0
         self._segments: OrderedDict[int, Segment] = OrderedDict()
         self._places: dict[int, tuple[int, int]] = {}  # hash of a prefix -> (segment, offset of its last position)
         self._of_root: dict[bytes, set[int]] = {}
@@ -72,7 +74,8 @@ class PrefixCache:
         fresh = [(key, offset) for offset, key in enumerate(keys) if key not in self._places]
         if not fresh or values.nbytes > self.budget_bytes:
             return
-        number, self._next = self._next, self._next + 1
+        number = self._next
+        self._next = self._next + 1
         first = fresh[0][1]
         segment = Segment([key for key, _ in fresh], values[:, :, :, first:].copy(), digest)
         self._segments[number] = segment

@@ -62,8 +62,11 @@ class TokenProcess:
         check_law(law, model.vocab_size)
         if max_new_tokens < 1:
             raise ConfigurationError(f"max_new_tokens: {max_new_tokens}, must be >= 1.")
-        self.model, self.law, self.max_new_tokens = model, law, max_new_tokens
-        self._encode_text, self._decode_text = encode_text, decode_text
+        self.model = model
+        self.law = law
+        self.max_new_tokens = max_new_tokens
+        self._encode_text = encode_text
+        self._decode_text = decode_text
 
     @property
     def deterministic(self) -> bool:

@@ -75,7 +75,8 @@ class Flows:
         plain = [i for i, ask in enumerate(asks) if ask.tilt is None]
         if plain:
             rows = scores if len(plain) == len(asks) else scores[plain]
-            keys, excluded = [asks[i].key for i in plain], [asks[i].excluded for i in plain]
+            keys = [asks[i].key for i in plain]
+            excluded = [asks[i].excluded for i in plain]
             found = largest(rows, [num_children[i] for i in plain], keys, excluded)
             for i, (tokens, *step) in zip(plain, found, strict=True):
                 replies[i] = tokens, tuple(step)

@@ -129,7 +129,8 @@ class _Run:
 
     def ask(self) -> RowAsk:
         """What its next row is asked."""
-        request, step = self.request, len(self.generated)
+        request = self.request
+        step = len(self.generated)
         key = None if request.key is None else position_key(request.key, step)
         return RowAsk((request.root, self.tokens()), key, () if step else request.excluded, request.tilt)
 

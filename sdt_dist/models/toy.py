@@ -37,7 +37,9 @@ class Toy(RowModel):
         if kind not in self.kinds:
             raise ConfigurationError(f"toy kind: {kind!r}, allowed: {', '.join(self.kinds)}.")
         super().__init__()
-        self.vocab_size, self.length, self.inverse_temperature = vocab_size, length, inverse_temperature
+        self.vocab_size = vocab_size
+        self.length = length
+        self.inverse_temperature = inverse_temperature
         self.max_context = length + 1
         rng = np.random.default_rng(seed)
         self.log_prob_tables = [_table(rng, vocab_size, depth, zipf_exponent) for depth in range(length)]

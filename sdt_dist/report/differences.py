@@ -49,7 +49,8 @@ def probability(p: float) -> str:
 
 def in_words(found: Differences, than: str) -> list[str]:
     """One sentence a metric that differs by more than its interval, for which methods; and one on all that do not."""
-    sentences, unchanged = [], []
+    sentences = []
+    unchanged = []
     for metric in METRICS:
         column = _BY_METRIC[metric]
         higher = [label for label, row in found.items() if metric in row and row[metric].low > 0]

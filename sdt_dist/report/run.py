@@ -93,7 +93,8 @@ class RunFiles:
     @classmethod
     def load(cls, directory: Path, name: str, key: str) -> RunFiles:
         """Read a run and write its summary files anew. ResultsError for what is missing or damaged."""
-        config, table = saved_config(directory), tabulate(directory)
+        config = saved_config(directory)
+        table = tabulate(directory)
         if not table:
             raise ResultsError(f"results: {directory} holds no result yet; go on with `sdt evaluate --resume`.")
         summary = write_summary(directory, table)
@@ -242,7 +243,8 @@ def figure_sections(key: str, figures: Sequence[Path]) -> list[Section]:
 
 def costs(files: RunFiles) -> Grid:
     """What every method paid a problem, its time per NFE, the problems that it was given, and its failures."""
-    table, labels = files.table, list(files.table)
+    table = files.table
+    labels = list(files.table)
     columns = [number_cells(c.metric, [cost_mean(table, label, c.metric) for label in labels]) for c in COSTS]
     columns.append(number_cells("ms_per_nfe", [ms_per_nfe(table, label) for label in labels]))
     columns.append(number_cells("problems", [float(len(table[label])) for label in labels]))

@@ -20,7 +20,8 @@ from sdt_dist.report.run import RunFiles
 from sdt_dist.tree.snapshot import Snapshot
 
 MAX_NODES = 1500
-PROBLEM_FANS, PROBLEM_TREE = "problem", "tree"
+PROBLEM_FANS = "problem"
+PROBLEM_TREE = "tree"
 TREE_PROBLEM = 0  # the problem whose trees a run keeps
 
 
@@ -101,8 +102,10 @@ def tree_data(files: RunFiles, label: str) -> dict[str, Any]:
     CheckpointError for a damaged file.
     """
     saved = Snapshot.load(tree_path(files.directory, label))
-    tree, nodes = saved.tree, saved.tree.nodes[: saved.tree.size]
-    order, place = [], {-1: -1}
+    tree = saved.tree
+    nodes = saved.tree.nodes[: saved.tree.size]
+    order = []
+    place = {-1: -1}
     for node in np.sort(np.argsort(-nodes["visits"].astype(np.int64), kind="stable")[:MAX_NODES]).tolist():
         if int(nodes["parent"][node]) in place:
             place[node] = len(order)

@@ -96,9 +96,11 @@ class SumReward(Reward):
 
 def _free_name(name: str, taken: set[str]) -> str:
     """`name`, or the first of name_2, name_3, ... that is free; it is taken from then on."""
-    number, found = 2, name
+    number = 2
+    found = name
     while found in taken:
-        found, number = f"{name}_{number}", number + 1
+        found = f"{name}_{number}"
+        number = number + 1
     taken.add(found)
     return found
 

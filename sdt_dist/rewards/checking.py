@@ -20,7 +20,8 @@ def weighted_sum(reward: Any, samples: Sequence[Decoded]) -> tuple[np.ndarray, d
 
     RewardError names the reward, the term and the sample where one is not a finite number or the shape is wrong.
     """
-    terms, total = checked_terms(reward, samples), np.zeros(len(samples))
+    terms = checked_terms(reward, samples)
+    total = np.zeros(len(samples))
     with _supervised(reward), np.errstate(over="ignore", invalid="ignore"):
         for name, weight in reward.multipliers.items():
             total = total + weight * terms[name]

@@ -54,7 +54,10 @@ class Bounds(_OneTerm):
             raise ConfigurationError(
                 f"bounds: low={low}, high={high}, floor={floor}; needs low < high, a finite floor."
             )
-        self.low, self.high, self.hard, self.floor = low, high, hard, floor
+        self.low = low
+        self.high = high
+        self.hard = hard
+        self.floor = floor
 
     def term(self, series: np.ndarray) -> np.ndarray:
         excess = (np.maximum(self.low - series, 0) + np.maximum(series - self.high, 0)).mean(axis=1)

@@ -38,7 +38,8 @@ def read_options(name: str, make: Callable[..., Any], text: str) -> dict[str, An
 def read_value(name: str, option: str, text: str, annotation: Any) -> Any:
     """A value as its annotation says: float (finite), int, bool, a Literal of strings, or one of these or None."""
     if get_origin(annotation) is Literal:
-        reader, allowed = _choice(get_args(annotation)), ", ".join(get_args(annotation))
+        reader = _choice(get_args(annotation))
+        allowed = ", ".join(get_args(annotation))
     else:
         kind = next(k for k in _READERS if k in (annotation, *get_args(annotation)))
         reader, allowed = _READERS[kind]

@@ -43,7 +43,9 @@ class SpectralReward(Reward):
             raise ConfigurationError(f"spectral: gamma={gamma}, must be finite and >= 0.")
         if segment is not None and not (isinstance(segment, int) and segment >= MIN_SEGMENT):
             raise ConfigurationError(f"spectral: segment={segment}, must be a whole number >= {MIN_SEGMENT}, or None.")
-        self.gamma, self.distance, self.segment = float(gamma), distance, segment
+        self.gamma = float(gamma)
+        self.distance = distance
+        self.segment = segment
         self.min_horizon = segment or MIN_SEGMENT
         self._scale = fit_scale(reference)
         self._history = self._standardise(np.asarray(reference, dtype=np.float64))

@@ -78,7 +78,9 @@ class RewardModel(Reward):
             raise ConfigurationError(f"reward_model: {model!r} is neither a directory nor a hub id 'owner/name'.")
         if directory.is_dir() and not list(directory.glob("*.safetensors")):
             raise CheckpointError(f"reward_model: {model} holds no .safetensors weights; pickles are refused.")
-        self.model, self.prompt, self.batch_size = model, prompt, batch_size
+        self.model = model
+        self.prompt = prompt
+        self.batch_size = batch_size
 
     def components(self, samples: Sequence[Decoded]) -> dict[str, np.ndarray]:
         tokenizer, module = _load_scorer(self.model)

@@ -25,7 +25,8 @@ class BlockProcess:
     """A process in units of blocks; `ends` are the token depths at which they end."""
 
     def __init__(self, process: Process, ends: list[int], known: Sequence[tuple[int, ...]] = ()) -> None:
-        self.process, self.ends = process, ends
+        self.process = process
+        self.ends = ends
         self.max_new_tokens = len(ends)
         self.blocks: list[tuple[int, ...]] = list(known)
         self._ids = {block: i for i, block in enumerate(self.blocks)}

@@ -57,7 +57,8 @@ class Crew:
     """Searches under way together; whoever holds it answers their rounds, one at a time."""
 
     def __init__(self, process: Process, on_progress: Progress | None = None) -> None:
-        self.process, self._on_progress = process, on_progress
+        self.process = process
+        self._on_progress = on_progress
         self.running: list[Running] = []
 
     def add(self, session: Session, search: Search) -> Ended | None:
@@ -125,7 +126,8 @@ def drive(
     exchange evidence; default: one of this call's own.
     """
     exchange = (store or EvidenceStore()).exchange
-    crew, waiting = Crew(process, on_progress), True
+    crew = Crew(process, on_progress)
+    waiting = True
     while waiting or crew.running:
         while waiting and len(crew.running) < in_flight:
             entry = next(searches, None)

@@ -87,7 +87,8 @@ def grow(
     cached, and the budget would never be spent. Where cut rollouts have finished no sample by then, one last wave goes to the end, so that a search always returns
     finished samples; it costs one wave more (SPEC 1.3). ConfigurationError for a reward without a partial form.
     """
-    limit, idle = _limit(session, rollout_max_new_tokens), 0
+    limit = _limit(session, rollout_max_new_tokens)
+    idle = 0
     while not rule.is_exhausted(tree) and (count := session.next_wave(rule.options.wave_size)):
         paid = session.nfe
         yield from _run_wave(session, tree, rule, count, limit)
@@ -186,7 +187,8 @@ def _descend(
         ready = [pair for pair in waiting if not _is_long(session, tree, *pair)]
         held += [pair for pair in waiting if _is_long(session, tree, *pair)]
         if not ready:
-            ready, held = held, []
+            ready = held
+            held = []
         if not ready:
             return
         replies = yield from session.ask([request for _, request in ready])

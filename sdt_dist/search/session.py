@@ -194,16 +194,19 @@ class Session:
         """
         new = [i for i, sequence in enumerate(sequences) if sequence not in self._index]
         decoded = dict(zip(new, self.process.decode(self.root, [sequences[i] for i in new]), strict=True))
-        samples, multipliers = [], self.problem.reward.multipliers
+        samples = []
+        multipliers = self.problem.reward.multipliers
         for i, sequence in enumerate(sequences):
             if i not in decoded:
                 samples.append(self.finished[self._index[sequence]])
                 continue
             reward = reward_of(components[i], multipliers)
             terms = {name: np.array([term]) for name, term in components[i].items()}
-            scores, reason = Scores(np.array([reward]), terms, [decoded[i]]), self.process.finish_reason(sequence)
+            scores = Scores(np.array([reward]), terms, [decoded[i]])
+            reason = self.process.finish_reason(sequence)
             samples.append(_sample(scores, 0, float(log_probs[i]), reason))
-        self.finished, self._index = samples, {sequence: i for i, sequence in enumerate(sequences)}
+        self.finished = samples
+        self._index = {sequence: i for i, sequence in enumerate(sequences)}
 
     def index_of(self, sequence: tuple[int, ...]) -> int:
         """Index into `finished` of a token sequence (end token included) that was scored."""

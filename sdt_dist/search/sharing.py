@@ -42,7 +42,9 @@ class Member:
 
     def __init__(self, session: Session, membership: Membership, select: Select) -> None:
         assert isinstance(session.options, TreeOptions)
-        self.session, self.membership, self._select = session, membership, select
+        self.session = session
+        self.membership = membership
+        self._select = select
         self.options = session.options
         self._limit = self._share(self.options.rollout_limit)
         self._max_nfe = self._share(self.options.max_nfe)
@@ -104,7 +106,8 @@ class Member:
 
     def _allowed(self, num_taken: int, earlier_nfe: int) -> int:
         """How many walks to start now, given what earlier incarnations of this searcher did."""
-        session, left = self.session, None if self._limit is None else self._limit - num_taken
+        session = self.session
+        left = None if self._limit is None else self._limit - num_taken
         max_nfe = None if self._max_nfe is None else self._max_nfe - earlier_nfe
         if max_nfe is not None and max_nfe <= 0:
             return 0
@@ -115,7 +118,8 @@ class Member:
 
     def _wave(self) -> Asking:
         """Walks of all planned tickets, selected on the tree as it stands: their vectors are what is in it now."""
-        session, tree = self.session, self.evidence.tree
+        session = self.session
+        tree = self.evidence.tree
         known = dict(self.evidence.known)
         walks = [self._start(ticket, self._own + i) for i, ticket in enumerate(self._tickets)]
         for walk in walks:
@@ -141,7 +145,8 @@ class Member:
 
     def _start(self, ticket: int, number: int) -> Walk:
         """A walk whose noise no other walk has: keyed by searcher, incarnation and the evidence it started from."""
-        member, key = self.membership, self.session.key
+        member = self.membership
+        key = self.session.key
         names = (member.searcher, member.incarnation, self._salt, number)
         return Walk(ticket, np.uint64(key("shared arms", *names)), key("shared p", *names))
 
@@ -160,13 +165,15 @@ class Member:
 
     def _exchange(self) -> Asking:
         """Publish what the store lacks, others' walks included, and join what is new."""
-        evidence, member = self.evidence, self.membership
+        evidence = self.evidence
+        member = self.membership
         lacking = () if covers(self._held, evidence.known) else evidence.walks
         publish = tuple(walk for walk in lacking if walk.number >= self._held.get(walk.stream, 0))
         request = ShareRequest(member.key, member.team, publish, dict(evidence.known), self._closing())
         (reply,) = yield [request]
         assert isinstance(reply, Shared)
-        self._held, self._stored_closed = dict(reply.held), dict(reply.closed)
+        self._held = dict(reply.held)
+        self._stored_closed = dict(reply.closed)
         for stream, length in reply.closed.items():
             self._closed[stream] = max(length, self._closed.get(stream, 0))
         self._join(reply.walks)
@@ -206,8 +213,11 @@ class Member:
 
     def is_fixed(self) -> bool:
         """Whether the number of tickets was fixed in advance and all are there: without it Z-hat is consistent only."""
-        options, searchers = self.options, self.membership.searchers
-        limit, max_nfe, length = options.rollout_limit, options.max_nfe, self.session.process.max_new_tokens
+        options = self.options
+        searchers = self.membership.searchers
+        limit = options.rollout_limit
+        max_nfe = options.max_nfe
+        length = self.session.process.max_new_tokens
         if limit is None or options.time_budget_s is not None or not all(map(self._is_whole, self._team)):
             return False
         return max_nfe is None or all(

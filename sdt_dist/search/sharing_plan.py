@@ -104,7 +104,8 @@ def _total(results: Sequence[SearchResult], best: SearchResult) -> SearchCost:
     ended = {result.team.stream for result in results if result.team is not None}
     paid = best.team.paid if best.team is not None else {}
     lost = [amount for stream, amount in paid.items() if stream not in ended]
-    walks, nfe = sum(n for n, _ in lost), sum(n for _, n in lost)
+    walks = sum(n for n, _ in lost)
+    nfe = sum(n for _, n in lost)
     costs = [result.cost for result in results]
     return SearchCost(
         nfe=sum(cost.nfe for cost in costs) + nfe,

@@ -22,7 +22,8 @@ def boltzmann_result(session: Session, tree: Tree, method: str, exhausted: bool)
     """
     options = session.options
     assert isinstance(options, ValueTreeOptions)
-    inverse_temperature, is_cut = options.inverse_temperature, options.rollout_max_new_tokens is not None
+    inverse_temperature = options.inverse_temperature
+    is_cut = options.rollout_max_new_tokens is not None
     reach = walk_law(tree.nodes, tree.size, inverse_temperature)
     probabilities = np.zeros(len(session.finished))
     for leaf in np.flatnonzero(tree.nodes["status"][: tree.size] == TERMINAL).tolist():
@@ -42,7 +43,8 @@ def boltzmann_result(session: Session, tree: Tree, method: str, exhausted: bool)
 
 def greedy_result(session: Session, tree: Tree, method: str, by: str, exhausted: bool) -> SearchResult:
     """The walk that takes the child with the largest field `by` at every node, then the best by reward."""
-    node, alive = 0, finished_below(tree.nodes, tree.size)
+    node = 0
+    alive = finished_below(tree.nodes, tree.size)
     while children := [c for c in tree.children(node) if alive[c]]:
         node = max(children, key=lambda child: float(tree.nodes[by][child]))
     first = session.index_of(tree.tokens(node))

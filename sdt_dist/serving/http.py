@@ -69,7 +69,8 @@ class _Refused(Exception):
 
     def __init__(self, status: int, error: SdtError) -> None:
         super().__init__(str(error))
-        self.status, self.error = status, error
+        self.status = status
+        self.error = error
 
 
 class ModelService:
@@ -83,7 +84,9 @@ class ModelService:
         limits: ServerLimits | None = None,
         flows: Sequence[str] = (),
     ) -> None:
-        self.card, self.limits, self.flows = card, limits or ServerLimits(), tuple(flows)
+        self.card = card
+        self.limits = limits or ServerLimits()
+        self.flows = tuple(flows)
         self.failure: ModelGoneError | None = None  # once the model's own process has ended
         self.ended = asyncio.Event()
         self.server = ModelServer(
@@ -149,14 +152,17 @@ class ModelService:
     async def _answer(self, request: web.Request) -> web.Response:
         """Packed replies to packed requests; a message that was sent before gets its first answer again."""
         self._check_model(request)
-        name, client, timeout_s = _header(request, REQUEST_ID), _header(request, CLIENT_ID), _timeout_s(request)
+        name = _header(request, REQUEST_ID)
+        client = _header(request, CLIENT_ID)
+        timeout_s = _timeout_s(request)
         asked = self._checked(await request.read())
         answer = await self.server.answer(ModelCall(name, asked | _owned(asked, client), timeout_s))
         body = save({name: np.ascontiguousarray(array) for name, array in answer.packed.items()})
         return web.Response(body=body, content_type="application/octet-stream")
 
     async def _release(self, request: web.Request) -> web.Response:
-        client, body = _header(request, CLIENT_ID), await request.read()
+        client = _header(request, CLIENT_ID)
+        body = await request.read()
         try:
             digests = [bytes.fromhex(digest) for digest in json.loads(body)["digests"]]
         except (ValueError, TypeError, KeyError, RecursionError) as error:

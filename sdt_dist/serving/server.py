@@ -36,7 +36,9 @@ from sdt_dist.protocols import ExpandRequest, Expansion, LogitsModel, PriorLaw, 
 from sdt_dist.serving.hold_flow import hold_flow
 
 _LOG = logging.getLogger(__name__)
-_MOST_ANSWERS, _MOST_ANSWER_BYTES = 256, 128 << 20  # remembered for callers whose reply was lost
+# remembered for callers whose reply was lost
+_MOST_ANSWERS = 256
+_MOST_ANSWER_BYTES = 128 << 20
 
 
 class BusyError(FleetError):
@@ -123,8 +125,13 @@ class ModelServer:
         on_gone: Callable[[ModelGoneError], None] = lambda error: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.model, self.name, self.counters = model, name, ServerCounters()
-        self._max_rows, self._queue_rows, self._max_problems, self._clock = max_rows, queue_rows, max_problems, clock
+        self.model = model
+        self.name = name
+        self.counters = ServerCounters()
+        self._max_rows = max_rows
+        self._queue_rows = queue_rows
+        self._max_problems = max_problems
+        self._clock = clock
         self._queue: list[_Waiting] = []
         self._known: dict[str, tuple[bytes, asyncio.Future[ModelAnswer]]] = {}  # by name, with what was asked
         self._kept: OrderedDict[str, int] = OrderedDict()  # bytes of the answers that are there
@@ -133,8 +140,10 @@ class ModelServer:
         self._most_batches = getattr(model, "concurrent_calls", 1)
         self._threads = ThreadPoolExecutor(self._most_batches, thread_name_prefix="model")
         self._workers: list[asyncio.Task[None]] = []
-        self._under_way, self._busy_since = 0, 0.0
-        self._on_gone, self._closed = on_gone, False
+        self._under_way = 0
+        self._busy_since = 0.0
+        self._on_gone = on_gone
+        self._closed = False
 
     async def answer(self, call: ModelCall) -> ModelAnswer:
         """The replies to a call; the same name gives the same answer, while it is recent.
@@ -173,7 +182,8 @@ class ModelServer:
 
     async def probe(self) -> None:
         """Generate one token; a server that cannot is not ready."""
-        law, root = PriorLaw((0, self.model.vocab_size)), Root((0,), b"sdt server probe")
+        law = PriorLaw((0, self.model.vocab_size))
+        root = Root((0,), b"sdt server probe")
         packed = pack_requests([RolloutRequest(root, (), 1, key=0)], law)
         await self.answer(ModelCall(f"probe {self._clock()}", packed, timeout_s=3600.0, released=(root.digest,)))
 
@@ -228,7 +238,8 @@ class ModelServer:
         """The first call and, up to max_rows, those that share its law; calls whose time is over are told so."""
         batch: list[_Waiting] = []
         rest: list[_Waiting] = []
-        now, rows = self._clock(), 0
+        now = self._clock()
+        rows = 0
         for waiting in self._queue:
             own = len(waiting.requests)
             if (waited_s := now - waiting.since) > waiting.call.timeout_s:
@@ -303,7 +314,8 @@ class ModelServer:
         finished = self.model.rollout(rollouts, law) if rollouts else []
         if (len(expansions), len(finished)) != (len(expands), len(rollouts)):
             raise FleetError(f"{self.name}: the model gave more or fewer replies than it was asked for.")
-        of_expands, of_rollouts = iter(expansions), iter(finished)
+        of_expands = iter(expansions)
+        of_rollouts = iter(finished)
         return [next(of_expands if isinstance(request, ExpandRequest) else of_rollouts) for request in requests]
 
     def _release(self, digests: Sequence[bytes]) -> None:
@@ -336,7 +348,8 @@ class ModelServer:
         tokens = sum(len(reply.tokens) for reply in replies if isinstance(reply, Rollout))
         counters.tokens += tokens
         counters.distributions += tokens + sum(isinstance(reply, Expansion) for reply in replies)
-        counters.nfe, counters.model_calls = self.model.nfe, self.model.model_calls
+        counters.nfe = self.model.nfe
+        counters.model_calls = self.model.model_calls
         counters.recomputed_tokens = getattr(self.model, "recomputed_tokens", 0)
         counters.prefix_tokens = getattr(self.model, "prefix_tokens", 0)
         counters.reused_tokens = getattr(self.model, "reused_tokens", 0)

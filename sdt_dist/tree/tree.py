@@ -46,7 +46,9 @@ NODE_DTYPE = np.dtype(
         ("log_advantage", np.float64),  # a flow's log of q(token | parent) / p(token | parent); 0 without a flow
     ]
 )
-OPEN, ENUMERATED, TERMINAL = 0, 1, 2
+OPEN = 0
+ENUMERATED = 1
+TERMINAL = 2
 _SAVED_AS = {"log_proposal": "log_prior", "log_residual_proposal": "log_residual"}  # by releases without proposals
 _GROWTH = 4 / 3
 
@@ -124,7 +126,8 @@ class Tree:
         prefix = self.tokens(node)
         present = {int(self.nodes["token"][c]): float(self.nodes["log_prior"][c]) for c in self.children(node)}
         arrived = {token: log_prob for token, log_prob in present.items() if token not in known}
-        residual, remaining = expansion.log_residual, expansion.num_remaining
+        residual = expansion.log_residual
+        remaining = expansion.num_remaining
         self.reserve(len(expansion.children))
         for token, log_prob in zip(expansion.children.tolist(), expansion.log_prob.tolist(), strict=True):
             if arrived.pop(token, None) is None:
@@ -132,7 +135,8 @@ class Tree:
                 if is_finished((*prefix, token)):
                     self._close(self.size - 1)
         for log_prob in arrived.values():
-            residual, remaining = log_difference(residual, log_prob), remaining - 1
+            residual = log_difference(residual, log_prob)
+            remaining = remaining - 1
         record = self.nodes[node]
         record["log_residual"] = record["log_residual_proposal"] = residual if remaining > 0 else -np.inf
         record["num_remaining"] = remaining

@@ -92,7 +92,8 @@ def shared_estimate(
     c[held] = 2.0 * (place[held] + 1.0) / (count * (count + 1.0))
     log_tilts = inverse_temperature * catalogue.rewards
     view, log_known, c_seen = _views(walks, c, catalogue, catalogue.log_priors + log_tilts)
-    found, log_c = catalogue.found[held], np.log(c[held])
+    found = catalogue.found[held]
+    log_c = np.log(c[held])
     log_new = np.array([walks[i].log_omega for i in held]) + log_tilts[found]
     log_t = np.logaddexp(log_known[view[held]], log_new)
     log_z = float(np.logaddexp.reduce(log_c + log_t))
@@ -122,7 +123,8 @@ def _views(
     c_group = np.bincount(view, weights=c, minlength=len(vectors))
     top = log_masses.max()
     masses = np.exp(log_masses - top)
-    known_mass, c_seen = np.empty(len(vectors)), np.zeros(len(log_masses))
+    known_mass = np.empty(len(vectors))
+    c_seen = np.zeros(len(log_masses))
     for begin in range(0, len(vectors), _CHUNK):
         chunk = slice(begin, begin + _CHUNK)
         seen = np.zeros((len(counts[chunk]), len(masses)), dtype=bool)
@@ -137,7 +139,8 @@ def _views(
 def _distinct_vectors(walks: Iterable[WalkRecord]) -> tuple[np.ndarray, list[Mapping[str, int]]]:
     names: dict[frozenset, int] = {}
     by_id: dict[int, int] = {}
-    vectors, view = [], []
+    vectors = []
+    view = []
     for walk in walks:
         group = by_id.get(id(walk.known))
         if group is None:

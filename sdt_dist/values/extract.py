@@ -47,9 +47,11 @@ def walks_of(snapshot: Snapshot, run: str) -> list[WalkRecord]:
 
 def _solo_walks(snapshot: Snapshot, run: str) -> list[WalkRecord]:
     """One stream; a walk's vector is the count of walks before its wave."""
-    seed, problem = snapshot.header["seed"], snapshot.header["problem"]
+    seed = snapshot.header["seed"]
+    problem = snapshot.header["problem"]
     stream = stream_name(f"{run}/{problem}", 0, 0)
-    ends, found = snapshot.notes["wave_end"], snapshot.notes["sample"].tolist()
+    ends = snapshot.notes["wave_end"]
+    found = snapshot.notes["sample"].tolist()
     vectors = {n: {stream: n} if n else {} for n in np.searchsorted(ends, ends).tolist()}
     facts = _facts(snapshot.tree, [snapshot.sequences[i] for i in found])
     return [

@@ -48,7 +48,8 @@ def pack_walks(walks: Sequence[WalkRecord]) -> tuple[dict[str, Any], Arrays]:
 
 def unpack_walks(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> list[WalkRecord]:
     """What `pack_walks` packed; walks that shared a vector share it again. KeyError or ValueError for other arrays."""
-    streams, terms = header["streams"], header["terms"]
+    streams = header["streams"]
+    terms = header["terms"]
     vectors: list[dict[str, int]] = [{} for _ in range(header["num_vectors"])]
     for vector, stream, count in arrays["vectors"].tolist():
         vectors[vector][streams[stream]] = count

@@ -40,7 +40,8 @@ def join_walk(nodes, outside, support, size, tokens, log_prob, log_outside, supp
             _refresh_residual(nodes, outside, support, node)
         nodes[child].visits += 1
         node = child
-    nodes[node].status, nodes[node].num_remaining = TERMINAL, 0
+    nodes[node].status = TERMINAL
+    nodes[node].num_remaining = 0
     nodes[node].log_residual = nodes[node].log_residual_proposal = -np.inf
     return size, node
 
@@ -62,12 +63,15 @@ def _into_order(nodes, node):
 @njit(cache=True, inline="always")
 def _refresh_residual(nodes, outside, support, node):
     """1 - P_E as the mass outside the most probable child, minus the other children: the least cancellation."""
-    base, count, largest = np.inf, 0, -1
+    base = np.inf
+    count = 0
+    largest = -1
     child = nodes[node].first_child
     while child >= 0:
         count += 1
         if outside[child] < base:
-            base, largest = outside[child], child
+            base = outside[child]
+            largest = child
         child = nodes[child].next_sibling
     others = 0.0
     child = nodes[node].first_child
@@ -86,7 +90,8 @@ def _refresh_residual(nodes, outside, support, node):
 def path_facts(nodes, outside, support, node):
     """(log p, log mass outside, support) [depth] of the steps from the root to `node`."""
     depth = nodes[node].depth
-    log_prob, log_outside = np.empty(depth), np.empty(depth)
+    log_prob = np.empty(depth)
+    log_outside = np.empty(depth)
     supports = np.empty(depth, dtype=np.int32)
     while node > 0:
         step = nodes[node].depth - 1
@@ -102,7 +107,8 @@ def outside_masses(nodes, size):
     outside = np.full(size, np.nan)
     support = np.zeros(size, dtype=np.int32)
     for node in range(size):
-        count, child = 0, nodes[node].first_child
+        count = 0
+        child = nodes[node].first_child
         while child >= 0:
             count += 1
             total = nodes[node].log_residual if nodes[node].num_remaining > 0 else -np.inf

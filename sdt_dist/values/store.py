@@ -182,7 +182,8 @@ class _WalkSet:
 
     def _settle(self) -> None:
         """Make visible what has become so; repeated until nothing changes, since one walk may free another."""
-        held, moved = self.held(), bool(self._waiting)
+        held = self.held()
+        moved = bool(self._waiting)
         while moved:
             moved = False
             for stream, waiting in self._waiting.items():

@@ -24,7 +24,8 @@ class EvidenceTree:
     """Walks joined to one tree; `known` is their version vector, `walks` the walks in the order they came."""
 
     def __init__(self, inverse_temperature: float, multipliers: Mapping[str, float]) -> None:
-        self.inverse_temperature, self.multipliers = inverse_temperature, dict(multipliers)
+        self.inverse_temperature = inverse_temperature
+        self.multipliers = dict(multipliers)
         self.tree = Tree()
         self.walks: list[WalkRecord] = []
         self.known: dict[str, int] = {}
@@ -41,7 +42,8 @@ class EvidenceTree:
 
         Rewards are recomputed from the walks' components; masses are backed up once all have joined.
         """
-        tree, leaves = self.tree, []
+        tree = self.tree
+        leaves = []
         for walk in walks:
             count = self.known.get(walk.stream, 0)
             if walk.number < count:
@@ -70,7 +72,8 @@ class EvidenceTree:
         """
         tree = self.tree
         children = [find_child(tree.nodes, node, token) for token in excluded]
-        log_outside, support = rollout.log_residual.copy(), rollout.num_remaining.astype(np.int32) + 1
+        log_outside = rollout.log_residual.copy()
+        support = rollout.num_remaining.astype(np.int32) + 1
         log_outside[0] = np.logaddexp.reduce([log_outside[0], *np.sort(tree.nodes["log_prior"][children])])
         support[0] += len(children)
         above = path_facts(tree.nodes, self._outside, self._support, node)
@@ -80,7 +83,8 @@ class EvidenceTree:
 
     def soft_value(self, prefix: tuple[int, ...]) -> float:
         """v = (1/lambda) log M of a prefix; outside the tree (1/lambda) log R of its deepest ancestor there."""
-        nodes, node = self.tree.nodes, 0
+        nodes = self.tree.nodes
+        node = 0
         for token in prefix:
             child = find_child(nodes, node, token)
             if child < 0:

@@ -72,9 +72,15 @@ class Killer(threading.Thread):
         self, kind: str, kills: int, seed: int, finished: Callable[[], None], timeout_s: float = 300.0
     ) -> None:
         super().__init__(daemon=True, name=f"killer of {kind}")
-        self.recovery, self.error, self._kind, self._kills = Recovery(kind), "", kind, kills
-        self._random, self._finished, self._deadline = random.Random(seed), finished, time.monotonic() + timeout_s
-        self._view, self._run_is_over = ControllerView(), threading.Event()
+        self.recovery = Recovery(kind)
+        self.error = ""
+        self._kind = kind
+        self._kills = kills
+        self._random = random.Random(seed)
+        self._finished = finished
+        self._deadline = time.monotonic() + timeout_s
+        self._view = ControllerView()
+        self._run_is_over = threading.Event()
 
     def stop(self) -> None:
         """The run is over, with or without the last kill."""
@@ -117,7 +123,8 @@ class Killer(threading.Thread):
             os.kill(actor_processes()[victim], signal.SIGKILL)
         else:
             ray.kill(_handle(victim))
-        deaths, done = before["slots"][victim]["deaths"], before["done"]
+        deaths = before["slots"][victim]["deaths"]
+        done = before["done"]
         self._until("a result", lambda s: s["done"] > done)
         self.recovery.result_s.append(time.monotonic() - begin)
 

@@ -48,7 +48,8 @@ def _add_node(cluster: Cluster):
 
 def _lose_nodes(cluster: Cluster, nodes: list, kills: int, found: dict) -> None:
     """Lose a random node with a server and a searcher on it, add another one, wait until the fleet is whole again."""
-    view, rng = ControllerView(), random.Random(4)
+    view = ControllerView()
+    rng = random.Random(4)
 
     def is_whole() -> bool:
         status = view.status()
@@ -68,7 +69,8 @@ def _lose_nodes(cluster: Cluster, nodes: list, kills: int, found: dict) -> None:
         held = {a["ActorClassName"] for a in ray._private.state.actors().values()
                 if a["State"] == "ALIVE" and a["Address"]["NodeID"] == victim.node_id}  # fmt: skip
         found["held"].append(sorted(held))
-        before, begin = done(), time.monotonic()
+        before = done()
+        begin = time.monotonic()
         cluster.remove_node(victim, allow_graceful=False)
         wait_until(lambda: done() > before, 60, "a result")  # noqa: B023
         found["result_s"].append(time.monotonic() - begin)

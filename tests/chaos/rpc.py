@@ -37,7 +37,9 @@ class Counter:
 
 def _lost_calls() -> dict[str, int]:
     """Of `CALLS` calls: how many raised ActorUnavailableError, and how many arrived all the same."""
-    counter, answered, lost = Counter.remote(), [], 0
+    counter = Counter.remote()
+    answered = []
+    lost = 0
     for reply in [counter.add.remote() for _ in range(CALLS)]:
         try:
             answered.append(ray.get(reply, timeout=60))

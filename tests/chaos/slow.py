@@ -16,7 +16,8 @@ class Slow(Toy):
 
     def __init__(self, delay_s: float, while_exists: str) -> None:
         super().__init__(*TOY)
-        self._delay_s, self._file = delay_s, Path(while_exists)
+        self._delay_s = delay_s
+        self._file = Path(while_exists)
 
     def _wait(self) -> None:
         if self._file.exists():

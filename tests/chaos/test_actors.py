@@ -18,7 +18,8 @@ from tests.ray_helpers import run_all
 
 pytestmark = [pytest.mark.chaos, pytest.mark.ray, pytest.mark.usefixtures("local_ray"), pytest.mark.timeout(500)]
 
-KILLS, PROBLEMS = 20, 200
+KILLS = 20
+PROBLEMS = 200
 METHODS = {"residual_ts": {"num_samples": 4, "num_rollouts": 40}, "dts": {"num_samples": 4, "num_rollouts": 40}}
 FLEET = {"searchers": 2, "servers": 2, "shards": 2, "problems_per_searcher": 2}
 ATTEMPTS = 40  # the same few actors die twenty times in two minutes, so a search may well be caught in five deaths

@@ -24,7 +24,8 @@ from tests.ray_helpers import wait_until
 pytestmark = [pytest.mark.chaos, pytest.mark.ray, pytest.mark.timeout(400)]
 
 SETTINGS = {"num_problems": 6, "horizon": 8, "context_length": 64, "num_rollouts": 16, "num_samples": 6, "wave_size": 4}
-KILLS, NODE_KILLS = 5, 3
+KILLS = 5
+NODE_KILLS = 3
 
 
 def _python(module: str, *arguments: object) -> dict:
@@ -119,10 +120,13 @@ def _kill(driver: subprocess.Popen, how: signal.Signals) -> str:
 
 
 def test_a_driver_killed_again_and_again_goes_on_with_resume(tmp_path, undisturbed, table):
-    rng, begin, run = random.Random(5), time.monotonic(), tmp_path / "run"
+    rng = random.Random(5)
+    begin = time.monotonic()
+    run = tmp_path / "run"
     recovery = Recovery("driver (sdt evaluate)", notes="next result: from the kill to new lines, Ray's start included")
     for number in range(KILLS):
-        before, killed_at = _lines(run), time.monotonic()
+        before = _lines(run)
+        killed_at = time.monotonic()
         driver = _start(tmp_path)
         if number == 0:
             time.sleep(rng.uniform(0.5, 6.0))  # the first dies while it starts

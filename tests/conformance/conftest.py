@@ -28,15 +28,21 @@ from sdt_dist.protocols import (
 )
 from tests.http_helpers import RunningServer, tokens_card
 
-VOCABULARY, CONTEXT, END = 24, 48, 3
-LONG_CONTEXT, LONG_PROMPT = 96, 40  # vLLM caches whole blocks of 32 positions
+VOCABULARY = 24
+CONTEXT = 48
+END = 3
+# vLLM caches whole blocks of 32 positions
+LONG_CONTEXT = 96
+LONG_PROMPT = 40
 TOY_VOCABULARY = 5
 
 
 class Interface:
     """An `LLMInterface` object with a fixed random table of bigram logits."""
 
-    vocab_size, eos_token_id, max_context = VOCABULARY, END, CONTEXT
+    vocab_size = VOCABULARY
+    eos_token_id = END
+    max_context = CONTEXT
 
     def __init__(self) -> None:
         self._table = np.random.default_rng(3).standard_normal((VOCABULARY, VOCABULARY))
@@ -101,7 +107,8 @@ class Backend:
         self, requests: Sequence[ExpandRequest | RolloutRequest], law: PriorLaw | None = None
     ) -> list[Expansion | Rollout]:
         """Replies of a fresh model that is asked for one at a time and forgets each problem before the next."""
-        model, replies = self.make(), []
+        model = self.make()
+        replies = []
         for request in requests:
             ask = model.rollout if isinstance(request, RolloutRequest) else model.expand
             replies += ask([request], law or self.law)  # type: ignore[arg-type]

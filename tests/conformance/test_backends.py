@@ -24,7 +24,8 @@ def full_row(model, backend, root: Root, tokens: tuple[int, ...] = ()) -> np.nda
 
 
 def test_log_probs_normalise(backend):
-    model, root = backend.make(), backend.root()
+    model = backend.make()
+    root = backend.root()
     prefix = backend.path(model, root, backend.max_new - 1)
     for depth in (0, 1, len(prefix)):
         row = full_row(model, backend, root, prefix[:depth])
@@ -52,7 +53,8 @@ def test_agrees_with_transformers(backend):
 
 
 def test_expansions_are_the_top_k_and_with_a_key_the_gumbel_top_k(backend):
-    model, root = backend.make(), backend.root()
+    model = backend.make()
+    root = backend.root()
     row = full_row(model, backend, root)
     (top,) = model.expand([ExpandRequest(root, (), 4)], backend.law)
     assert top.children.tolist() == np.argsort(-row, kind="stable")[:4].tolist()
@@ -63,7 +65,8 @@ def test_expansions_are_the_top_k_and_with_a_key_the_gumbel_top_k(backend):
 
 
 def test_excluded_tokens_are_masked_and_log_probs_are_of_the_unmasked_law(backend):
-    model, root = backend.make(), backend.root()
+    model = backend.make()
+    root = backend.root()
     row = full_row(model, backend, root)
     first = int(np.argmax(row))
     (reply,) = model.expand([ExpandRequest(root, (), 2, excluded=(first,))], backend.law)
@@ -80,7 +83,8 @@ def test_excluded_tokens_are_masked_and_log_probs_are_of_the_unmasked_law(backen
 
 
 def test_rollouts_report_the_rows_they_passed(backend):
-    model, root = backend.make(), backend.root()
+    model = backend.make()
+    root = backend.root()
     within = max(2e-6, backend.tolerance)
     (reply,) = model.rollout([RolloutRequest(root, (), 5, 5)], backend.law)
     for step, token in enumerate(reply.tokens.tolist()):
@@ -112,7 +116,8 @@ def test_cached_equals_uncached_and_equal_after_eviction(backend):
     warm = backend.make()
     prefix = backend.path(warm, root, backend.max_new - 2)
     request = RolloutRequest(root, prefix, 2, 99)
-    cold, tight = backend.make(), backend.make(cache_bytes=2000)
+    cold = backend.make()
+    tight = backend.make(cache_bytes=2000)
     backend.path(tight, root, backend.max_new - 2)
     replies = [model.rollout([request], backend.law)[0] for model in (warm, cold, tight)]
     assert backend.same(replies[0], replies[1])
@@ -140,7 +145,8 @@ def test_siblings_of_a_new_prefix_in_one_call(backend):
 
 
 def test_seeded_rollouts_follow_p(backend):
-    model, root = backend.make(), backend.root()
+    model = backend.make()
+    root = backend.root()
     row = np.exp(full_row(model, backend, root))
     draws = model.rollout([RolloutRequest(root, (), 1, 31 * i) for i in range(MANY)], backend.law)
     counts = np.bincount([int(d.tokens[0]) for d in draws], minlength=model.vocab_size)
@@ -150,10 +156,13 @@ def test_seeded_rollouts_follow_p(backend):
 def test_seeded_rollouts_follow_p_over_whole_sequences(backend):
     """Two tokens of a law with four, so that all 16 sequences are likely; p is that of expansions."""
     last = backend.law.allowed[1]
-    model, root, law = backend.make(), backend.root(), PriorLaw((last - 4, last))
+    model = backend.make()
+    root = backend.root()
+    law = PriorLaw((last - 4, last))
     (first,) = model.expand([ExpandRequest(root, (), 4)], law)
     seconds = model.expand([ExpandRequest(root, (int(token),), 4) for token in first.children], law)
-    p, counts = np.zeros((4, 4)), np.zeros((4, 4))
+    p = np.zeros((4, 4))
+    counts = np.zeros((4, 4))
     for token, log_prob, second in zip(first.children, first.log_prob, seconds, strict=True):
         p[token - last + 4, second.children - last + 4] = np.exp(log_prob + second.log_prob)
     assert p.sum() == pytest.approx(1.0, abs=1e-9)
@@ -197,8 +206,10 @@ def test_empty_and_over_long_prompts_are_refused(backend):
 
 def test_the_context_holds_what_it_says_and_a_refusal_costs_nothing(backend):
     """Prompt, known and new tokens fit up to max_context; one more is refused, before anything is computed."""
-    model, law = backend.make(), PriorLaw(backend.law.allowed)
-    root, room = backend.root(), model.max_context - len(backend.root().prompt)
+    model = backend.make()
+    law = PriorLaw(backend.law.allowed)
+    root = backend.root()
+    room = model.max_context - len(backend.root().prompt)
     known = tuple(backend.tokens(room))
     fits = [RolloutRequest(root, (), room, 1), RolloutRequest(root, known[:-1], 1, 2)]
     for request in fits:
@@ -241,7 +252,8 @@ def test_a_forward_hook_counts_the_same_calls(backend):
 
 @pytest.mark.parametrize("options", [{"sampling_temperature": 0.5}, {"top_k": 3}, {"top_p": 0.6}])
 def test_the_law_is_one_definition_for_expansions_and_rollouts(backend, options):
-    model, root = backend.make(), backend.root()
+    model = backend.make()
+    root = backend.root()
     plain = full_row(model, backend, root)
     law = PriorLaw(backend.law.allowed, backend.law.end_tokens, **options)
     (reply,) = model.expand([ExpandRequest(root, (), model.vocab_size)], law)

@@ -21,14 +21,17 @@ from sdt_dist.serving.server import ModelCall, ModelServer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 GIVE_UP_S = 60.0
-CLIENTS, MOST_CALLS = 5, 60
+CLIENTS = 5
+MOST_CALLS = 60
 
 
 class Held:
     """A model whose calls wait until `gate` is open; `begun` says that one has come so far."""
 
     def __init__(self, model: Any) -> None:
-        self._model, self.gate, self.begun = model, threading.Event(), threading.Event()
+        self._model = model
+        self.gate = threading.Event()
+        self.begun = threading.Event()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
@@ -110,7 +113,8 @@ def test_nobody_starves_among_steady_arrivals(backend):
     One shares the clients' law, one has its own, one asks for more rows than a batch has. Counted are, for every call,
     those that arrive after it and are answered before it.
     """
-    known, new = [backend.root(i) for i in (0, 1)], [backend.root(i) for i in (2, 3, 4)]
+    known = [backend.root(i) for i in (0, 1)]
+    new = [backend.root(i) for i in (2, 3, 4)]
     newcomers = [
         ([RolloutRequest(new[0], (), 2, key) for key in (1, 2)], backend.law),
         ([RolloutRequest(new[1], (), 2, 3)], replace(backend.law, sampling_temperature=2.0)),
@@ -118,7 +122,10 @@ def test_nobody_starves_among_steady_arrivals(backend):
     ]
 
     async def main():
-        arrivals, answered, steady, over = itertools.count(), [], asyncio.Event(), asyncio.Event()
+        arrivals = itertools.count()
+        answered = []
+        steady = asyncio.Event()
+        over = asyncio.Event()
 
         async def call(name: str, requests: Sequence[ModelRequest], law: PriorLaw) -> list[ModelReply]:
             number = next(arrivals)
@@ -159,7 +166,8 @@ def test_a_cancelled_caller_disturbs_nobody(backend):
         RolloutRequest(root, (), 3, key=70 + i) if i % 2 else ExpandRequest(root, (backend.tokens(6)[i],), 3)
         for i, root in enumerate(roots)
     ]
-    gone, later = [1, 4], RolloutRequest(backend.root(2), (), 3, key=9)
+    gone = [1, 4]
+    later = RolloutRequest(backend.root(2), (), 3, key=9)
 
     async def main():
         model = Held(backend.make())
@@ -195,7 +203,9 @@ def test_eviction_while_callers_continue_different_prefixes(backend):
     """Four callers go on from what they were told, each along its own sequence; the caches hold next to nothing."""
 
     async def walk(server: ModelServer, number: int) -> list[tuple[ModelRequest, ModelReply]]:
-        root, tokens, steps = backend.root(number % 2), (), []
+        root = backend.root(number % 2)
+        tokens = ()
+        steps = []
         while len(tokens) < backend.max_new and not set(tokens) & set(backend.law.end_tokens):
             count = min(3, backend.max_new - len(tokens))
             asked = [
@@ -211,7 +221,8 @@ def test_eviction_while_callers_continue_different_prefixes(backend):
         async with serving(backend.make(cache_bytes=2000)) as server:
             return await asyncio.gather(*(walk(server, number) for number in range(4)))
 
-    walks, roomy = asyncio.run(main()), backend.make()
+    walks = asyncio.run(main())
+    roomy = backend.make()
     for request, reply in itertools.chain(*walks):
         again = roomy.rollout if isinstance(request, RolloutRequest) else roomy.expand
         assert all(same(backend, [reply], again([request], backend.law))), request

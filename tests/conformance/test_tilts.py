@@ -66,7 +66,9 @@ def outside(log_law: np.ndarray, tokens: Sequence[int]) -> float:
 @holds_flows
 @pytest.mark.parametrize("draws", ["p", "q"])
 def test_rollouts_report_both_laws_of_what_one_of_them_drew(backend, model, draws):
-    root, within, key = backend.root(), max(5e-6, 10 * backend.tolerance), 41
+    root = backend.root()
+    within = max(5e-6, 10 * backend.tolerance)
+    key = 41
     excluded = (int(np.argmax(full_row(model, backend, root))),)
     (reply,) = model.rollout([RolloutRequest(root, (), 4, key, excluded, tilt(draws))], backend.law)
     for step, token in enumerate(reply.tokens.tolist()):
@@ -167,7 +169,8 @@ def test_tilts_work_through_a_server_whose_model_holds_the_flow(backend, model):
         requests = [
             RolloutRequest(backend.root(), (), 4, i, (), t) for i, t in enumerate([tilt("q"), None, tilt("p", 1)])
         ]
-        found, wanted = client.rollout(requests, backend.law), model.rollout(requests, backend.law)
+        found = client.rollout(requests, backend.law)
+        wanted = model.rollout(requests, backend.law)
         assert all(same(backend, *pair) for pair in zip(found, wanted, strict=True))
         (children,) = client.expand([ExpandRequest(backend.root(), (), 3, 5, (), tilt("q"))], backend.law)
         assert children.log_proposal is not None and children.log_tilt is not None

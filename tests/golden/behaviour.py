@@ -154,7 +154,8 @@ def write_series(path: Path, count: int = 400) -> Path:
 
 def forecast(folder: Path, name: str, method: str, horizon: int, *more: object) -> str:
     """What `sdt forecast` writes."""
-    series, output = write_series(folder / "load.csv"), folder / f"{name}.csv"
+    series = write_series(folder / "load.csv")
+    output = folder / f"{name}.csv"
     run(
         "forecast", series, "--horizon", horizon, "--method", method, "--rollouts", 40, "--num-samples", 20, "--seed", 3,
         "--reward", "spectral:gamma=1", "--inverse-temperature", 3, "--output", output, *more,

@@ -95,7 +95,8 @@ def test_dts_agrees_with_an_independent_implementation(
     The count hardly varies, so it tells rules apart that B's total variation cannot: widening by distinct children
     instead of draws finds 253 sequences there, not 228.
     """
-    model, options = toy(name), HORVITZ_THOMPSON if horvitz_thompson else MULTISET
+    model = toy(name)
+    options = HORVITZ_THOMPSON if horvitz_thompson else MULTISET
     runs = run_seeds(name, "dts", range(2000, 2000 + num_seeds), num_rollouts=num_rollouts, **options)
     laws = [law_of(run, model) for run in runs]
     expected = [

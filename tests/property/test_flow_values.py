@@ -58,7 +58,8 @@ class Tables:
 
 
 def converged(*names: str) -> Tables:
-    tables, batch = Tables(), all_sequences()
+    tables = Tables()
+    batch = all_sequences()
     options = FlowTrainOptions.parse({name: float(name in names) for name in LOSSES} | {"per_context": 2})
     optimiser = torch.optim.LBFGS(
         tables.state + tables.token, max_iter=3000, tolerance_grad=1e-11, tolerance_change=0, history_size=50,
@@ -127,7 +128,8 @@ def random_members(count: int, seed: int) -> list[tuple[int, ...]]:
 
 def searched(prompts: list[tuple[int, ...]], num_rollouts: int) -> ReplayBuffer:
     """Trajectories of residual_ts searches of family members, with complete rows; the members share one prior, so one process."""
-    replay, model = ReplayBuffer(50_000), FamilyMember((0,) * FamilyMember.weights)
+    replay = ReplayBuffer(50_000)
+    model = FamilyMember((0,) * FamilyMember.weights)
     process = TokenProcess(model, model.law, model.length)
     problems = [SearchProblem(i, process.root(prompt), FamilyMember(prompt)) for i, prompt in enumerate(prompts)]
     options = {"inverse_temperature": 5.0, "num_rollouts": num_rollouts}
@@ -149,12 +151,15 @@ def spearman(found: np.ndarray, exact: np.ndarray) -> np.ndarray:
 def held_out(flow: Flow, prompts: list[tuple[int, ...]], inverse_temperature: float) -> tuple[float, float]:
     """Means over all parents of held-out members: Spearman's rho of F with V among siblings, and F's error
     up to a constant per parent, as a share of the siblings' own spread (which is the error of the prior)."""
-    rhos, errors, spreads = [], [], []
+    rhos = []
+    errors = []
+    spreads = []
     for prompt in prompts:
         model = FamilyMember(prompt, inverse_temperature)
         root = TokenProcess(model, model.law, model.length).root(prompt)
         groups = sibling_groups(model)
-        states, exact = [(root, prefix) for prefix, _ in groups], np.stack([values for _, values in groups])
+        states = [(root, prefix) for prefix, _ in groups]
+        exact = np.stack([values for _, values in groups])
         rows = np.stack([model.log_prob_tables[len(prefix)][model.index(prefix)] for prefix, _ in groups])
         tilts = flow.log_tilts(states, inverse_temperature, rows)
         errors.append((tilts - inverse_temperature * exact).std(axis=1))

@@ -23,15 +23,20 @@ class FallLaw:
 
     def __init__(self, run: SearchResult, name: str, kind: str) -> None:
         assert run.tree is not None
-        self.tree, self.model, self.law = run.tree, toy(name), np.zeros(len(toy(name).target))
-        flow, size, strength = flow_of(name, kind), self.model.vocab_size, self.model.inverse_temperature
+        self.tree = run.tree
+        self.model = toy(name)
+        self.law = np.zeros(len(toy(name).target))
+        flow = flow_of(name, kind)
+        size = self.model.vocab_size
+        strength = self.model.inverse_temperature
         tilts = [strength * values.reshape(-1, size) for values in flow._tables[1:]]
         rows = [row + tilt for row, tilt in zip(self.model.log_prob_tables, tilts, strict=True)]
         self.log_q = [row - logsumexp(row, axis=1, keepdims=True) for row in rows]
         self._fall(0, (), 1.0)
 
     def _fall(self, node: int, prefix: tuple[int, ...], mass: float) -> None:
-        nodes, children = self.tree.nodes, {int(self.tree.nodes["token"][c]): c for c in self.tree.children(node)}
+        nodes = self.tree.nodes
+        children = {int(self.tree.nodes["token"][c]): c for c in self.tree.children(node)}
         if self.tree.is_terminal(node):
             self.law[self.model.index(prefix)] += mass
             return
@@ -43,7 +48,8 @@ class FallLaw:
         arms = {t: row[t] + np.logaddexp(nodes["log_known"][c], nodes["log_unknown"][c]) for t, c in children.items()}
         arms |= {t: log_q[t] + rate for t in rest}
         for token, arm in arms.items():
-            below, share = (*prefix, token), mass * np.exp(arm - logsumexp(list(arms.values())))
+            below = (*prefix, token)
+            share = mass * np.exp(arm - logsumexp(list(arms.values())))
             if token in children:
                 self._fall(children[token], below, share)
             else:
@@ -51,10 +57,12 @@ class FallLaw:
 
     def _go_on(self, prefix: tuple[int, ...], mass: float) -> None:
         """The rest by q, for all sequences that begin with a prefix."""
-        laws, start = np.ones(1), self.model.index(prefix)
+        laws = np.ones(1)
+        start = self.model.index(prefix)
         for depth in range(len(prefix), self.model.length):
             rows = np.exp(self.log_q[depth][start : start + len(laws)])
-            laws, start = (laws[:, None] * rows).ravel(), start * self.model.vocab_size
+            laws = (laws[:, None] * rows).ravel()
+            start = start * self.model.vocab_size
         self.law[start : start + len(laws)] += mass * laws
 
 
@@ -95,9 +103,11 @@ def test_a_walk_costs_at_most_one_row(proposal):
 
 
 def test_new_nodes_start_with_the_flows_value_and_finished_ones_with_their_reward():
-    model, flow = toy("U"), flow_of("U", "noisy")
+    model = toy("U")
+    flow = flow_of("U", "noisy")
     run = run_leaves("U", "noisy", num_rollouts=9)
-    nodes, strength = run.tree.nodes, model.inverse_temperature
+    nodes = run.tree.nodes
+    strength = model.inverse_temperature
     for node in range(1, run.tree.size):
         tokens = run.tree.tokens(node)
         if run.tree.is_terminal(node):

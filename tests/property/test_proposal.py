@@ -18,7 +18,8 @@ from sdt_dist.tree.tree import Tree
 from tests.proposal_helpers import TableFlow, flow_of, mean_tv, ratios, run_with_flow
 from tests.search_helpers import PARAMETERS, law_of, run_toy, toy
 
-RUNS, WALKS = 1000, 10_000
+RUNS = 1000
+WALKS = 10_000
 SEEDS = range(100, 108)
 KINDS = ["exact", "noisy", "opposite", pytest.param("shuffled", marks=pytest.mark.slow)]
 METHODS = {
@@ -55,10 +56,12 @@ def test_forgetting_the_ratio_of_p_to_q_is_noticed(method, monkeypatch):
 @pytest.mark.parametrize("kind", ["noisy", "opposite"])
 def test_a_walk_has_the_law_that_its_weight_says(kind, num_rollouts):
     """On a fixed tree: one omega a sequence, p/omega sums to 1 over the sequences outside, and is how often each is found."""
-    model, flow = Toy(*PARAMETERS["U"]), flow_of("U", kind)
+    model = Toy(*PARAMETERS["U"])
+    flow = flow_of("U", kind)
     process = TokenProcess(model, model.law, model.length)
     process.load_flow(flow)
-    tree, prior = Tree(), np.exp(model.log_prior)
+    tree = Tree()
+    prior = np.exp(model.log_prior)
     if num_rollouts:
         tree = run_with_flow("U", "s_adt", flow, [3], num_rollouts=num_rollouts, wave_size=3)[0].tree
     options = FlowOptions(inverse_temperature=model.inverse_temperature)
@@ -66,7 +69,8 @@ def test_a_walk_has_the_law_that_its_weight_says(kind, num_rollouts):
     rule = MassRule(options, [])
     walks = [Walk(i, np.uint64(stream_key("arms", i)), stream_key("tokens", i)) for i in range(WALKS)]
     rollouts = process.rollout([rule.advance(session, tree, walk) for walk in walks])
-    found, laws = np.zeros(len(prior)), np.zeros(len(prior))
+    found = np.zeros(len(prior))
+    laws = np.zeros(len(prior))
     for walk, rollout in zip(walks, rollouts, strict=True):
         index = model.index((*tree.tokens(walk.node), *rollout.tokens.tolist()))
         rule._weigh(walk, float((rollout.log_proposal - rollout.log_prob).sum()))
@@ -74,7 +78,8 @@ def test_a_walk_has_the_law_that_its_weight_says(kind, num_rollouts):
         assert laws[index] == 0 or law == pytest.approx(laws[index], rel=1e-12)
         found[index], laws[index] = found[index] + 1, law
     assert laws.sum() == pytest.approx(1.0, abs=1e-9)
-    outside, expected = laws > 0, WALKS * laws
+    outside = laws > 0
+    expected = WALKS * laws
     assert np.sum((found - expected)[outside] ** 2 / expected[outside]) < 58  # at most 26 degrees: p < 3e-4 above
 
 
@@ -147,7 +152,8 @@ def test_an_exact_flow_makes_every_weight_of_snis_and_smc_equal():
 
 def test_samples_of_a_good_flow_do_not_depend_on_companions():
     """The same problem alone and beside others, whose rows share its batches."""
-    flow, model = flow_of("D", "noisy"), Toy(*PARAMETERS["D"])
+    flow = flow_of("D", "noisy")
+    model = Toy(*PARAMETERS["D"])
     process = TokenProcess(model, model.law, model.length)
 
     def samples(indices):

@@ -12,7 +12,8 @@ from sdt_dist.tree.soft import BOLTZMANN, descend_enumerated
 from sdt_dist.tree.tree import ENUMERATED, OPEN, Tree
 from tests.search_helpers import run_toy
 
-DRAWS, STRENGTH = 40_000, 2.0
+DRAWS = 40_000
+STRENGTH = 2.0
 
 
 def one_node(log_priors, values, residual: float, remaining: int, rate: float) -> Tree:
@@ -39,7 +40,8 @@ def frequencies(tree: Tree) -> np.ndarray:
 
 
 def test_selection_is_prior_times_exponential_value():
-    priors, values = np.array([0.5, 0.3, 0.2]), np.array([0.1, 1.0, -0.4])
+    priors = np.array([0.5, 0.3, 0.2])
+    values = np.array([0.1, 1.0, -0.4])
     weights = np.append(priors * np.exp(STRENGTH * values), 0.0)
     found = frequencies(one_node(np.log(priors), values, 0.0, 0, 0.0))
     np.testing.assert_allclose(found, weights / weights.sum(), atol=4 * 0.5 / np.sqrt(DRAWS))
@@ -47,7 +49,9 @@ def test_selection_is_prior_times_exponential_value():
 
 def test_an_unvisited_child_and_the_residual_are_valued_at_the_nodes_rate_not_zero():
     """R is far from 1 = exp(lambda 0), the value that the earlier prototype gave to unvisited children."""
-    priors, values, rate = np.array([0.4, 0.3]), np.array([-3.0, np.nan]), -6.5
+    priors = np.array([0.4, 0.3])
+    values = np.array([-3.0, np.nan])
+    rate = -6.5
     weights = np.array([0.4 * np.exp(STRENGTH * -3.0), 0.3 * np.exp(rate), 0.3 * np.exp(rate)])
     found = frequencies(one_node(np.log(priors), values, 0.3, 5, rate))
     np.testing.assert_allclose(found, weights / weights.sum(), atol=4 * 0.5 / np.sqrt(DRAWS))

@@ -17,7 +17,8 @@ from sdt_dist.tree.tree import Tree
 from tests.proposal_helpers import flow_of, mean_tv, ratios, run_with_flow
 from tests.search_helpers import PARAMETERS, law_of, toy
 
-RUNS, WALKS = 300, 5000
+RUNS = 300
+WALKS = 5000
 SEEDS = range(100, 104)
 MIXES = {"decaying": {"alpha": 0.5, "alpha_decay": 2.0}, "constant": {"alpha": 1.0, "alpha_decay": None}}
 EXACT = pytest.param("exact", marks=pytest.mark.slow)
@@ -35,7 +36,9 @@ def test_z_hat_is_unbiased_whatever_the_mix_is(mix, kind, proposal, wave_size):
 
 def walk_on(tree: Tree, num_walks: int, kind: str, **options) -> tuple[np.ndarray, np.ndarray]:
     """How often WALKS walks on a fixed tree of U find each sequence [27], and how often their weights say."""
-    model, flow, prior = Toy(*PARAMETERS["U"]), flow_of("U", kind), np.exp(toy("U").log_prior)
+    model = Toy(*PARAMETERS["U"])
+    flow = flow_of("U", kind)
+    prior = np.exp(toy("U").log_prior)
     process = TokenProcess(model, model.law, model.length)
     process.load_flow(flow)
     rule = MassRule(FlowOptions(inverse_temperature=model.inverse_temperature, **options), [])
@@ -43,7 +46,8 @@ def walk_on(tree: Tree, num_walks: int, kind: str, **options) -> tuple[np.ndarra
     session = Session(problem, process, rule.options, 0, flow=flow.identity, rollouts=num_walks)
     walks = [Walk(i, np.uint64(stream_key("arms", i)), stream_key("tokens", i)) for i in range(WALKS)]
     rollouts = process.rollout([rule.advance(session, tree, walk) for walk in walks])
-    found, laws = np.zeros(len(prior)), np.zeros(len(prior))
+    found = np.zeros(len(prior))
+    laws = np.zeros(len(prior))
     for walk, rollout in zip(walks, rollouts, strict=True):
         index = model.index((*tree.tokens(walk.node), *rollout.tokens.tolist()))
         of_proposal = rollout.log_proposal if rule.options.flow_uses.proposal else rollout.log_prob
@@ -76,7 +80,10 @@ def test_a_walk_has_the_law_that_its_weight_says(mix, kind, proposal):
 
 def log_omega(tree: Tree, name: str, kind: str, sequence, num_walks: int, options: FlowOptions) -> float:
     """omega of a walk that found `sequence` outside `tree`, from the arms as SPEC section 6 (b) has them."""
-    model, flow, node, strength = toy(name), flow_of(name, kind), 0, toy(name).inverse_temperature
+    model = toy(name)
+    flow = flow_of(name, kind)
+    node = 0
+    strength = toy(name).inverse_temperature
     log_am = log_ap = log_drawn = 0.0
     for depth, token in enumerate(sequence):
         row = model.log_prob_tables[depth][model.index(sequence[:depth])]
@@ -85,7 +92,8 @@ def log_omega(tree: Tree, name: str, kind: str, sequence, num_walks: int, option
         drawn = row + tilt - log_norm if options.proposal else row
         children = {} if node < 0 else {int(tree.nodes["token"][c]): tree.nodes[c] for c in tree.children(node)}
         if children:
-            count, decay = (tree.nodes["visits"][node] if node else num_walks), options.alpha_decay
+            count = tree.nodes["visits"][node] if node else num_walks
+            decay = options.alpha_decay
             share = options.alpha * (1.0 if decay is None else decay / (decay + count))
             of_f = {c: share * (tilt[c] + child["log_open"]) for c, child in children.items()}
             opened = {c: child for c, child in children.items() if np.isfinite(child["log_open"])}
@@ -109,7 +117,8 @@ def log_omega(tree: Tree, name: str, kind: str, sequence, num_walks: int, option
 @pytest.mark.parametrize("mix", MIXES)
 def test_weights_of_a_wave_are_those_of_the_tree_and_the_counts_before_it(mix, proposal):
     options = MIXES[mix] | {"proposal": proposal, "wave_size": 4}
-    flow, parsed = flow_of("A", "noisy"), FlowOptions(**(MIXES[mix] | {"proposal": proposal}))
+    flow = flow_of("A", "noisy")
+    parsed = FlowOptions(**(MIXES[mix] | {"proposal": proposal}))
     (before,) = run_with_flow("A", "s_adt", flow, [4], num_rollouts=36, **options)
     (after,) = run_with_flow("A", "s_adt", flow, [4], num_rollouts=40, **options)
     found = after.snapshot.notes["sample"][36:]
@@ -140,8 +149,11 @@ def test_exhaustion_is_exact_whatever_the_mix_is(mix, kind, proposal):
 
 def test_a_decaying_share_keeps_what_searches_reach_and_a_constant_one_of_a_wrong_flow_does_not():
     """On B with 300 walks, where a constant share of a wrong flow goes on sending walks to the wrong places; see `s_adt`."""
-    options, constant = {"num_rollouts": 300, "wave_size": 4}, MIXES["constant"]
-    exact, opposite, plain = flow_of("B", "exact"), flow_of("B", "opposite"), {"proposal": False}
+    options = {"num_rollouts": 300, "wave_size": 4}
+    constant = MIXES["constant"]
+    exact = flow_of("B", "exact")
+    opposite = flow_of("B", "opposite")
+    plain = {"proposal": False}
     without = mean_tv("B", "s_adt", exact, SEEDS, **options)
     assert mean_tv("B", "s_adt", exact, SEEDS, alpha=1.0, **options) < 1.03 * without
     assert mean_tv("B", "s_adt", exact, SEEDS, **constant, **options) > 1.2 * without

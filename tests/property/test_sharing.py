@@ -31,7 +31,8 @@ def ratios(results: list[SearchResult]) -> np.ndarray:
 
 def forgetful_ratio(result: SearchResult) -> float:
     """Z-hat / Z of the same walks when every S_i is taken to be what was known in the end."""
-    model, walks = toy("U"), walks_of(result.snapshot, "run")
+    model = toy("U")
+    walks = walks_of(result.snapshot, "run")
     known = {walk.stream: walk.number + 1 for walk in walks}
     wrong = [replace(walk, known=known) for walk in walks]
     catalogue = Catalogue.of(wrong, model.multipliers)
@@ -97,7 +98,8 @@ def test_members_that_see_everything_return_the_same_samples():
 def test_teams_repeat_exactly_and_pay_what_the_model_computed():
     model = Toy(*PARAMETERS["C"])
     process = TokenProcess(model, model.law, model.length)
-    problem, plan = SearchProblem(0, process.root([0]), model), SharingPlan("r", {0: "k"}, 3)
+    problem = SearchProblem(0, process.root([0]), model)
+    plan = SharingPlan("r", {0: "k"}, 3)
     options = {"num_rollouts": 50, "wave_size": 4}
     ((_, result),) = run_searches(process, [problem], method="residual_ts", options=options, seed=1, sharing=plan)
     assert isinstance(result, SearchResult)
@@ -118,7 +120,9 @@ def test_shares_of_the_budget_are_tickets_fixed_in_advance():
 
 
 def test_an_unreliable_store_loses_nothing_and_keeps_the_estimate_unbiased():
-    found, restarted, rng = [], 0, np.random.default_rng(5)
+    found = []
+    restarted = 0
+    rng = np.random.default_rng(5)
     for index in range(400):
         team = Team("U", UnreliableStore(rng), seed=3, index=index, num_rollouts=8)
         for searcher in range(4):
@@ -191,7 +195,8 @@ def crashed(index: int, rng: np.random.Generator) -> tuple[SearchResult, Evidenc
 
 def test_a_restarted_member_does_what_is_missing_and_stays_unbiased():
     rng = np.random.default_rng(0)
-    results, late = [], 0
+    results = []
+    late = 0
     for index in range(1000):
         result, store = crashed(index, rng)
         walks = store.walks(KEY)
@@ -261,7 +266,8 @@ class Scaled:
     """A toy's reward as two terms under multipliers of one's own."""
 
     def __init__(self, model: Toy, **multipliers: float) -> None:
-        self._model, self.multipliers = model, multipliers
+        self._model = model
+        self.multipliers = multipliers
 
     def components(self, samples):
         (term,) = self._model.components(samples).values()
@@ -270,12 +276,14 @@ class Scaled:
 
 def test_reweighting_agrees_with_a_fresh_search_within_its_stated_error():
     """Evidence at (lambda 5, gamma .5) against fresh searches and the exact answer at (4, 1): unit spread of z-scores."""
-    model, multipliers = toy("D"), {"toy": 1.0, "first": 1.0}
+    model = toy("D")
+    multipliers = {"toy": 1.0, "first": 1.0}
     old = run_teams("D", 150, 2, runs=120, wave_size=4, reward=Scaled(model, toy=1.0, first=0.5))
     new = run_teams(
         "D", 150, 1, runs=120, wave_size=4, seed=2, inverse_temperature=4.0, reward=Scaled(model, **multipliers)
     )
-    calls, firsts = model.nfe, np.arange(len(model.target)) // model.vocab_size**2
+    calls = model.nfe
+    firsts = np.arange(len(model.target)) // model.vocab_size**2
     exact = np.logaddexp.reduce(model.log_prior + 4.0 * (model.rewards + firsts / 30.0))
     found = [reweigh(walks_of(run.snapshot, "run"), multipliers, 4.0) for run in old]
     assert model.nfe == calls

@@ -196,7 +196,8 @@ def test_a_job_gives_the_samples_of_one_process_and_keeps_them(head, tmp_path):
     assert done.stdout.splitlines()[-1].endswith(": succeeded") and f"Ray dashboard: {head.url}" in done.stdout
     [results] = (head.home / "sdt-results").iterdir()
     run_evaluation(make_plan(load_config(str(tmp_path / "small.yaml"), {})), tmp_path / "alone", resume=False)
-    have, want = _samples(results), _samples(tmp_path / "alone")
+    have = _samples(results)
+    want = _samples(tmp_path / "alone")
     assert len(want) == 4 and have == want
     done = head.run(*job, "--", "report", "/nowhere")
     assert done.returncode == 1 and done.stdout.rstrip().endswith(": failed") and "/nowhere" in done.stdout

@@ -41,7 +41,8 @@ def _kill_learner(losses: Path, killed: list[int]) -> None:
 
 
 def test_a_live_training_whose_learner_is_killed_ends_with_a_whole_flow(tmp_path, monkeypatch, capsys):
-    output, killed = tmp_path / "flow", list[int]()
+    output = tmp_path / "flow"
+    killed = list[int]()
     killer = threading.Thread(target=_kill_learner, args=(output / LOSSES_FILE, killed))
     killer.start()
     monkeypatch.setattr(sys, "argv", ["sdt", *SMALL, "--output", str(output)])

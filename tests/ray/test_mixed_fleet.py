@@ -24,7 +24,9 @@ FLEET = {"servers": 1, "searchers": 2, "problems_per_searcher": 4, "more_servers
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, local_ray):
     """(result lines, the model calls that each server answered, the pids of all actors) of an evaluation."""
-    folder, calls, pids = tmp_path_factory.mktemp("mixed"), dict[str, int](), dict[str, int]()
+    folder = tmp_path_factory.mktemp("mixed")
+    calls = dict[str, int]()
+    pids = dict[str, int]()
 
     def watch(status):
         pids.update(actor_processes())

@@ -28,7 +28,9 @@ from tests.report_helpers import Page, check_cell, column_of, interval_of, measu
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray"), pytest.mark.filterwarnings("default")]
 
-TRIALS, RUNGS, PROBLEMS = 8, [3, 6], 2
+TRIALS = 8
+RUNGS = [3, 6]
+PROBLEMS = 2
 SWEEP = {
     "evaluation": {"dataset": "co2", "num_problems": PROBLEMS, "horizon": 8, "context_length": 64, "num_samples": 6},
     "methods": ["snis", "residual_ts"],
@@ -105,7 +107,8 @@ def _check_page(output: Path, lines: list[Any]) -> None:
 def test_a_killed_sweep_goes_on_with_one_model_for_all_trials_and_repeats_no_search(tmp_path):
     output = tmp_path / "sweep"
     _killed_sweep(output, tmp_path / "first")
-    ended, before = read_trials(output), _lines(output)
+    ended = read_trials(output)
+    before = _lines(output)
     lines_before = sum(text.count(b"\n") for text in before.values())
     assert 2 <= len(ended) < TRIALS and lines_before >= 2 * len(RUNGS) * PROBLEMS
     seen: dict[int, str] = {}

@@ -187,7 +187,8 @@ def test_a_point_is_bit_for_bit_the_run_that_it_stands_for(swept, tmp_path, eval
 
 
 def test_budgets_are_matched_within_a_wave_at_every_point(swept):
-    config, wave = load_config(None, SWEPT), SETTINGS["wave_size"] * SETTINGS["horizon"]
+    config = load_config(None, SWEPT)
+    wave = SETTINGS["wave_size"] * SETTINGS["horizon"]
     for method in config.method_configs():
         if method.ablated:
             bound = config.budget_of(method.ablated["rollouts"])["max_nfe"]

@@ -12,11 +12,14 @@ from sdt_dist.errors import ConfigurationError, ContextError, MissingExtraError
 from sdt_dist.evaluation.baselines import seasonal_naive, seasonal_naive_residuals, statsforecast_samples
 from sdt_dist.metrics.forecast import coverage_80, crps
 
-SEASON, HORIZON = 6, 15  # the horizon ends inside its third season
+# the horizon ends inside its third season
+SEASON = 6
+HORIZON = 15
 
 
 def problem_of(values: np.ndarray, *, horizon: int = HORIZON, season: int = SEASON, index: int = 0) -> ForecastProblem:
-    history, truth = values[:-horizon], values[-horizon:]
+    history = values[:-horizon]
+    truth = values[-horizon:]
     return ForecastProblem(index, "series", history, truth, season, float(history.mean()), float(history.std()))
 
 

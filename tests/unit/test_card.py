@@ -76,7 +76,8 @@ def test_a_forecaster_process_from_a_card_is_the_models_own():
     own = model.process(12, sampling_temperature=0.7, top_k=9)
     other = process_of(card_of(model), model.model, 12, sampling_temperature=0.7, top_k=9)
     assert other.law == own.law and other.max_new_tokens == own.max_new_tokens
-    root, same = own.root(HISTORY), other.root(HISTORY)
+    root = own.root(HISTORY)
+    same = other.root(HISTORY)
     assert (root.prompt, root.digest, root.meta) == (same.prompt, same.digest, same.meta)
     (reply,) = other.rollout([RolloutRequest(same, (), 12, 4)])
     tokens = tuple(reply.tokens.tolist())
@@ -88,7 +89,8 @@ def test_a_forecaster_process_from_a_card_is_the_models_own():
 def test_a_language_process_from_a_card_reads_and_writes_the_same_text():
     model = language()
     card = ModelCard.from_json(card_of(model).to_json())
-    own, other = model.process(6), pickle.loads(pickle.dumps(process_of(card, Toy(16, 2, 1.0), 6)))
+    own = model.process(6)
+    other = pickle.loads(pickle.dumps(process_of(card, Toy(16, 2, 1.0), 6)))
     other.model = model.model
     assert other.law == own.law
     for prompt in ("the capital of France is", "Paris the <end> nonsense ."):
@@ -159,7 +161,8 @@ def test_a_malformed_card_is_refused(change, named):
 
 
 def test_cards_that_describe_no_process_are_refused():
-    card, toy = card_of(Toy(5, 6, 1.0)), Toy(5, 6, 1.0)
+    card = card_of(Toy(5, 6, 1.0))
+    toy = Toy(5, 6, 1.0)
     with pytest.raises(ConfigurationError, match="definition of p"):
         process_of(replace(card, spec={"allowed": 3}), toy, 6)
     with pytest.raises(CheckpointError, match="model card"):
@@ -178,7 +181,8 @@ def test_what_has_no_law_or_no_name_is_refused():
         log_prob_tables = None
 
         def __init__(self) -> None:
-            self.vocab_size, self.max_context = 5, 7
+            self.vocab_size = 5
+            self.max_context = 7
 
     with pytest.raises(ConfigurationError, match="identity"):
         card_of(Nameless())

@@ -153,10 +153,13 @@ def test_without_times_rows_are_numbered(sdt, plain):
 
 
 def test_a_forecast_is_the_mean_and_quantiles_of_its_samples(sdt, plain, tmp_path):
-    out, every, plot = tmp_path / "out.csv", tmp_path / "samples.csv", tmp_path / "fan.png"
+    out = tmp_path / "out.csv"
+    every = tmp_path / "samples.csv"
+    plot = tmp_path / "fan.png"
     code, printed, _ = sdt(*_forecast(plain, "--output", out, "--samples", every, "--plot", plot, "--season", 25))
     assert (code, printed) == (0, "")
-    frame, samples = pd.read_csv(out), pd.read_csv(every)
+    frame = pd.read_csv(out)
+    samples = pd.read_csv(every)
     assert list(frame.columns) == ["timestamp", "mean", *QUANTILES] and len(frame) == 8
     assert list(samples.columns) == ["timestamp", *(f"s{i}" for i in range(12))]
     assert frame["timestamp"].tolist() == samples["timestamp"].tolist()
@@ -168,7 +171,9 @@ def test_a_forecast_is_the_mean_and_quantiles_of_its_samples(sdt, plain, tmp_pat
 
 
 def test_folders_are_made_and_one_failed_output_loses_none(sdt, mistake, plain, tmp_path):
-    out, every, plot = tmp_path / "out.csv", tmp_path / "a" / "b" / "samples.csv", tmp_path / "c" / "fan.svg"
+    out = tmp_path / "out.csv"
+    every = tmp_path / "a" / "b" / "samples.csv"
+    plot = tmp_path / "c" / "fan.svg"
     (tmp_path / "out.csv.tmp").mkdir()
     code, printed, err = sdt(*_forecast(plain, "--output", out, "--samples", every, "--plot", plot))
     assert code == 2 and re.fullmatch(r"sdt: output: .*out.csv cannot be written .*printed.*\n", err)

@@ -21,7 +21,8 @@ def _sweep(path: Path, **changes) -> Path:
 
 def test_a_sweep_is_planned_without_starting_anything(sdt, monkeypatch, tmp_path):
     monkeypatch.setattr("sdt_dist.models.loading.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
-    path, output = _sweep(tmp_path / "sweep.yaml"), tmp_path / "sweep"
+    path = _sweep(tmp_path / "sweep.yaml")
+    output = tmp_path / "sweep"
     code, out, _ = sdt("tune", path, "--rungs", "4,8", "--num-trials", 3, "--output", output, "--dry-run")
     assert code == 0 and not output.exists()
     assert "plan: 3 trials, stopped early by ASHA, of 2 problems each at 4 then 8 rollouts" in out

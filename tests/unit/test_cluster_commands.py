@@ -200,7 +200,8 @@ def test_doctor_on_memory():
     [short] = diagnosis.check_memory(plan, {"server": files}, {"n": 14.9 * diagnosis.GIB})
     assert "start fewer servers" in short.missing
     assert diagnosis.check_memory(plan, {"server": files}, {}) == []
-    gpu, memories = Placement(gpus=0.5), [8 * diagnosis.GIB, 6 * diagnosis.GIB]
+    gpu = Placement(gpus=0.5)
+    memories = [8 * diagnosis.GIB, 6 * diagnosis.GIB]
     assert diagnosis.check_gpu_memory(gpu, files, memories, "n")[0].missing
     assert diagnosis.check_gpu_memory(Placement(gpus=1.0), files, memories, "n")[0].missing is None
     assert diagnosis.check_gpu_memory(Placement(), files, memories, "n") == []
@@ -241,7 +242,8 @@ def test_each_node_is_asked_for_the_models_of_servers_that_may_start_there(tmp_p
 
 
 def test_doctor_on_the_dashboard(home):
-    off, on = AuthState("disabled", None), AuthState("token", "file")
+    off = AuthState("disabled", None)
+    on = AuthState("token", "file")
     assert diagnosis.check_dashboard("http://127.0.0.1:8265", off) == diagnosis.Finding(
         "dashboard", "http://127.0.0.1:8265, loopback only"
     )

@@ -16,7 +16,8 @@ from sdt_dist.actors.config import load_fleet
 from sdt_dist.actors.placement import Node, check_placement, fleet_requests
 
 ROOT = Path(__file__).parents[2]
-NODES, KUBERAY = ROOT / "cluster/nodes", ROOT / "cluster/kuberay"
+NODES = ROOT / "cluster/nodes"
+KUBERAY = ROOT / "cluster/kuberay"
 FLEET = ROOT / "examples/fleet_gpu.yaml"
 PIN = re.search(r"^ray==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)[1]
 
@@ -111,7 +112,8 @@ def test_the_example_fleet_fits_on_kubernetes(name):
 
 @pytest.mark.parametrize(("name", "kind"), [("raycluster.yaml", "RayCluster"), ("rayjob.yaml", "RayJob")])
 def test_kubernetes_manifests_have_what_kuberay_requires(name, kind):
-    resource, spec = _kuberay(name), _spec(name)
+    resource = _kuberay(name)
+    spec = _spec(name)
     assert resource["kind"] == kind and resource["metadata"]["name"]
     assert spec["rayVersion"] == PIN
     assert spec["authOptions"] == {"mode": "token", "secretName": "sdt-ray-token"}

@@ -366,7 +366,8 @@ def test_etth1_unknown_split_and_horizon_beyond_a_split_are_refused():
 
 @pytest.mark.data
 def test_m4_hourly_targets_are_the_48_published_ones():
-    train, test = raw("M4-Hourly-train.csv").set_index("V1"), raw("M4-Hourly-test.csv").set_index("V1")
+    train = raw("M4-Hourly-train.csv").set_index("V1")
+    test = raw("M4-Hourly-test.csv").set_index("V1")
     problems = load_problems("m4_hourly", horizon=48, context_length=10_000)
     assert len(problems) == 414 and {p.season for p in problems} == {24}
     for problem in problems:

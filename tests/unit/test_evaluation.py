@@ -50,7 +50,8 @@ class Told(Progress):
     """Remembers what a run reported."""
 
     def __init__(self) -> None:
-        self.total, self.pairs = -1, []
+        self.total = -1
+        self.pairs = []
 
     def start(self, total: int) -> None:
         self.total = total
@@ -183,7 +184,8 @@ def test_a_torn_last_line_is_the_only_work_repeated(finished, copy, evaluate):
 
 
 def test_a_killed_run_goes_on_with_nothing_lost_or_done_twice(finished, tmp_path, evaluate):
-    output, samples = tmp_path / "run", tmp_path / "run" / "samples.jsonl"
+    output = tmp_path / "run"
+    samples = tmp_path / "run" / "samples.jsonl"
     command = [sys.executable, "-m", "sdt_dist.cluster.cli", "evaluate", str(finished.parent / "given.yaml")]
     process = subprocess.Popen(
         [*command, "--output", str(output)], env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL
@@ -284,7 +286,8 @@ def _tables(text: str) -> list[dict[str, dict[str, str]]]:
 
 
 def test_the_summary_has_intervals_ratios_and_paired_differences(finished):
-    summary, table = json.loads((finished / "summary.json").read_text()), tabulate(finished)
+    summary = json.loads((finished / "summary.json").read_text())
+    table = tabulate(finished)
     means, intervals, ratios, differences = _tables((finished / "summary.md").read_text())
     assert list(means) == list(intervals) == [*method_names(), "*true future*"]
     found = summary["snis"]["crps"]
@@ -345,11 +348,13 @@ def test_the_budget_is_matched_within_one_wave(finished):
 
 def test_each_reward_belongs_to_its_sample(finished, model):
     """Samples are rounded to 8 digits, so their own rewards agree to what the log of a small power makes of that."""
-    factory, process = parse_reward(EvaluationConfig().reward), model.process(SETTINGS["horizon"])
+    factory = parse_reward(EvaluationConfig().reward)
+    process = model.process(SETTINGS["horizon"])
     problems = {problem.index: problem for problem in read_problems(finished)}
     for line in _lines(finished):
         history = problems[line["problem"]].history
-        reward, root = factory.build(RewardContext(history=history)), process.root(history)
+        reward = factory.build(RewardContext(history=history))
+        root = process.root(history)
         decoded = process.decode(root, [tuple(tokens) for tokens in line["tokens"]])
         written = [Decoded((), series=np.array(sample)) for sample in line["samples"]]
         for exact, rounded in zip(decoded, written, strict=True):

@@ -76,7 +76,8 @@ def test_a_models_identity_is_its_weights(tmp_path):
 
 
 def test_a_run_keeps_its_evidence_and_reads_it_again(tmp_path):
-    alone, team = run_toy("A", "residual_ts", 0, num_rollouts=30), run_teams("A", 30, 3)[0]
+    alone = run_toy("A", "residual_ts", 0, num_rollouts=30)
+    team = run_teams("A", 30, 3)[0]
     for label, result in [("a b", alone), ("team", team)]:
         keep_evidence(tmp_path, label, 0, "key", result.snapshot, "run")
     assert evidence_path(tmp_path, "a b", 0).is_file()

@@ -45,7 +45,8 @@ def by_three(evaluate) -> figures.Run:
 
 
 def test_curves_go_through_the_measured_points_alone(by_rollouts):
-    summary, truth = by_rollouts.summary, by_rollouts.truth["summary"]
+    summary = by_rollouts.summary
+    truth = by_rollouts.truth["summary"]
     figure = ablation(by_rollouts)
     panels = {axes.get_title().split(" (")[0]: axes for axes in figure.axes}
     assert list(panels) == ["CRPS", "Spec-W1", "mean reward", "ESS"]
@@ -79,7 +80,8 @@ def test_quality_against_cost_joins_the_budgets_of_a_method(by_rollouts):
 def test_heat_maps_hold_the_summary_at_the_other_parameters_first_value(by_three):
     figure = ablation(by_three)
     assert "over λ and rollouts (budget) at γ = 2:" in figure.get_suptitle()
-    summary, truth = by_three.summary, by_three.truth["summary"]["spec_w1"]["mean"]
+    summary = by_three.summary
+    truth = by_three.truth["summary"]["spec_w1"]["mean"]
     maps = {axes.get_title(): np.asarray(axes.images[0].get_array()) for axes in figure.axes[:4]}
     for method in ("snis", "mcts"):
         columns = ("lambda=1,", "lambda=3,") if method == "snis" else ("",)

@@ -23,7 +23,9 @@ class Scripted(Endpoint):
 
     def __init__(self, name: str, *script: Exception, incarnation: int = 0) -> None:
         super().__init__(name, incarnation)
-        self.script, self.calls, self.server = list(script), [], ModelServer(Toy(*TOY), name=name)
+        self.script = list(script)
+        self.calls = []
+        self.server = ModelServer(Toy(*TOY), name=name)
 
     async def call(self, method, *arguments, timeout_s):
         self.calls.append(arguments[0].name)
@@ -48,7 +50,8 @@ def _names(replies) -> list[list[int]]:
 
 
 def test_a_dead_server_is_replaced_and_not_called_again_until_its_next_incarnation():
-    dead, other = Scripted("model-server-0", GoneError("killed")), Scripted("model-server-1")
+    dead = Scripted("model-server-0", GoneError("killed"))
+    other = Scripted("model-server-1")
     again = Scripted("model-server-0", incarnation=1)
 
     async def run(calls, directory):
@@ -143,7 +146,8 @@ def test_an_exchange_with_a_shard_that_stays_out_of_reach_ends_at_its_deadline()
 
 
 def test_older_routes_that_come_late_are_ignored():
-    old, new = Scripted("model-server-0", *[GoneError("dead")] * 9), Scripted("model-server-0", incarnation=1)
+    old = Scripted("model-server-0", *[GoneError("dead")] * 9)
+    new = Scripted("model-server-0", incarnation=1)
 
     async def run(calls, directory):
         await directory.update(Routes((new,), (0,), version=2))
@@ -169,7 +173,8 @@ def test_released_problems_are_told_once():
 
 
 def test_repeating_while_unreachable_ends_at_the_deadline_with_the_last_error():
-    clock, tries = Clock(), []
+    clock = Clock()
+    tries = []
 
     async def fail():
         tries.append(clock.now)

@@ -150,7 +150,8 @@ def test_a_search_that_no_server_answers_ends_at_its_deadline_and_says_what_it_w
 
 
 def test_results_are_given_until_they_are_acknowledged_and_counted_once():
-    work, backend = toy_work(_load(), METHODS, 3), PlainBackend(_load)
+    work = toy_work(_load(), METHODS, 3)
+    backend = PlainBackend(_load)
 
     async def run():
         controller = Controller(fleet_config({}), backend, work, max_new_tokens=4, policy=QUICK)

@@ -36,7 +36,8 @@ def _load() -> Toy:
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> list[FlowFiles]:
     """Three flows of the toy."""
-    folder, card = tmp_path_factory.mktemp("flows"), card_of(_load())
+    folder = tmp_path_factory.mktemp("flows")
+    card = card_of(_load())
     return [save_small_flow(folder / str(seed), card, 4, reward="toy", seed=seed) for seed in range(3)]
 
 
@@ -66,7 +67,9 @@ def test_a_fleet_proposes_with_a_flow_as_one_process_does(files, searchers, serv
 @pytest.mark.parametrize("victim", ["model-server-0", "searcher-0"])
 def test_deaths_change_no_sample_and_a_new_server_has_its_flows_before_it_is_asked(files, victim):
     flow = Flow.of(files[0])
-    work, backend, kills = _work(LONG, 12, flow.identity), PlainBackend(_load), []
+    work = _work(LONG, 12, flow.identity)
+    backend = PlainBackend(_load)
+    kills = []
 
     async def kill(controller):
         while len(kills) < 3:
@@ -88,7 +91,9 @@ def test_lost_messages_lose_no_flow(files):
 
 
 def test_searches_begin_with_the_newest_flow_and_keep_it_at_later_attempts_and_old_ones_go(files):
-    work, backend, seen = _work(LONG, 12, LATEST), PlainBackend(_load), {}
+    work = _work(LONG, 12, LATEST)
+    backend = PlainBackend(_load)
+    seen = {}
 
     async def publish(controller):
         while controller.status()["done"] < 2:
@@ -116,7 +121,8 @@ def test_a_version_that_servers_are_being_told_of_is_not_retired_meanwhile(files
     """No search can name it yet, and searches that end let the library look for flows to forget."""
 
     class Telling:
-        is_ready, held = True, Held()
+        is_ready = True
+        held = Held()
 
         async def ask(self, method, timeout_s, *arguments):
             library.retire([])
@@ -129,7 +135,8 @@ def test_a_version_that_servers_are_being_told_of_is_not_retired_meanwhile(files
 def test_a_further_flow_that_does_not_fit_is_refused_and_the_run_goes_on(files, tmp_path):
     other = save_small_flow(tmp_path / "other", card_of(Toy(5, 4, 2.0)), 4, reward="toy")
     damaged = FlowFiles(files[1].info_text, files[2].weights)
-    work, said = _work(LONG, 8, LATEST), []
+    work = _work(LONG, 8, LATEST)
+    said = []
 
     async def publish(controller):
         while controller.status()["done"] < 1:
@@ -152,9 +159,14 @@ class Flowless:
 
     def __init__(self) -> None:
         toy = _load()
-        self.vocab_size, self.max_context, self.deterministic = toy.vocab_size, toy.max_context, True
-        self.law, self.log_prob_tables = toy.law, toy.log_prob_tables
-        self.expand, self.rollout, self.release = toy.expand, toy.rollout, toy.release
+        self.vocab_size = toy.vocab_size
+        self.max_context = toy.max_context
+        self.deterministic = True
+        self.law = toy.law
+        self.log_prob_tables = toy.log_prob_tables
+        self.expand = toy.expand
+        self.rollout = toy.rollout
+        self.release = toy.release
 
 
 def test_flows_that_the_fleet_cannot_use_end_the_run_at_its_start(files, tmp_path):
@@ -181,7 +193,10 @@ def _reach(url, made):
 
 def test_a_server_over_http_must_hold_the_flow_itself(files, monkeypatch):
     monkeypatch.setenv("SDT_HTTP_TOKEN", TOKEN)
-    work, remotes, model, flow = _work(METHODS, 2, files[0].identity), [], _load(), Flow.of(files[0])
+    work = _work(METHODS, 2, files[0].identity)
+    remotes = []
+    model = _load()
+    flow = Flow.of(files[0])
     model.load_flow(Flow.of(files[0]))
     try:
         with RunningServer(model, card_of(model), flows=[flow.identity]) as server:
@@ -201,7 +216,8 @@ def test_a_server_over_http_must_hold_the_flow_itself(files, monkeypatch):
 
 
 def test_a_server_that_drops_a_flow_says_that_it_does_not_hold_it(files):
-    model, name = _load(), files[0].identity
+    model = _load()
+    name = files[0].identity
     model.load_flow(Flow.of(files[0]))
     asked = [RolloutRequest(Root((0,), b"x"), (), 4, 1, tilt=Tilt(name, 5.0, "q"))]
     assert model.rollout(asked, model.law)[0].log_proposal is not None

@@ -68,7 +68,9 @@ class Run:
     def __init__(
         self, output: Path, config: TrainFlowConfig = CONFIG, fleet: FleetConfig = FLEET, **backend: Any
     ) -> None:
-        self.output, self.config, self.fleet = output, config, fleet
+        self.output = output
+        self.config = config
+        self.fleet = fleet
         plan = LearningPlan(config, output, "members")
         self.backend = PlainBackend(_load, plan=plan, buffer_records=fleet.buffer_records, **backend)
         self.outcomes: dict[str, Outcome] = {}
@@ -134,7 +136,8 @@ def card_of_run(output: Path) -> dict[str, Any]:
 
 def test_searches_stream_versions_are_used_by_later_ones_and_the_end_is_a_flow(tmp_path):
     run = Run(tmp_path / "run").go()
-    flow, card = Flow.load(run.output), card_of_run(run.output)
+    flow = Flow.load(run.output)
+    card = card_of_run(run.output)
     assert (flow.info.version, card["version"], card["steps"]) == (4, 4, 48)
     assert card["repeatable_from_seed"].startswith("no") and card["settings"]["live"]
     assert [line["step"] for line in read_losses(run.output / LOSSES_FILE)] == list(range(1, 49))
@@ -153,7 +156,8 @@ def test_searches_stream_versions_are_used_by_later_ones_and_the_end_is_a_flow(t
 def test_a_learner_that_is_killed_goes_on_from_its_saved_state_and_searches_go_on_meanwhile(tmp_path):
     """Each further learner is made to start only when three more searches have ended."""
     run = Run(tmp_path / "run", fleet=FLEET.model_copy(update={"buffer_records": 1000}))
-    make, seen = run.backend._make, []
+    make = run.backend._make
+    seen = []
 
     def made(kind: str, name: str) -> Any:
         target = make(kind, name)
@@ -234,7 +238,8 @@ def test_a_training_that_diverges_ends_the_run_and_says_why(tmp_path):
 def test_a_search_on_its_own_gives_the_trajectories_that_the_learner_gets():
     """The record that travels, with rows asked for at the other end, is what `collect` makes in one process."""
     model = _load()
-    process, prompt = TokenProcess(model, model.law, 4), (1, 2, 3, 4, 0)
+    process = TokenProcess(model, model.law, 4)
+    prompt = (1, 2, 3, 4, 0)
     problem = SearchProblem(0, process.root(prompt), FamilyMember(prompt))
     for method in ("residual_ts", "snis"):
         options = {"inverse_temperature": 3.0, "num_rollouts": 20}
@@ -286,7 +291,8 @@ def test_a_full_buffer_lets_the_oldest_go_and_counts_them_and_a_repeated_message
 
 
 def test_a_learner_that_can_use_nothing_says_so_instead_of_waiting_for_ever():
-    learner, error = LiveLearner("learner-0", LearningPlan(CONFIG, Path(), "")), ConfigurationError("too long")
+    learner = LiveLearner("learner-0", LearningPlan(CONFIG, Path(), ""))
+    error = ConfigurationError("too long")
     for found in [*[error] * 15, None, *[error] * 15]:
         learner.count_unusable(_record(0), found)
     with pytest.raises(FleetError, match="16 searches in a row cannot be learnt from, the last because: too long"):

@@ -60,7 +60,9 @@ class GroupedBackend(PlainBackend):
 
     def __init__(self, config: FleetConfig, *loads: Callable[[], Any], **options: Any) -> None:
         super().__init__(loads[0], **options)
-        self._groups, self._loads, self.loaded = config.group_of_server, loads, list[tuple[str, int]]()
+        self._groups = config.group_of_server
+        self._loads = loads
+        self.loaded = list[tuple[str, int]]()
 
     def _make(self, kind, name):
         if kind != "model-server":
@@ -94,7 +96,8 @@ def _check_valid(outcomes, model: Toy) -> None:
 
 def test_servers_that_promise_only_seeds_make_valid_results_that_say_so():
     config = _fleet(OTHER, searchers=2)
-    backend, rows = GroupedBackend(config, _exact, Inexact), {}
+    backend = GroupedBackend(config, _exact, Inexact)
+    rows = {}
 
     async def look(controller):
         while True:
@@ -123,14 +126,17 @@ def test_a_server_of_the_same_group_that_promises_only_seeds_marks_all_results()
 
 def test_results_are_marked_from_when_a_route_to_such_a_server_is_given():
     async def run():
-        searcher, server = Searcher("searcher-0"), ServerTarget(_exact(), "model-server-0")
+        searcher = Searcher("searcher-0")
+        server = ServerTarget(_exact(), "model-server-0")
 
         class Direct(Endpoint):
             async def call(self, method, *arguments, timeout_s):
                 return await getattr(server, method)(*arguments)
 
-        card, routes = card_of(_exact()), Routes((Direct("model-server-0"),), (0, 0))
-        work, found = toy_work(_exact(), FEW, 3), []
+        card = card_of(_exact())
+        routes = Routes((Direct("model-server-0"),), (0, 0))
+        work = toy_work(_exact(), FEW, 3)
+        found = []
         for one, deterministic in zip(work, (True, False, True), strict=True):
             settings = SearcherSettings(replace(card, deterministic=deterministic), 4)
             await searcher.configure(settings, routes)
@@ -149,7 +155,8 @@ def test_one_group_of_equal_servers_stays_deterministic_bit_by_bit():
 
 @pytest.mark.parametrize("loads", [(_exact, Smaller), (Smaller, _exact)])
 def test_a_group_with_another_vocabulary_ends_the_run_before_any_search(loads):
-    config, begun = _fleet(OTHER), time.monotonic()
+    config = _fleet(OTHER)
+    begun = time.monotonic()
     backend = GroupedBackend(config, *loads)
     with pytest.raises(FleetError) as error:
         _run(toy_work(_exact(), FEW, 2), backend, config, timeout_s=20.0)
@@ -163,7 +170,8 @@ def test_a_group_with_another_vocabulary_ends_the_run_before_any_search(loads):
 
 
 def test_one_odd_server_among_others_of_its_group_is_refused_and_the_run_goes_on():
-    first_is_known, reasons = asyncio.Event(), set()
+    first_is_known = asyncio.Event()
+    reasons = set()
 
     class OddSecond(PlainBackend):
         """The second server tells its model after the first: of two, whoever is first decides which is the odd one."""
@@ -195,7 +203,8 @@ def test_one_odd_server_among_others_of_its_group_is_refused_and_the_run_goes_on
 
 def test_who_replaces_a_dead_server_is_of_its_group_and_results_stay_valid():
     config = _fleet(OTHER, servers=2, searchers=2, max_attempts=50)
-    backend, kills = GroupedBackend(config, _exact, Inexact), []
+    backend = GroupedBackend(config, _exact, Inexact)
+    kills = []
 
     async def kill(controller):
         while len(kills) < 6:
@@ -230,7 +239,9 @@ def test_a_group_that_never_gets_ready_ends_the_run_and_says_which():
 
 
 def test_nothing_is_searched_before_every_group_has_said_what_it_serves():
-    config, opened, seen = _fleet(OTHER), asyncio.Event(), []
+    config = _fleet(OTHER)
+    opened = asyncio.Event()
+    seen = []
 
     class Slow(GroupedBackend):
         def _make(self, kind, name):
@@ -253,8 +264,10 @@ def test_nothing_is_searched_before_every_group_has_said_what_it_serves():
 
 
 def test_a_group_that_is_lost_for_good_later_leaves_its_work_to_the_others():
-    config, first = _fleet(OTHER, problems_per_searcher=2), [Inexact()]
-    backend, lost = GroupedBackend(config, _exact, lambda: first.pop()), []
+    config = _fleet(OTHER, problems_per_searcher=2)
+    first = [Inexact()]
+    backend = GroupedBackend(config, _exact, lambda: first.pop())
+    lost = []
 
     async def kill(controller):
         while not controller.status()["done"]:

@@ -64,7 +64,8 @@ CHANGES = st.lists(st.tuples(st.sets(st.integers(0, 9)), st.sets(st.sampled_from
 
 @given(CHANGES)
 def test_routes_are_balanced_and_move_as_few_crews_as_balance_needs(changes):
-    table, before = RouteTable(), {}
+    table = RouteTable()
+    before = {}
     for crews, servers in ((sorted(c), sorted(s)) for c, s in changes):
         now = table.assign(crews, servers)
         if not servers:

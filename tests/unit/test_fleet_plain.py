@@ -44,7 +44,8 @@ def test_a_fleet_gives_the_samples_of_one_process(searchers, servers):
 def test_a_fleet_reaches_a_model_over_http_and_gives_the_samples_of_one_process(monkeypatch):
     """A Mac outside the cluster: the fleet's model servers pass on what they are asked."""
     monkeypatch.setenv("SDT_HTTP_TOKEN", TOKEN)
-    work, remotes = toy_work(_load(), METHODS, 3), []
+    work = toy_work(_load(), METHODS, 3)
+    remotes = []
 
     def reach():
         remotes.append(load_model(server.url))
@@ -84,7 +85,8 @@ def test_a_server_that_starts_late_changes_neither_a_budget_of_nfe_nor_its_sampl
 @pytest.mark.parametrize("victim", ["model-server-0", "searcher-0"])
 def test_deaths_lose_nothing_and_change_no_sample(victim):
     work = toy_work(_load(), {"residual_ts": METHODS["residual_ts"], "dts": METHODS["dts"]}, 12)
-    backend, kills = PlainBackend(_load), []
+    backend = PlainBackend(_load)
+    kills = []
 
     async def kill(controller):
         rng = random.Random(1)

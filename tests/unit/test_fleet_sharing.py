@@ -18,7 +18,8 @@ from tests.fleet_helpers import PlainBackend, run_controller, toy_work
 from tests.search_helpers import law_of
 
 A = (5, 4, 1.0, "smooth", 5.0, 0)
-TEAM, PROBLEMS = 4, 3
+TEAM = 4
+PROBLEMS = 3
 
 
 def _load() -> Toy:
@@ -68,7 +69,8 @@ def test_a_team_exhausts_the_toy_exactly(undisturbed):
 @pytest.mark.parametrize("victim", ["store-shard", "searcher", "model-server"])
 def test_deaths_change_no_sample_of_an_exhausted_team(victim, undisturbed, tmp_path):
     """An exhausted answer is a function of the evidence alone, so it must not depend on who died when."""
-    backend, kills = PlainBackend(_load, folder=tmp_path), []
+    backend = PlainBackend(_load, folder=tmp_path)
+    kills = []
 
     async def kill(controller):
         rng = random.Random(5)

@@ -23,7 +23,8 @@ OTHER_SEED = 12_345  # of contexts; training had the recipe's own
 
 
 def test_it_is_what_its_recipe_says_and_fits_the_bundled_model():
-    files, config = FlowFiles.read("bundled"), load_train_config(str(RECIPE), {})
+    files = FlowFiles.read("bundled")
+    config = load_train_config(str(RECIPE), {})
     head = files.head
     assert (head.info.reward, head.spec.max_new_tokens) == (config.reward, config.horizon)
     assert head.info.inverse_temperatures == config.training().inverse_temperatures
@@ -40,7 +41,8 @@ def test_it_is_what_its_recipe_says_and_fits_the_bundled_model():
 
 
 def test_its_proposal_is_nearer_to_the_target_than_p_on_series_that_it_never_saw():
-    process, flow = sdt.load_model("bundled").process(48), Flow.of(FlowFiles.read("bundled"))
+    process = sdt.load_model("bundled").process(48)
+    flow = Flow.of(FlowFiles.read("bundled"))
     factory = parse_reward("spectral:gamma=1")
     contexts = SyntheticContexts(512).draw(OTHER_SEED, 0, 5)
     problems = [

@@ -87,7 +87,8 @@ def test_flows_that_fit_nothing_are_refused_before_a_model_loads(mistake, flow, 
 
 
 def test_damaged_and_foreign_checkpoints_are_refused(mistake, flow, tmp_path):
-    info, weights = (flow / "flow.json").read_text(), (flow / "model.safetensors").read_bytes()
+    info = (flow / "flow.json").read_text()
+    weights = (flow / "model.safetensors").read_bytes()
     changed = bytearray(weights)
     changed[-1] ^= 1
     cases = {
@@ -148,7 +149,8 @@ def test_a_fleet_with_servers_that_hold_no_flows_is_refused(mistake, flow, tmp_p
 
 
 def test_an_evaluation_names_its_flow_and_is_resumed_with_no_other(flow, card, tmp_path, mistake):
-    own, output = tmp_path / "own", tmp_path / "run"
+    own = tmp_path / "own"
+    output = tmp_path / "run"
     shutil.copytree(flow, own)
     values = {**FLOW_RUN, "flow": str(own)}
     config = load_config(None, values)

@@ -90,10 +90,12 @@ def test_a_learner_killed_before_a_write_goes_on_exactly(
     from sdt_dist.flow import checkpoint
     from sdt_dist.training.flow import trainer
 
-    renames, writes = Path.rename, checkpoint.replace_file
+    renames = Path.rename
+    writes = checkpoint.replace_file
     moments = []
     for moment in range(0, 100, 3):
-        left, directory = iter([True] * moment), tmp_path / str(moment)
+        left = iter([True] * moment)
+        directory = tmp_path / str(moment)
 
         def count(left: Iterator[bool] = left) -> None:
             if not next(left, False):
@@ -232,7 +234,8 @@ def test_foreign_damaged_and_other_directories_are_refused(tmp_path: Path) -> No
 
 
 def test_exhausted_trees_carry_exact_values() -> None:
-    model, result = toy("A"), run_toy("A", "residual_ts", 3, num_rollouts=700)
+    model = toy("A")
+    result = run_toy("A", "residual_ts", 3, num_rollouts=700)
     root = TokenProcess(model, model.law, model.length).root([0])
     assert result.snapshot is not None
     for t in trajectories_of(result.snapshot, root):
@@ -242,7 +245,8 @@ def test_exhausted_trees_carry_exact_values() -> None:
 
 
 def test_trees_without_masses_carry_no_values() -> None:
-    model, result = toy("A"), run_toy("A", "dts", 3, num_rollouts=20)
+    model = toy("A")
+    result = run_toy("A", "dts", 3, num_rollouts=20)
     root = TokenProcess(model, model.law, model.length).root([0])
     assert result.snapshot is not None
     assert all(t.soft_values is None for t in trajectories_of(result.snapshot, root))
@@ -250,7 +254,8 @@ def test_trees_without_masses_carry_no_values() -> None:
 
 @pytest.mark.parametrize("num_children", [None, 6])
 def test_samples_without_a_tree_give_the_same_trajectories(num_children: int | None) -> None:
-    model, result = toy("D"), run_toy("D", "residual_ts", 3, num_rollouts=20)
+    model = toy("D")
+    result = run_toy("D", "residual_ts", 3, num_rollouts=20)
     process = TokenProcess(model, model.law, model.length)
     root = process.root([0])
     assert result.snapshot is not None
@@ -301,7 +306,8 @@ def test_contexts_of_a_round_depend_on_seed_and_round_alone(tmp_path: Path) -> N
 def test_datasets_are_used_before_the_cut_off_only(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text("load\n" + "\n".join(map(str, range(200))))
-    whole, cut = DatasetContexts(str(path), 50), DatasetContexts(str(path), 50, end_row=100)
+    whole = DatasetContexts(str(path), 50)
+    cut = DatasetContexts(str(path), 50, end_row=100)
     ends = [float(np.max(c)) for c in whole.draw(0, 0, 300)]  # type: ignore[arg-type]
     assert max(ends) == 149.0 and min(ends) == 49.0
     assert max(float(np.max(c)) for c in cut.draw(0, 0, 300)) == 99.0  # type: ignore[arg-type]

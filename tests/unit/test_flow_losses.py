@@ -51,7 +51,8 @@ def exact(batch: Batch) -> Scores:
 
 def test_a_batch_has_the_candidates_of_every_step_and_pads_the_rest() -> None:
     """For trajectories of several lengths, one of which has two candidates at its second step."""
-    short, long = shortened(toy_trajectory(TOY, (1, 2, 3, 4)), 2), toy_trajectory(TOY, (4, 3, 2, 1))
+    short = shortened(toy_trajectory(TOY, (1, 2, 3, 4)), 2)
+    long = toy_trajectory(TOY, (4, 3, 2, 1))
     found = long.candidates
     kept = [[t for t in range(5) if step != 1 or t in (0, 3)] for step in range(4)]
     steps = [tuple(column[found.step(t)][of] for column in _columns(found)) for t, of in enumerate(kept)]
@@ -92,13 +93,15 @@ def test_not_zero_for_another_function(name: str, batch: Batch) -> None:
 
 def test_trajectories_of_other_lengths_do_not_matter(batch: Batch) -> None:
     """A short trajectory has the loss in a padded batch that it has alone."""
-    short, long = shortened(toy_trajectory(TOY, (1, 2, 3, 4)), 2), toy_trajectory(TOY, (4, 3, 2, 1))
+    short = shortened(toy_trajectory(TOY, (1, 2, 3, 4)), 2)
+    long = toy_trajectory(TOY, (4, 3, 2, 1))
     tilts = {long.context: 5.0}
 
     def value(tokens: tuple[int, ...]) -> float:
         return float(np.cos(TOY.index(tokens) + len(tokens)))
 
-    both, alone = make_batch([long, short], tilts), make_batch([short], tilts)
+    both = make_batch([long, short], tilts)
+    alone = make_batch([short], tilts)
     for name in set(LOSSES) - {"log_partition_variance"}:  # which compares trajectories with each other
         have = LOSSES[name](scores_by(value, both), both)[1]
         assert have == pytest.approx(float(LOSSES[name](scores_by(value, alone), alone)[0]), rel=1e-12)
@@ -136,14 +139,17 @@ def test_horvitz_thompson_weights_are_unbiased() -> None:
     rng = np.random.default_rng(1)
     log_prob = rng.normal(size=12) * 1.5
     log_prob -= np.logaddexp.reduce(log_prob)
-    values, keys, count = rng.normal(size=12), np.arange(40_000, dtype=np.uint64) * np.uint64(2**40 + 3), 4
+    values = rng.normal(size=12)
+    keys = np.arange(40_000, dtype=np.uint64) * np.uint64(2**40 + 3)
+    count = 4
     perturbed = log_prob + gumbel(keys, 12)
     order = np.argsort(-perturbed, axis=1)
     estimates = []
     for row, kept in zip(perturbed, order, strict=True):
         log_weight = horvitz_thompson_log_weights(log_prob[kept[:count]], float(row[kept[count]]))
         estimates.append([(np.exp(log_weight) * values[kept[:count]]).sum(), np.exp(log_weight).sum()])
-    mean, error = np.mean(estimates, axis=0), np.std(estimates, axis=0) / np.sqrt(len(keys))
+    mean = np.mean(estimates, axis=0)
+    error = np.std(estimates, axis=0) / np.sqrt(len(keys))
     wanted = np.array([(np.exp(log_prob) * values).sum(), 1.0])
     assert (np.abs(mean - wanted) < 4 * error).all() and (error < 0.01).all()
 
@@ -155,7 +161,9 @@ def test_complete_rows_weigh_as_the_prior() -> None:
 
 def test_contrastive_differences_are_divergences_from_the_target() -> None:
     """On draws from p, contrastive(F) - contrastive(V) estimates KL(pi* || P_F), so V is its minimum."""
-    model, rng, count = toy("U"), np.random.default_rng(1), 4_000
+    model = toy("U")
+    rng = np.random.default_rng(1)
+    count = 4_000
     sequences = [model.sequence(i) for i in range(27)]
     log_prior = np.array([toy_trajectory(model, s).log_prob.sum() for s in sequences])
     draws = rng.choice(27, count, p=np.exp(log_prior))

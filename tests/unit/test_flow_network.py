@@ -76,7 +76,8 @@ def tilts_of(flow: Flow, states: Sequence[tuple[Root, tuple[int, ...]]], tilt: f
 def test_inference_equals_teacher_forcing(network: FlowNetwork) -> None:
     flow, (low, high) = Flow(network, INFO), network.spec.allowed
     states = random_states(network.spec, 12)
-    tilts, values = tilts_of(flow, states, 4.0), flow.values(states, 4.0)
+    tilts = tilts_of(flow, states, 4.0)
+    values = flow.values(states, 4.0)
     assert tilts.shape == (12, network.spec.vocab_size) and tilts.dtype == values.dtype == np.float64
     for (root, tokens), row, value in zip(states, tilts, values, strict=True):
         state, token = teacher_forced(network, root, tokens, 4.0)
@@ -149,15 +150,19 @@ def test_identity_names_weights_spec_and_use(network: FlowNetwork) -> None:
 def test_bits_do_not_depend_on_companions_where_tokens_are_few() -> None:
     """Fewer tokens than the BLAS has columns in a block."""
     torch.manual_seed(0)
-    network, root = FlowNetwork(FlowSpec(5, (0, 5), 4, hidden_size=16, key_size=16)), Root((0,), b"x")
+    network = FlowNetwork(FlowSpec(5, (0, 5), 4, hidden_size=16, key_size=16))
+    root = Root((0,), b"x")
     states = [(root, tokens) for length in range(4) for tokens in product(range(5), repeat=length)]
-    together, alone = tilts_of(Flow(network, INFO), states, 5.0), Flow(network, INFO)
+    together = tilts_of(Flow(network, INFO), states, 5.0)
+    alone = Flow(network, INFO)
     assert all((tilts_of(alone, [state], 5.0)[0] == row).all() for state, row in zip(states, together, strict=True))
 
 
 def test_states_that_a_flow_cannot_value_are_refused(network: FlowNetwork) -> None:
-    flow, spec = Flow(network, INFO), network.spec
-    root, full = Root((1, 2), b"r"), (spec.allowed[0],) * spec.max_new_tokens
+    flow = Flow(network, INFO)
+    spec = network.spec
+    root = Root((1, 2), b"r")
+    full = (spec.allowed[0],) * spec.max_new_tokens
     assert np.isfinite(flow.values([(root, full)], 1.0)).all()
     with pytest.raises(ConfigurationError, match="max_new_tokens"):
         tilts_of(flow, [(root, full)], 1.0)
@@ -215,7 +220,8 @@ def test_the_last_value_completes_the_spectrum_whatever_the_network_predicts() -
     context = network.context(torch.randint(*spec.allowed, (3, 20)), torch.full((3,), 20), torch.full((3,), 5.0))
     hidden = network.hidden(context, tokens)
     states, packed = network._split(hidden)
-    of_p, values = torch.tensor([0.2, 0.5]).expand(3, spec.max_new_tokens, 2), network.values_of(tokens)
+    of_p = torch.tensor([0.2, 0.5]).expand(3, spec.max_new_tokens, 2)
+    values = network.values_of(tokens)
     mean, response, variance = network.spectral.predict(states[:, :-1], packed[:, :-1], of_p)
     reached = mean[:, -1] + (values[:, -1] - 0.2)[:, None, None, None] * response[:, -1]
     reference = torch.exp(0.5 * context[:, spec.hidden_size : -2])[:, None]
@@ -229,14 +235,17 @@ def test_prediction_is_learnt_from_what_samples_become() -> None:
     """On persistent series the likelihood of the final coefficients rises well above that of knowing nothing."""
     torch.manual_seed(0)
     spec = FlowSpec(402, (2, 402), 16, values=(-4.0, 4.0), context_length=16, patch=4, segment=8, hidden_size=32)
-    network, rng = FlowNetwork(spec), np.random.default_rng(0)
+    network = FlowNetwork(spec)
+    rng = np.random.default_rng(0)
     series = np.zeros((96, 32))
     for t in range(1, 32):
         series[:, t] = 0.95 * series[:, t - 1] + 0.3 * rng.standard_normal(96)
     ids = torch.from_numpy(np.clip(np.rint((series + 4) * 50), 0, 399).astype(np.int64) + 2)
-    prompts, tokens = ids[:, :16], ids[:, 16:]
+    prompts = ids[:, :16]
+    tokens = ids[:, 16:]
     of_p = torch.stack([0.95 * network.values_of(ids[:, 15:-1]), torch.full((96, 16), 0.3)], dim=-1)
-    optimiser, curve = torch.optim.AdamW(network.parameters(), lr=5e-3), []
+    optimiser = torch.optim.AdamW(network.parameters(), lr=5e-3)
+    curve = []
     for _ in range(40):
         context = network.context(prompts, torch.full((96,), 16), torch.ones(96))
         loss = network.path_loss(network.hidden(context, tokens), tokens, of_p)

@@ -79,7 +79,8 @@ def test_a_flow_and_shared_evidence_exclude_each_other():
 class Uniform:
     """An `LLMInterface` object over three tokens."""
 
-    vocab_size, eos_token_id = 3, None
+    vocab_size = 3
+    eos_token_id = None
 
     def get_next_token_logits(self, token_sequence):
         return np.zeros(3)
@@ -120,7 +121,9 @@ def test_search_takes_a_flow_for_any_model_that_computes_here(method):
 
 def test_a_model_that_holds_no_flows_says_so():
     class Bare:
-        vocab_size, max_context, deterministic = 5, 9, True
+        vocab_size = 5
+        max_context = 9
+        deterministic = True
 
     process = TokenProcess(Bare(), Toy(*PARAMETERS["A"]).law, 4)  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="Bare cannot hold flow networks"):

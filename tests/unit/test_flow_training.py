@@ -42,9 +42,11 @@ def new_trainer(options: FlowTrainOptions = OPTIONS, log_dir: Path | None = None
 
 
 def test_resuming_equals_never_having_stopped(tmp_path: Path) -> None:
-    whole, curve = new_trainer(), []
+    whole = new_trainer()
+    curve = []
     whole.train(on_step=lambda step, metrics: curve.append((step, metrics)))
-    stopped, first = new_trainer(), []
+    stopped = new_trainer()
+    first = []
     stopped.train(5, on_step=lambda step, metrics: first.append((step, metrics)))
     stopped.save(tmp_path / "training.safetensors")
     resumed = FlowTrainer.resume(tmp_path / "training.safetensors", OPTIONS)
@@ -60,7 +62,8 @@ def test_a_checkpoint_before_the_first_step(tmp_path: Path) -> None:
 
 
 def test_damaged_and_foreign_training_files_are_refused(tmp_path: Path) -> None:
-    path, trainer = tmp_path / "training.safetensors", new_trainer()
+    path = tmp_path / "training.safetensors"
+    trainer = new_trainer()
     trainer.train(2)
     trainer.save(path)
     with pytest.raises(CheckpointError, match="seed=0, now 1"):
@@ -138,7 +141,8 @@ def rewrite(directory: Path, **changes: object) -> None:
 
 def test_a_flow_comes_back_as_it_was(saved: Path) -> None:
     torch.manual_seed(1)
-    network, states = FlowNetwork(SPEC), [(Root((1, 2), b"r"), (3,)), (Root((1, 2), b"r"), ())]
+    network = FlowNetwork(SPEC)
+    states = [(Root((1, 2), b"r"), (3,)), (Root((1, 2), b"r"), ())]
     flow = Flow.load(saved, card=card_of(toy("A")), reward="toy")
     again = Flow(network, flow.info)
     assert flow.info.version == 3 and flow.info.metrics == {"loss": 0.25}
@@ -195,7 +199,8 @@ def test_foreign_flow_files_are_refused(saved: Path, changes: dict, message: str
 
 def test_damaged_weights_are_refused(saved: Path) -> None:
     path = saved / WEIGHTS_FILE
-    weights, whole = load_file(path), path.read_bytes()
+    weights = load_file(path)
+    whole = path.read_bytes()
     path.write_bytes(whole[:-10])
     with pytest.raises(CheckpointError, match="cannot be read"):
         Flow.load(saved)

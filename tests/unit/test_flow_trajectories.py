@@ -92,7 +92,8 @@ def test_complete_rows_are_those_of_the_model() -> None:
     assert model.nfe - before <= len(states)  # each distinct state once
     rewards = {t.key[1]: t.reward for t in trajectories}
     for t in trajectories:
-        tokens, found = t.key[1], t.candidates
+        tokens = t.key[1]
+        found = t.candidates
         for step in range(3):
             place = found.step(step)
             order = np.argsort(found.tokens[place])
@@ -114,7 +115,8 @@ def test_rows_by_draws_without_replacement_are_unbiased() -> None:
             sizes = np.diff(t.candidates.ends, prepend=0)
             assert set(sizes.tolist()) <= {6, 7}
             sums.append([np.exp(t.candidates.log_weight[t.candidates.step(i)]).sum() for i in range(3)])
-    mean, error = np.mean(sums, axis=0), np.std(sums, axis=0) / np.sqrt(300)
+    mean = np.mean(sums, axis=0)
+    error = np.std(sums, axis=0) / np.sqrt(300)
     assert (np.abs(mean - 1) < 4 * error).all() and (error < 0.05).all()
 
 
@@ -166,7 +168,8 @@ def toy_buffer(capacity: int = 100, exponent: float = 0.5) -> ReplayBuffer:
 def test_replay_is_bounded_and_distinct() -> None:
     replay = toy_buffer(capacity=20)
     assert (len(replay), replay.added, replay.evicted) == (20, 36, 16)
-    newest, kept = toy_trajectory(toy("A"), toy("A").sequence(0), (3,)), replay.trajectories
+    newest = toy_trajectory(toy("A"), toy("A").sequence(0), (3,))
+    kept = replay.trajectories
     assert replay.add([replace(newest, reward=0.5)]) == 0 and len(replay) == 20
     assert replay.trajectories[-1].reward == 0.5
     assert [t.key for t in replay.trajectories[:-1]] == [t.key for t in kept if t.key != newest.key]
@@ -226,7 +229,8 @@ def test_strata_stand_for_a_whole_row() -> None:
     for centre, spread, count in ((400.3, 40.0, 24), (7.0, 30.0, 40), (500.2, 0.6, 24)):
         log_prob = -0.5 * ((tokens - centre) / spread) ** 2
         log_prob -= np.logaddexp.reduce(log_prob)
-        prob, row = np.exp(log_prob), (tokens[::-1], log_prob[::-1], log_prob[::-1])
+        prob = np.exp(log_prob)
+        row = (tokens[::-1], log_prob[::-1], log_prob[::-1])
         for f in ((tokens - centre) / spread, np.cos(tokens * 2.0)):  # smooth, and as rough as can be
             sums = []
             for key in range(400):

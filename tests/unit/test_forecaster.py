@@ -114,9 +114,11 @@ def test_a_horizon_beyond_the_limit_is_refused(forecaster):
 
 
 def test_only_the_last_context_length_values_count(forecaster):
-    process, length = forecaster.process(8), forecaster.spec.context_length
+    process = forecaster.process(8)
+    length = forecaster.spec.context_length
     long = np.concatenate([np.full(100, 1e9), _wave(length)])
-    whole, last = process.root(long), process.root(long[-length:])
+    whole = process.root(long)
+    last = process.root(long[-length:])
     assert (whole.prompt, whole.digest, whole.meta) == (last.prompt, last.digest, last.meta)
     assert len(whole.prompt) == length and len(process.root(long[-40:]).prompt) == 40
 
@@ -183,7 +185,8 @@ def test_training_resumes_exactly(trained, tmp_path, stop_at):
 @pytest.mark.parametrize("renames", range(6))
 def test_a_kill_between_any_two_files_of_a_save_resumes_exactly(trained, tmp_path, monkeypatch, renames):
     """Saves after steps 2 and 4; the kill leaves a torn file beside the one that was to come."""
-    real, done = Path.replace, []
+    real = Path.replace
+    done = []
 
     def replace_until_killed(self: Path, target: Path) -> Path:
         if len(done) == renames:
@@ -421,7 +424,8 @@ def test_a_search_is_the_same_alone_and_beside_any_companions():
         runs = run_searches(process, chosen, method="residual_ts", options=options, seed=5, in_flight=in_flight)
         return {i: (_told(run.finished), _told(run.samples), run.log_z, run.nfe, run.rollouts) for i, run in runs}
 
-    targets, rest = list(range(16)), list(range(16, len(problems)))
+    targets = list(range(16))
+    rest = list(range(16, len(problems)))
     assert len(rest) >= 14 and len({problems[i].name for i in range(len(problems))}) == len(problems)
     alone = {index: search([index], 1)[index] for index in targets}
     assert all(len(finished) == rollouts == 12 for finished, *_, rollouts in alone.values())

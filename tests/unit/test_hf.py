@@ -22,7 +22,8 @@ from tests.conformance.conftest import BACKENDS
 @pytest.mark.parametrize("name", ["hf-llama", "hf-llama-gqa", "hf-module"])
 def test_scores_agree_with_the_module(name):
     backend = BACKENDS[name]()
-    model, root = backend.make(), backend.root()
+    model = backend.make()
+    root = backend.root()
     (reply,) = model.rollout([RolloutRequest(root, (), 12, 3)], backend.law)
     ids = torch.tensor([[*root.prompt, *reply.tokens.tolist()]])
     with torch.inference_mode():
@@ -34,7 +35,8 @@ def test_scores_agree_with_the_module(name):
 
 def test_the_lean_decoder_agrees_with_the_module_decoder():
     backend = BACKENDS["hf-llama-gqa"]()
-    lean, plain = backend.make(), HFModel(backend.modules[0])
+    lean = backend.make()
+    plain = HFModel(backend.modules[0])
     plain._decoder = ModuleDecoder(backend.modules[0])
     requests = [RolloutRequest(backend.root(i), (), 15, i) for i in range(5)]
     for a, b in zip(lean.rollout(requests, backend.law), plain.rollout(requests, backend.law), strict=True):
@@ -63,7 +65,9 @@ def test_a_rows_bits_do_not_depend_on_its_place_among_others_with_several_thread
 @pytest.mark.parametrize("mask", [None, "numbers", "booleans"])
 def test_plain_attention_is_that_of_torch_and_stays_where_it_was_asked_for(mask):
     torch.manual_seed(0)
-    query, key, value = torch.randn(8, 4, 1, 16), torch.randn(8, 2, 9, 16), torch.randn(8, 2, 9, 16)
+    query = torch.randn(8, 4, 1, 16)
+    key = torch.randn(8, 2, 9, 16)
+    value = torch.randn(8, 2, 9, 16)
     masks = {None: None, "numbers": torch.randn(8, 1, 1, 9), "booleans": torch.rand(8, 1, 1, 9) < 0.7}
 
     def attend() -> torch.Tensor:
@@ -121,7 +125,8 @@ def test_a_server_reports_prefix_and_reused_tokens():
 
 def test_the_cache_saves_work_and_eviction_is_counted():
     backend = BACKENDS["hf-llama"]()
-    roomy, tight = backend.make(), backend.make(cache_bytes=1)
+    roomy = backend.make()
+    tight = backend.make(cache_bytes=1)
     for model in (roomy, tight):
         for key in range(50):
             (reply,) = model.rollout([RolloutRequest(backend.root(), (), 12, key)], backend.law)
@@ -152,7 +157,9 @@ def test_release_forgets_a_problem():
 def test_a_prompt_is_paid_once_even_when_a_second_server_encodes_it_again():
     """A search that moves to a backend without its caches pays recomputed tokens there, and no NFE for its prompt."""
     backend = BACKENDS["hf-llama"]()
-    first, second, root = backend.make(), backend.make(), backend.root()
+    first = backend.make()
+    second = backend.make()
+    root = backend.root()
     (paid,) = first.rollout([RolloutRequest(root, (), 4, key=1)], backend.law)
     (again,) = second.rollout([RolloutRequest(replace(root, paid=True), (), 4, key=1)], backend.law)
     length = len(paid.tokens)

@@ -39,7 +39,9 @@ class GatedToy(Toy):
 
     def __init__(self) -> None:
         super().__init__(5, 6, 1.0)
-        self.gate, self.entered, self.batches = threading.Event(), threading.Event(), list[int]()
+        self.gate = threading.Event()
+        self.entered = threading.Event()
+        self.batches = list[int]()
 
     def rollout(self, requests, law):
         self.entered.set()
@@ -117,7 +119,8 @@ def test_a_search_over_http_draws_the_same_samples_at_the_same_cost(method, monk
 
 
 def test_text_comes_over_http_as_from_the_model_itself():
-    local, options = language(), {"method": "residual_ts", "max_new_tokens": 5, "num_rollouts": 8, "num_samples": 4}
+    local = language()
+    options = {"method": "residual_ts", "max_new_tokens": 5, "num_rollouts": 8, "num_samples": 4}
 
     def reward(samples):
         return [float(len(set(tokens))) for tokens in samples]
@@ -229,7 +232,10 @@ class _Relay:
     """Passes bytes on; while `dropping`, the first `drops` answers of the server are lost with their connection."""
 
     def __init__(self, port: int, drops: int) -> None:
-        self._target, self._drops, self.dropping, self.dropped = port, drops, False, 0
+        self._target = port
+        self._drops = drops
+        self.dropping = False
+        self.dropped = 0
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
@@ -426,9 +432,11 @@ def test_errors_come_out_as_the_class_they_were(plain, caplog):
 
 
 def test_a_search_does_not_go_on_with_another_model():
-    first, second = Toy(5, 6, 1.0), Toy(5, 6, 1.0, seed=1)
+    first = Toy(5, 6, 1.0)
+    second = Toy(5, 6, 1.0, seed=1)
     with RunningServer(first, card_of(first, "first")) as server:
-        client, port = server.client(), server.port
+        client = server.client()
+        port = server.port
         client.rollout(rollouts(1), LAW)
     with (
         RunningServer(second, card_of(second, "second"), port=port),

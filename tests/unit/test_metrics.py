@@ -51,7 +51,8 @@ def test_crps_of_equal_samples_is_their_absolute_error():
 
 
 def test_mase_of_the_seasonal_naive_forecast_by_hand():
-    history, truth = np.array([1.0, 2.0, 4.0, 2.0, 4.0, 7.0]), np.array([4.0, 4.0, 9.0])
+    history = np.array([1.0, 2.0, 4.0, 2.0, 4.0, 7.0])
+    truth = np.array([4.0, 4.0, 9.0])
     assert seasonal_scale(history, 3) == (1 + 2 + 3) / 3
     assert mase(history[None, -3:], truth, history, 3) == pytest.approx((2 + 0 + 2) / 3 / 2)
 
@@ -59,7 +60,8 @@ def test_mase_of_the_seasonal_naive_forecast_by_hand():
 @pytest.mark.parametrize("season", [1, 4, 7])
 def test_the_seasonal_naive_forecast_of_a_trend_has_mase_one(season):
     series = 3.0 * np.arange(40 + season) + np.resize(np.random.default_rng(0).standard_normal(season), 40 + season)
-    history, truth = series[:40], series[40:]
+    history = series[:40]
+    truth = series[40:]
     assert mase(history[None, -season:], truth, history, season) == pytest.approx(1.0)
 
 
@@ -79,7 +81,8 @@ def test_coverage_of_exact_quantiles_is_exact():
 
 def test_wql_by_hand():
     """Quantiles 1..9 of {0, 10} against 4: twice the pinball losses is 2 * (1.0 + 3.5), a ninth of it a level."""
-    samples, truth = np.array([[0.0, 0.0], [10.0, 10.0]]), np.array([4.0, 4.0])
+    samples = np.array([[0.0, 0.0], [10.0, 10.0]])
+    truth = np.array([4.0, 4.0])
     assert quantile_loss(samples, truth) == pytest.approx(2.0)
     wql = ratio_of_sums(np.array([quantile_loss(samples, truth)]), np.array([np.abs(truth).sum()]))
     assert wql == pytest.approx({"mean": 0.25, "low": 0.25, "high": 0.25})
@@ -140,7 +143,8 @@ def test_distances_use_the_frequencies_of_their_spectra(length):
 
 
 def test_short_horizons_have_no_spectrum_and_flat_histories_have_finite_measures():
-    flat, rng = np.full(96, 3.0), np.random.default_rng(0)
+    flat = np.full(96, 3.0)
+    rng = np.random.default_rng(0)
     for horizon in (1, 2, 3):
         measures = forecast_measures(rng.standard_normal((4, horizon)), np.ones(horizon), flat, 1, 3.0, 1.0)
         assert set(measures) == {"crps", "wql_loss", "wql_scale", "mase", "coverage_80", "dtw"}
@@ -204,7 +208,8 @@ def test_log_l1_of_a_scaled_spectrum_is_the_log_of_the_factor_both_ways(factor):
 
 
 def test_normalised_distances_ignore_power():
-    low, high = np.linspace(1.0, 3.0, 33), np.linspace(3.0, 1.0, 33)
+    low = np.linspace(1.0, 3.0, 33)
+    high = np.linspace(3.0, 1.0, 33)
     for distance in (spectral_w1, spectral_kl):
         assert distance(50 * low[None], low) == pytest.approx([0.0], abs=1e-12)
         assert distance(50 * low[None], high) == pytest.approx(distance(low[None], high)) != [0.0]

@@ -63,7 +63,8 @@ def deviation(module: torch.nn.Module, model, tokens: list[int]) -> float:
     """Largest difference of log p between a Transformers module and what a backend's expansions say, over prefixes."""
     with torch.inference_mode():
         want = torch.log_softmax(module(input_ids=torch.tensor([tokens])).logits[0].double(), -1).numpy()
-    root, law = root_of(*tokens[:4]), PriorLaw((0, model.vocab_size))
+    root = root_of(*tokens[:4])
+    law = PriorLaw((0, model.vocab_size))
     asked = [ExpandRequest(root, tuple(tokens[4:end]), model.vocab_size) for end in range(4, len(tokens) + 1)]
     worst = 0.0
     for end, reply in enumerate(model.expand(asked, law), start=4):
@@ -134,7 +135,8 @@ def test_layers_without_plain_caches_are_fed_again_and_score_the_same(tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     windowed = {"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 8}
     (tmp_path / "config.json").write_text(json.dumps({**config, **windowed}))
-    model, law = MlxModel(*load_module(tmp_path)), PriorLaw((3, 32))
+    model = MlxModel(*load_module(tmp_path))
+    law = PriorLaw((3, 32))
     roots = [root_of(*TOKENS[:length]) for length in (3, 7, 12)]
     asked = [RolloutRequest(root, tuple(TOKENS[20 : 20 + i]), 9 - 2 * i, i) for i, root in enumerate(roots)]
     for request, reply in zip(asked, model.rollout(asked, law), strict=True):
@@ -166,7 +168,8 @@ def test_counters_are_those_of_hf():
 @pytest.mark.mlx
 def test_a_small_byte_budget_evicts_and_changes_no_score():
     backend = BACKENDS["mlx-llama"]()
-    roomy, tight = backend.make(), backend.make(cache_bytes=3000)
+    roomy = backend.make()
+    tight = backend.make(cache_bytes=3000)
     law = PriorLaw((4, 24))
     asked = []
     for number in range(3):
@@ -185,18 +188,22 @@ def test_a_small_byte_budget_evicts_and_changes_no_score():
 @pytest.mark.mlx
 def test_two_cached_prefixes_meet_the_same_suffix_in_one_call():
     """Both prefixes were computed before, with prompts of different lengths; the suffix reuses each one's own KV."""
-    model, plain = BACKENDS["mlx-llama"]().make(), BACKENDS["hf-llama-gqa"]().make()
-    law, roots = PriorLaw((4, 24)), [root_of(5, 6, 7), root_of(9, 8, 7, 6, 5, 4)]
+    model = BACKENDS["mlx-llama"]().make()
+    plain = BACKENDS["hf-llama-gqa"]().make()
+    law = PriorLaw((4, 24))
+    roots = [root_of(5, 6, 7), root_of(9, 8, 7, 6, 5, 4)]
     suffix = (10, 11, 12, 13)
     for root in roots:
         model.expand([ExpandRequest(root, suffix, 1)], law)
     before = model.nfe
     asked = [ExpandRequest(root, (*suffix, 14), 20) for root in roots]
-    replies, want = model.expand(asked, law), plain.expand(asked, law)
+    replies = model.expand(asked, law)
+    want = plain.expand(asked, law)
     assert model.nfe == before + 2
     assert model.recomputed_tokens == plain.recomputed_tokens - 2 * len(suffix) + 2 * (len(suffix) - 1)
     for have, other in zip(replies, want, strict=True):
-        order, places = np.argsort(have.children), np.argsort(other.children)
+        order = np.argsort(have.children)
+        places = np.argsort(other.children)
         np.testing.assert_allclose(have.log_prob[order], other.log_prob[places], atol=1e-4)
     assert np.abs(replies[0].log_prob - replies[1].log_prob).max() > 1e-2
 
@@ -208,7 +215,8 @@ def test_a_long_prompt_goes_in_pieces_and_counts_once(tmp_path, monkeypatch):
     monkeypatch.setattr(decoder, "_PIECE_TOKENS", 16)
     module = llama()
     model = load_model(f"mlx:{saved(tmp_path, module)}").model
-    law, root = PriorLaw((0, 32)), root_of(*TOKENS)
+    law = PriorLaw((0, 32))
+    root = root_of(*TOKENS)
     (reply,) = model.expand([ExpandRequest(root, (), 32)], law)
     with torch.inference_mode():
         want = torch.log_softmax(module(input_ids=torch.tensor([TOKENS])).logits[0, -1].double(), -1).numpy()
@@ -235,12 +243,14 @@ def test_four_bit_models_agree_with_their_own_weights_unpacked(tmp_path):
 @pytest.mark.mlx
 def test_language_models_end_and_mask_as_with_hf(tmp_path):
     directory = saved(tmp_path, llama())
-    ours, plain = load_model(f"mlx:{directory}"), load_model(directory)
+    ours = load_model(f"mlx:{directory}")
+    plain = load_model(directory)
     assert ours.law() == plain.law()
     assert ours.encode_text("w3") == plain.encode_text("w3")
     assert [token for token, _ in ours.get_top_k_tokens(TOKENS, 5)] == [t for t, _ in plain.get_top_k_tokens(TOKENS, 5)]
     assert ours.model.max_context == plain.model.max_context == 64
-    ours_card, plain_card = card_of(ours), card_of(plain)
+    ours_card = card_of(ours)
+    plain_card = card_of(plain)
     assert (ours_card.spec, ours_card.kind, ours_card.vocab_size) == (
         plain_card.spec,
         plain_card.kind,

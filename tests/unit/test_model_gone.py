@@ -49,7 +49,8 @@ def test_every_call_of_its_batch_fails_at_once_and_the_server_is_told():
 
 def test_the_http_server_ends_and_says_why():
     async def run() -> None:
-        model, ready = Gone(), asyncio.Event()
+        model = Gone()
+        ready = asyncio.Event()
         service = ModelService(model, card_of(model), TOKEN)
         server = asyncio.create_task(
             serve(service, "127.0.0.1", 0, stop=asyncio.Event(), ready=lambda port: ready.set())

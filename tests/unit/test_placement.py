@@ -73,7 +73,8 @@ def test_those_without_gpu_leave_gpu_nodes_to_those_with():
 
 
 def test_the_most_constrained_kind_is_packed_first():
-    small, large = Node("small", {"CPU": 2.0}), Node("large", {"CPU": 2.0}, {"disk": "fast"})
+    small = Node("small", {"CPU": 2.0})
+    large = Node("large", {"CPU": 2.0}, {"disk": "fast"})
     requests = [_request("searcher", 2, cpus=1.0), _request("shard", 1, cpus=2.0, disk="fast")]
     for nodes in itertools.permutations([small, large]):
         plan = check_placement(requests, list(nodes))

@@ -29,7 +29,9 @@ def make_scores(shape: str, rng: np.random.Generator, size: tuple[int, int]) -> 
 def make_requests(rng: np.random.Generator, scores: np.ndarray) -> tuple[list, list, list]:
     """num_children, keys and excluded tokens of each row: few and all, drawn and ordered, none, any and the best."""
     num_tokens = scores.shape[1]
-    num_children, keys, excluded = [], [], []
+    num_children = []
+    keys = []
+    excluded = []
     for row in scores:
         num_children.append(int(rng.choice([1, 2, 8, 65, num_tokens, 10**12])))
         keys.append(int(rng.integers(0, 1 << 64, dtype=np.uint64)) if rng.random() < 0.6 else None)
@@ -41,11 +43,13 @@ def make_requests(rng: np.random.Generator, scores: np.ndarray) -> tuple[list, l
 
 def by_sorting(scores: np.ndarray, num_children: int, key: int | None, excluded: tuple[int, ...]) -> np.ndarray:
     """Tokens [K] of one row of scores [V]: every token's rank, sorted stably."""
-    scores, nothing = scores.astype(np.float64), -np.inf
+    scores = scores.astype(np.float64)
+    nothing = -np.inf
     ranks = scores.copy()
     if key is not None:
         mass = np.array([exp_nonpositive(x) for x in scores - scores.max()])
-        ranks, nothing = mass / exponential(np.array([key], dtype=np.uint64), len(scores))[0], 0.0
+        ranks = mass / exponential(np.array([key], dtype=np.uint64), len(scores))[0]
+        nothing = 0.0
     ranks[list(excluded)] = nothing
     return np.argsort(-ranks, kind="stable")[: min(num_children, int((ranks > nothing).sum()))]
 

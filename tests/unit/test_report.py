@@ -180,7 +180,8 @@ def test_it_says_what_changed_and_what_did_not(page):
 
 def test_the_tree_is_the_saved_one(page, runs):
     saved = Snapshot.load(tree_path(runs[0], "residual_ts"))
-    nodes, tree = saved.tree.nodes[: saved.tree.size], page.trees[0]
+    nodes = saved.tree.nodes[: saved.tree.size]
+    tree = page.trees[0]
     assert tree["label"] == "residual_ts" and len(tree["parent"]) == tree["size"] == saved.tree.size
     assert tree["parent"] == nodes["parent"].tolist() and tree["visits"] == nodes["visits"].tolist()
     assert tree["token"] == nodes["token"].tolist()
@@ -363,7 +364,8 @@ def test_one_pair_has_no_small_p_and_is_no_error():
 
 
 def test_many_methods_are_counted_instead_of_named():
-    apart, alike = Difference(1.0, 0.5, 1.5, 0.01, 0.1, 5), Difference(0.0, -1.0, 1.0, 1.0, 1.0, 5)
+    apart = Difference(1.0, 0.5, 1.5, 0.01, 0.1, 5)
+    alike = Difference(0.0, -1.0, 1.0, 1.0, 1.0, 5)
     few = {f"m{i}": {"crps": apart if i < 2 else alike} for i in range(9)}
     many = {f"m{i}": {"crps": apart} for i in range(9)} | {"other": {"crps": alike}}
     assert in_words(few, " than x") == ["CRPS (good: lower) is higher than x for `m0`, `m1`."]

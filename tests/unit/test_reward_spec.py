@@ -41,7 +41,8 @@ SPECS = {
 
 @pytest.mark.parametrize("spec", SPECS)
 def test_a_spec_is_the_reward_it_writes_down(spec):
-    factory, want = parse_reward(spec), SPECS[spec](HISTORY)
+    factory = parse_reward(spec)
+    want = SPECS[spec](HISTORY)
     have = factory.build(RewardContext(history=HISTORY))
     assert factory.view == "series"
     assert have.multipliers == want.multipliers
@@ -69,7 +70,8 @@ def test_another_gamma_weighs_the_spectral_terms_and_changes_nothing_else(spec, 
     assert changed == want and with_gamma(changed, gamma) == changed
     assert reward_identity(changed) == reward_identity(spec)
     have, before = (parse_reward(s).build(RewardContext(history=HISTORY)) for s in (changed, spec))
-    raw, old = have.components(decoded(SERIES)), before.components(decoded(SERIES))
+    raw = have.components(decoded(SERIES))
+    old = before.components(decoded(SERIES))
     assert raw.keys() == old.keys() and all((raw[name] == old[name]).all() for name in raw)
     ratios = {n: m / before.multipliers[n] for n, m in have.multipliers.items()}
     first = next(name for name in ratios if name.startswith("spectral"))

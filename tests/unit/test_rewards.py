@@ -55,7 +55,8 @@ def test_divergence_is_positive_and_gamma_is_its_weight(distance):
 
 @pytest.mark.parametrize("length", [4, 9, 15, 32])
 def test_the_reward_is_minus_the_metric(length):
-    samples, z = SERIES[:3, :length], (SERIES[:3, :length] - HISTORY.mean()) / HISTORY.std()
+    samples = SERIES[:3, :length]
+    z = (SERIES[:3, :length] - HISTORY.mean()) / HISTORY.std()
     for row, z_row in zip(samples, z, strict=True):
         metric = spectral_measures(z_row[None], (HISTORY - HISTORY.mean()) / HISTORY.std())
         for distance, name in (("wasserstein", "spec_w1_half"), ("log_l1", "log_l1")):
@@ -112,7 +113,8 @@ def test_a_factor_that_is_not_a_finite_number_is_refused(factor):
 
 
 def test_bounds_measure_the_mean_excess_in_standard_deviations_of_the_history():
-    soft, hard = Bounds(HISTORY, -1.0, 2.0), Bounds(HISTORY, -1.0, 2.0, hard=True, floor=-7.0)
+    soft = Bounds(HISTORY, -1.0, 2.0)
+    hard = Bounds(HISTORY, -1.0, 2.0, hard=True, floor=-7.0)
     samples = decoded([[-1.0, 0.0, 2.0, 1.0], [-3.0, 0.0, 4.0, 1.0], [2.0, 2.0, 2.0, 2.0 + 1e-9]])
     np.testing.assert_allclose(soft.score(samples), -np.array([0, 4, 1e-9]) / 4 / HISTORY.std(), rtol=1e-6)
     assert hard.score(samples).tolist() == [0.0, -7.0, -7.0]
@@ -142,7 +144,8 @@ def test_the_tail_of_the_history_is_its_own_template(length):
 
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_partial_forms_at_full_length_are_the_score(distance):
-    bounds, spectral = Bounds(HISTORY, low=0.0), SpectralReward(HISTORY, 2.0, distance)
+    bounds = Bounds(HISTORY, low=0.0)
+    spectral = SpectralReward(HISTORY, 2.0, distance)
     samples = decoded(SERIES)
     for reward in (bounds, spectral, bounds + 0.5 * spectral):
         assert reward.has_partial

@@ -61,7 +61,9 @@ class FoursFlow:
 
 
 def run_lm(case: str, max_new_tokens: int = 5, **options):
-    method, model, reward = case.split(":")[0], InstrumentedLM(), CountingReward()
+    method = case.split(":")[0]
+    model = InstrumentedLM()
+    reward = CountingReward()
     process = interface_process(model, max_new_tokens)
     problem = SearchProblem(0, process.root(list(PROMPT)), reward)
     flow = FoursFlow() if method == "s_adt" else None
@@ -131,7 +133,8 @@ def test_the_prompt_is_never_scored_and_never_counts(method):
 @pytest.mark.parametrize("method", ["best_of_n", "snis", *TREES])
 def test_equal_nfe_within_one_wave(method):
     """On a model without an end token, every method spends its max_nfe to within one wave of full rollouts."""
-    length, wave = PARAMETERS["C"][1], 4
+    length = PARAMETERS["C"][1]
+    wave = 4
     options = {"max_nfe": 600, "num_samples": 4, "inverse_temperature": 1.0}
     if method in TREES:
         options["wave_size"] = wave

@@ -69,7 +69,8 @@ def test_foreign_files_are_refused(tmp_path):
 class Counter:
     """A language model over six tokens that counts its calls."""
 
-    vocab_size, eos_token_id = 6, 2
+    vocab_size = 6
+    eos_token_id = 2
 
     def __init__(self) -> None:
         self.calls = 0
@@ -140,7 +141,8 @@ def test_block_trees_branch_at_block_ends_only_and_converge(method, options):
 
 def test_truncation_needs_one_definition_of_p():
     """tail="truncate" with top_k = k everywhere has the exact target of the truncated prior."""
-    prompt, options = [5, 1], {"method": "maxent_ts", "max_new_tokens": 3, "expansion_k": 2, "tail": "truncate"}
+    prompt = [5, 1]
+    options = {"method": "maxent_ts", "max_new_tokens": 3, "expansion_k": 2, "tail": "truncate"}
     with pytest.raises(ConfigurationError, match="top_k=2"):
         sdt.search(Counter(), prompt, fours, num_rollouts=8, **options)
     result = sdt.search(Counter(), prompt, fours, num_rollouts=100, top_k=2, **options)

@@ -123,7 +123,8 @@ def test_serve_refuses_before_it_loads(arguments, named, tmp_path, monkeypatch):
 
 
 def test_tls_works_with_a_trusted_certificate_only(tmp_path, monkeypatch):
-    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    certificate = tmp_path / "cert.pem"
+    key = tmp_path / "key.pem"
     command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
                "-days", "2", "-keyout", str(key), "-out", str(certificate), "-subj", "/CN=sdt", "-addext",
                "subjectAltName=IP:127.0.0.1"]  # fmt: skip

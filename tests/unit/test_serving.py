@@ -21,7 +21,9 @@ class Gated(Toy):
 
     def __init__(self) -> None:
         super().__init__(*TOY)
-        self.gate, self.begun, self.batches = threading.Event(), threading.Semaphore(0), []
+        self.gate = threading.Event()
+        self.begun = threading.Semaphore(0)
+        self.batches = []
         self.fails: set[int] = set()
 
     def rollout(self, requests, law):
@@ -152,7 +154,8 @@ def test_a_probe_is_a_real_token():
 
 def test_a_name_is_refused_for_other_requests_and_free_again_after_a_failure():
     async def run():
-        server, good = ModelServer(Toy(*TOY)), _call(1)
+        server = ModelServer(Toy(*TOY))
+        good = _call(1)
         first = await server.answer(good)
         with pytest.raises(NameTakenError, match="call 1 was used for other requests"):
             await server.answer(replace(_call(2), name=good.name))
@@ -219,7 +222,8 @@ def test_a_closed_server_turns_everybody_away_and_ends_what_the_model_works_on()
 
 def test_a_model_that_batches_by_itself_gets_as_many_calls_at_once_as_it_takes():
     async def run():
-        clock, model = Clock(), Gated()
+        clock = Clock()
+        model = Gated()
         model.concurrent_calls = 2
         server = ModelServer(model, clock=clock)
         tasks = []
@@ -242,7 +246,8 @@ def test_a_call_that_comes_right_after_the_last_one_was_answered_is_served():
     """The second caller asks as soon as the server's worker has ended, before its callbacks have run."""
 
     async def run():
-        server, found = ModelServer(Toy(*TOY)), []
+        server = ModelServer(Toy(*TOY))
+        found = []
         for number in range(30):
             first = asyncio.create_task(server.answer(_call(2 * number)))
             await asyncio.sleep(0)

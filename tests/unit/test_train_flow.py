@@ -290,10 +290,12 @@ def test_rounds_on_toys_learn_soft_values(tmp_path):
     learner = Learner.open(tmp_path / "run", spec, info, config.training(), config.learner())
     run_rounds(learner, source, config, Watch())
     learner.close()
-    flow, rhos = learner.flow(), []
+    flow = learner.flow()
+    rhos = []
     assert flow is not None and flow.info.version == 5
     for prompt in Members().draw(0, 0, 4):
-        member, root = FamilyMember(prompt), process.root(prompt)
+        member = FamilyMember(prompt)
+        root = process.root(prompt)
         groups = sibling_groups(member)
         rows = np.stack([member.log_prob_tables[len(prefix)][member.index(prefix)] for prefix, _ in groups])
         tilts = flow.log_tilts([(root, prefix) for prefix, _ in groups], member.inverse_temperature, rows)

@@ -72,7 +72,8 @@ def evaluated_children(tree: Tree, node: int) -> list[int]:
 
 def inner_error(method: str, num_rollouts: int, cap: int | None) -> float:
     """Mean |value - V| of toy C's nodes with at least ten visits, down to depth 2, weighted by visits."""
-    reward, errors = SoftPartial("C"), []
+    reward = SoftPartial("C")
+    errors = []
     for seed in range(4):
         nodes = (tree := run_cut("C", method, seed, num_rollouts, cap).tree).nodes
         seen = [n for n in range(tree.size) if nodes["depth"][n] <= 2 and nodes["visits"][n] >= 10]
@@ -91,7 +92,8 @@ def test_exact_guesses_converge_to_exact_values_and_sooner_than_full_rollouts(me
 
 def test_exact_guesses_give_exact_values_where_all_children_have_one():
     """Soft Bellman: an enumerated node is exact once all its children are, finished or not."""
-    reward, cut_below = SoftPartial("U"), 0
+    reward = SoftPartial("U")
+    cut_below = 0
     for tree in (run_cut("U", "maxent_ts", seed, 48, expansion_k=3).tree for seed in range(8)):
         exact: dict[int, bool] = {}
         for node in reversed(range(tree.size)):
@@ -124,7 +126,8 @@ class Misleading(SoftPartial):
 @pytest.mark.parametrize("cap", [1, 3])
 def test_a_value_is_the_partial_form_until_there_are_children_to_back_up(method, cap):
     run = run_cut("C", method, 1, 150, cap)
-    reward, tree = SoftPartial("C"), run.tree
+    reward = SoftPartial("C")
+    tree = run.tree
     counts = np.zeros(2)
     for node in np.flatnonzero(~np.isnan(tree.nodes["value"][: tree.size])).tolist():
         children = evaluated_children(tree, node)
@@ -135,7 +138,8 @@ def test_a_value_is_the_partial_form_until_there_are_children_to_back_up(method,
 
 
 def backed_up(method: str, tree: Tree, node: int, children: list[int]) -> float:
-    strength, nodes = toy("C").inverse_temperature, tree.nodes
+    strength = toy("C").inverse_temperature
+    nodes = tree.nodes
     values = nodes["value"][children]
     if method == "mcts":
         return float(np.average(values, weights=nodes["visits"][children]))
@@ -143,7 +147,8 @@ def backed_up(method: str, tree: Tree, node: int, children: list[int]) -> float:
     if method == "maxent_ts":  # all mass that no evaluated child stands for has their mean
         rest = np.log1p(-min(np.exp(nodes["log_prior"][children]).sum(), 1 - 1e-16))
         mean = logsumexp(strength * values) - np.log(len(children))
-        values, weights = np.append(values, mean / strength), np.append(nodes["log_prior"][children], rest)
+        values = np.append(values, mean / strength)
+        weights = np.append(nodes["log_prior"][children], rest)
     return float(logsumexp(weights + strength * values) - logsumexp(weights)) / strength
 
 
@@ -172,7 +177,9 @@ class Constant:
 @pytest.mark.parametrize("cap", [1, 2, 4])
 def test_a_walk_pays_for_at_most_its_cap(method, cap):
     """Every row that a walk needs above its rollout was computed by an earlier one; forwards are counted as they are."""
-    model, length, wave = InstrumentedLM(), 7, 4
+    model = InstrumentedLM()
+    length = 7
+    wave = 4
     options = {"num_rollouts": 60, "wave_size": wave, "rollout_max_new_tokens": cap}
     process = interface_process(model, length)
     problem = SearchProblem(0, process.root(list(PROMPT)), Fours())
@@ -201,7 +208,8 @@ def test_the_reward_scores_finished_samples_and_its_partial_form_unfinished_ones
 @pytest.mark.parametrize("method", WALKING)
 def test_final_walks_compete_among_children_with_finished_samples_only(method):
     run = run_cut("C", method, 5, 150)
-    tree, strength = run.tree, toy("C").inverse_temperature
+    tree = run.tree
+    strength = toy("C").inverse_temperature
     law: dict[tuple[int, ...], float] = {}
 
     def finishes(node: int) -> bool:
@@ -275,7 +283,8 @@ def resumed(method: str, saved: Snapshot, **options):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_resuming_equals_never_having_stopped(method, tmp_path):
-    whole, half = run_cut("C", method, 3, 140, 2), run_cut("C", method, 3, 80, 2)
+    whole = run_cut("C", method, 3, 140, 2)
+    half = run_cut("C", method, 3, 80, 2)
     assert half.rollouts == 80, "no last wave was needed"
     path = half.snapshot.save(tmp_path / "search.npz")
     result = resumed(method, Snapshot.load(path), num_rollouts=140, rollout_max_new_tokens=2)
@@ -299,7 +308,8 @@ def test_a_search_that_needed_its_last_wave_goes_on_from_there(method):
 @pytest.mark.parametrize("method", METHODS)
 def test_waves_and_companions_keep_their_draws(method):
     """A problem's search is the same alone and beside others."""
-    model, options = Toy(*PARAMETERS["C"]), {"num_rollouts": 60, "rollout_max_new_tokens": 2}
+    model = Toy(*PARAMETERS["C"])
+    options = {"num_rollouts": 60, "rollout_max_new_tokens": 2}
 
     def samples(indices: list[int]):
         process = TokenProcess(model, model.law, model.length)
@@ -312,7 +322,8 @@ def test_waves_and_companions_keep_their_draws(method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_reward_without_a_partial_form_is_refused_before_any_model_call(method):
-    model, options = InstrumentedLM(), {"num_rollouts": 4, "rollout_max_new_tokens": 1}
+    model = InstrumentedLM()
+    options = {"num_rollouts": 4, "rollout_max_new_tokens": 1}
     with pytest.raises(ConfigurationError, match=r"rollout_max_new_tokens: 1.*length_of.*partial form"):
         sdt.search(model, list(PROMPT), length_of, method=method, max_new_tokens=4, **options)
     assert not model.asked
@@ -354,7 +365,8 @@ def test_where_the_option_has_no_meaning_it_is_refused(method, options, words):
 def test_series_of_every_length_get_the_spectral_rewards_partial_form(method, cap):
     """As in smc: 0 below 16 values, the distance of what is there from then on."""
     history = 10 + np.sin(np.arange(120) / 4) + 0.1 * np.random.default_rng(0).standard_normal(120)
-    reward, options = SpectralReward(history), {"num_rollouts": 24, "rollout_max_new_tokens": cap}
+    reward = SpectralReward(history)
+    options = {"num_rollouts": 24, "rollout_max_new_tokens": cap}
     run = sdt.search(load_model("bundled"), history, reward, method=method, max_new_tokens=24, **options)
     nodes = run.tree.nodes[: run.tree.size]
     leaves = nodes[(nodes["first_child"] < 0) & ~np.isnan(nodes["value"]) & (nodes["status"] != TERMINAL)]

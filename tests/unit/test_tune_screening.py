@@ -46,7 +46,8 @@ def law_of(name: str, strength: float, multiplier: float) -> Reweighed:
 @pytest.mark.parametrize(("strength", "multiplier"), [(0.5, 1.0), (2.0, 3.0), (40.0, 0.5)])
 def test_exhausted_evidence_gives_the_objectives_of_the_law_itself_at_any_tilt(strength, multiplier):
     walks = walks_of(run_toy("A", "residual_ts", 0, num_rollouts=1000).snapshot, "run")
-    found, want = reweigh(walks, {"toy": multiplier}, strength), law_of("A", strength, multiplier)
+    found = reweigh(walks, {"toy": multiplier}, strength)
+    want = law_of("A", strength, multiplier)
     assert found.exhausted and found.sequences == want.sequences
     np.testing.assert_allclose(found.probabilities, want.probabilities, atol=1e-12)
     rows = [row_of_law(law, PROBLEM, values, 400, seed=3) for law in (found, want)]
@@ -57,7 +58,8 @@ def test_exhausted_evidence_gives_the_objectives_of_the_law_itself_at_any_tilt(s
 
 def test_partial_evidence_comes_near_the_law_where_its_ess_is_large():
     walks = walks_of(run_toy("A", "residual_ts", 0, num_rollouts=400).snapshot, "run")
-    law, exact = reweigh(walks, {"toy": 1.0}, 1.0), law_of("A", 1.0, 1.0)
+    law = reweigh(walks, {"toy": 1.0}, 1.0)
+    exact = law_of("A", 1.0, 1.0)
     assert not law.exhausted and law.ess > LEAST_ESS
     have, want = (row_of_law(one, PROBLEM, values, 2000, seed=0)["crps"] for one in (law, exact))
     assert have == pytest.approx(want, rel=0.1)

@@ -15,7 +15,8 @@ from sdt_dist.tune.scheduler import scheduler_of
 from sdt_dist.tune.state import ended_rungs, is_restorable, known_parameters, set_aside
 from sdt_dist.tune.trial import PARAMETERS, trial_directory, trial_name
 
-ONE, TWO = {"method": "snis", "inverse_temperature": 1.0}, {"method": "snis", "inverse_temperature": 2.0}
+ONE = {"method": "snis", "inverse_temperature": 1.0}
+TWO = {"method": "snis", "inverse_temperature": 2.0}
 
 
 @pytest.fixture

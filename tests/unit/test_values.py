@@ -79,7 +79,8 @@ def oracle(delivered: list[WalkRecord]) -> dict[str, int]:
 def test_any_order_repetition_and_loss_makes_a_store_older_but_never_wrong(walks, data):
     sent = data.draw(st.lists(st.sampled_from(walks), max_size=30)) if walks else []
     cuts = data.draw(st.lists(st.integers(0, len(sent)), max_size=4))
-    store, delivered = EvidenceStore(), []
+    store = EvidenceStore()
+    delivered = []
     reader: list[WalkRecord] = []
     known: dict[str, int] = {}
     edges = sorted({0, *cuts, len(sent)})
@@ -145,7 +146,8 @@ def test_packing_keeps_every_bit():
     back = unpack_walks(json.loads(json.dumps(header)), arrays)
     for walk, again in zip(walks, back, strict=True):
         for field in fields(WalkRecord):
-            ours, theirs = getattr(walk, field.name), getattr(again, field.name)
+            ours = getattr(walk, field.name)
+            theirs = getattr(again, field.name)
             assert np.array_equal(ours, theirs) and getattr(ours, "dtype", 0) == getattr(theirs, "dtype", 0)
     assert len({id(walk.known) for walk in back}) == 8
     assert unpack_walks(*pack_walks([])) == []
@@ -246,7 +248,8 @@ def test_a_tree_is_a_pure_function_of_its_walks():
 def test_soft_values_of_all_walks_are_exact_at_any_lambda():
     """An exhausted toy: the store's values at another lambda are the exact ones there."""
     walks = walks_of(run_toy("A", "residual_ts", 0, num_rollouts=2000, wave_size=16).snapshot, "run")
-    store, model = EvidenceStore(), toy("A")
+    store = EvidenceStore()
+    model = toy("A")
     store.add("k", walks)
     prefixes = [(), (0,), (3, 1), (4, 4, 4, 4)]
     masses = np.exp(model.log_prior + 2.0 * 0.5 * model.rewards)

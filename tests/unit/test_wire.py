@@ -61,7 +61,9 @@ def replies(draw):
 
     found: list[Expansion | Rollout] = []
     for _ in range(draw(st.integers(0, 6))):
-        size, cost, is_tilted = draw(st.integers(0, 5)), draw(COSTS), draw(st.booleans())
+        size = draw(st.integers(0, 5))
+        cost = draw(COSTS)
+        is_tilted = draw(st.booleans())
         if draw(st.booleans()):
             log_prob = floats(size)
             log_weight = log_prob if draw(st.booleans()) else floats(size)
@@ -154,8 +156,10 @@ def _messages():
     tilt = Tilt("flow/1", 2.0, "q")
     asked = [ExpandRequest(root, (3,), 2, 7, (4,), tilt), RolloutRequest(root, (), 3, None)]
     log_prob = np.zeros(2)
-    children, counts = np.array([1, 2], np.int32), np.array([1, 2], np.int32)
-    cost, of_proposal = Cost(1, frozenset({3, 4, 9})), (log_prob, -1.0, log_prob)
+    children = np.array([1, 2], np.int32)
+    counts = np.array([1, 2], np.int32)
+    cost = Cost(1, frozenset({3, 4, 9}))
+    of_proposal = (log_prob, -1.0, log_prob)
     answered = [
         Expansion(children, log_prob, np.ones(2), -1.0, 4, cost, *of_proposal),
         Rollout(children, log_prob, log_prob, counts, "eos", Cost(2), log_prob, log_prob, log_prob),

@@ -14,7 +14,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from sdt_dist.models.hf.model import HFModel
 from sdt_dist.protocols import PriorLaw, Root, prompt_digest
 
-VOCABULARY, CONTEXT, END = 48, 160, 3
+VOCABULARY = 48
+CONTEXT = 160
+END = 3
 LAW = PriorLaw((0, VOCABULARY), (END,))
 
 

@@ -50,7 +50,8 @@ def scheduling(request, monkeypatch) -> None:
 def test_preempted_requests_go_on_with_their_own_rows(opened, plain):
     """Room for 8 blocks of 32 positions: requests that begin in one block each grow to four, and preempt one another."""
     model = opened(num_gpu_blocks_override=9, disable_log_stats=False)
-    before, paid = _preemptions(), 0
+    before = _preemptions()
+    paid = 0
     for law in (ENDLESS, LAW):
         requests = _rollouts(12, 100)
         replies = model.rollout(requests, law)
@@ -119,7 +120,8 @@ def test_asked_for_nothing_but_cached_prefixes_the_hit_rate_shows_it(opened):
     model = opened()
     base = root(1, 96)
     model.rollout([RolloutRequest(base, (), 33, 1)], ENDLESS)
-    prefix, reused = model.prefix_tokens, model.reused_tokens
+    prefix = model.prefix_tokens
+    reused = model.reused_tokens
     model.expand([ExpandRequest(base, (5,), 3)], ENDLESS)
     assert model.prefix_tokens - prefix == 97, "the prompt and the known token"
     assert model.reused_tokens - reused == 96, "96 positions are three whole blocks"
@@ -127,7 +129,8 @@ def test_asked_for_nothing_but_cached_prefixes_the_hit_rate_shows_it(opened):
 
 
 def test_prefixes_are_counted_once_a_request_as_by_other_backends(opened, plain):
-    model, base = opened(), root(8)
+    model = opened()
+    base = root(8)
     kept = HFModel(plain.module)
     for m in (model, kept):
         m.rollout([RolloutRequest(base, (), 20, i) for i in range(6)], ENDLESS)

@@ -57,7 +57,8 @@ class Forecaster:
     is_forecaster = True
 
     def __init__(self, model: LogitsModel, spec: ForecasterSpec) -> None:
-        self.model, self.spec = model, spec
+        self.model = model
+        self.spec = spec
 
     def process(self, max_new_tokens: int, **law_options: Any) -> ForecastProcess:
         """The process for a horizon; `law_options` are sampling_temperature, top_k and top_p of p."""

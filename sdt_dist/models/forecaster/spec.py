@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 FORMAT = "sdt-forecaster/1"
 SPEC_FILE = "forecaster.json"
 BUNDLED = Path(__file__).parent / "weights"
-_MOST, _MOST_LAYERS = 2**20, 1000  # far beyond any forecaster; larger sizes are damage, and would fill the memory
+# far beyond any forecaster; larger sizes are damage, and would fill the memory
+_MOST = 2**20
+_MOST_LAYERS = 1000
 _LEAST = {"context_length": MIN_HISTORY, "vocab_size": FIRST_BIN + 2}
 
 
@@ -99,7 +101,8 @@ class ForecasterSpec:
     def check(self, owner: str) -> None:
         """CheckpointError, naming the field, when this describes no network."""
         for name in (field.name for field in fields(self) if field.name != "limit"):
-            value, least = getattr(self, name), _LEAST.get(name, 1)
+            value = getattr(self, name)
+            least = _LEAST.get(name, 1)
             most = _MOST_LAYERS if name == "num_layers" else _MOST
             if type(value) is not int or not least <= value <= most:
                 raise CheckpointError(f"{owner}: {name}: {value!r}, allowed: a whole number from {least} to {most}.")

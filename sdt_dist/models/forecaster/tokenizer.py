@@ -12,7 +12,9 @@ import numpy as np
 
 from sdt_dist.data.scale import Scale, fit_scale
 
-PAD, EOS, FIRST_BIN = 0, 1, 2
+PAD = 0
+EOS = 1
+FIRST_BIN = 2
 
 
 @dataclass(frozen=True, slots=True)

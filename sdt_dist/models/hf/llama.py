@@ -46,7 +46,8 @@ def _rotate(x, heads, cos, sin, num_rotated, epsilon):
         scale = _rms_scale(x[row], epsilon)
         for head in range(heads.shape[1]):
             for d in range(half):
-                left, right = heads[row, head, d] * scale, heads[row, head, d + half] * scale
+                left = heads[row, head, d] * scale
+                right = heads[row, head, d + half] * scale
                 if head < num_rotated:
                     heads[row, head, d] = left * cos[row, d] - right * sin[row, d]
                     heads[row, head, d + half] = right * cos[row, d + half] + left * sin[row, d + half]
@@ -79,11 +80,13 @@ def _attend(heads, rows, slots, keys, values, own, lengths, output):
     num_heads = heads.shape[1] - 2 * num_kv
     repeat = num_heads // num_kv
     num_queries = len(rows) * repeat
-    query, mixed = np.empty((2, dim), np.float32), np.empty((2, dim), np.float32)
+    query = np.empty((2, dim), np.float32)
+    mixed = np.empty((2, dim), np.float32)
     scores = np.empty((2, length + own.shape[3]), np.float32)
     for kv in range(num_kv):
         for place in range(len(rows)):
-            slot, row = slots[place], rows[place]
+            slot = slots[place]
+            row = rows[place]
             own[0, slot, kv, lengths[slot] - 1] = heads[row, num_heads + kv]
             own[1, slot, kv, lengths[slot] - 1] = heads[row, num_heads + num_kv + kv]
         for first in range(0, num_queries, 2):
@@ -107,12 +110,22 @@ def _attend(heads, rows, slots, keys, values, own, lengths, output):
 @njit(cache=True, error_model="numpy", fastmath={"contract"})
 def _pair_scores(query, keys, scores):
     """Write query [2, D] @ keys [D, L] to the first L columns of scores; both rows sum over d in order."""
-    one, two = scores[0], scores[1]
+    one = scores[0]
+    two = scores[1]
     scores[:, : keys.shape[1]] = 0.0
     for d in range(0, len(keys), _UNROLL):
-        a0, a1, a2, a3 = query[0, d], query[0, d + 1], query[0, d + 2], query[0, d + 3]
-        b0, b1, b2, b3 = query[1, d], query[1, d + 1], query[1, d + 2], query[1, d + 3]
-        k0, k1, k2, k3 = keys[d], keys[d + 1], keys[d + 2], keys[d + 3]
+        a0 = query[0, d]
+        a1 = query[0, d + 1]
+        a2 = query[0, d + 2]
+        a3 = query[0, d + 3]
+        b0 = query[1, d]
+        b1 = query[1, d + 1]
+        b2 = query[1, d + 2]
+        b3 = query[1, d + 3]
+        k0 = keys[d]
+        k1 = keys[d + 1]
+        k2 = keys[d + 2]
+        k3 = keys[d + 3]
         for p in range(keys.shape[1]):
             one[p] = one[p] + a0 * k0[p] + a1 * k1[p] + a2 * k2[p] + a3 * k3[p]
             two[p] = two[p] + b0 * k0[p] + b1 * k1[p] + b2 * k2[p] + b3 * k3[p]
@@ -121,17 +134,29 @@ def _pair_scores(query, keys, scores):
 @njit(cache=True, error_model="numpy", fastmath={"contract"})
 def _pair_mix(weights, values, mixed):
     """Add weights [2, L] @ values [L, D] to mixed [2, D]; both rows sum over positions in order."""
-    one, two = mixed[0], mixed[1]
+    one = mixed[0]
+    two = mixed[1]
     whole = len(values) // _UNROLL * _UNROLL
     for p in range(0, whole, _UNROLL):
-        a0, a1, a2, a3 = weights[0, p], weights[0, p + 1], weights[0, p + 2], weights[0, p + 3]
-        b0, b1, b2, b3 = weights[1, p], weights[1, p + 1], weights[1, p + 2], weights[1, p + 3]
-        v0, v1, v2, v3 = values[p], values[p + 1], values[p + 2], values[p + 3]
+        a0 = weights[0, p]
+        a1 = weights[0, p + 1]
+        a2 = weights[0, p + 2]
+        a3 = weights[0, p + 3]
+        b0 = weights[1, p]
+        b1 = weights[1, p + 1]
+        b2 = weights[1, p + 2]
+        b3 = weights[1, p + 3]
+        v0 = values[p]
+        v1 = values[p + 1]
+        v2 = values[p + 2]
+        v3 = values[p + 3]
         for d in range(len(one)):
             one[d] = one[d] + a0 * v0[d] + a1 * v1[d] + a2 * v2[d] + a3 * v3[d]
             two[d] = two[d] + b0 * v0[d] + b1 * v1[d] + b2 * v2[d] + b3 * v3[d]
     for p in range(whole, len(values)):
-        a0, b0, v0 = weights[0, p], weights[1, p], values[p]
+        a0 = weights[0, p]
+        b0 = weights[1, p]
+        v0 = values[p]
         for d in range(len(one)):
             one[d] += a0 * v0[d]
             two[d] += b0 * v0[d]
@@ -202,12 +227,14 @@ class LlamaDecoder:
         self.head_dim = config.head_dim or config.hidden_size // config.num_attention_heads
         self.epsilon = config.rms_norm_eps
         self.embedding = module.model.embed_tokens.weight.detach()
-        self.final_norm, self.head = module.model.norm.weight.detach(), module.lm_head.weight.detach()
+        self.final_norm = module.model.norm.weight.detach()
+        self.head = module.lm_head.weight.detach()
         layers = [cast(LlamaDecoderLayer, layer) for layer in module.model.layers]
         self.layers = [_LayerWeights(layer, self.head_dim) for layer in layers]
         positions = torch.arange(config.max_position_embeddings)[None]
         cos, sin = module.model.rotary_emb(torch.zeros(1, 1, 1), positions)
-        self.cos, self.sin = cos[0].detach().numpy(), sin[0].detach().numpy()
+        self.cos = cos[0].detach().numpy()
+        self.sin = sin[0].detach().numpy()
 
     @staticmethod
     def supports(module: torch.nn.Module) -> bool:
@@ -226,16 +253,20 @@ class LlamaDecoder:
         length = len(ids)
         padded = functional.pad(ids, (0, -length % _ROW_MULTIPLE))
         x = self.embedding[padded]
-        cos, sin = self.cos[: len(padded)], self.sin[: len(padded)]
+        cos = self.cos[: len(padded)]
+        sin = self.sin[: len(padded)]
         caches = []
         for layer in self.layers:
             heads = self._project(layer, x, cos, sin).transpose(0, 1)
-            query, key, value = heads[: self.num_heads], heads[self.num_heads : -self.num_kv], heads[-self.num_kv :]
+            query = heads[: self.num_heads]
+            key = heads[self.num_heads : -self.num_kv]
+            value = heads[-self.num_kv :]
             attended = functional.scaled_dot_product_attention(
                 query[None], key[None], value[None], is_causal=True, scale=1.0, enable_gqa=self.num_kv != self.num_heads
             )
             x = self._finish(layer, x, attended[0].transpose(0, 1).reshape(len(padded), -1))
-            key, value = key[:, :length].transpose(1, 2), value[:, :length]
+            key = key[:, :length].transpose(1, 2)
+            value = value[:, :length]
             caches.append((key.contiguous().numpy(), value.contiguous().numpy()))
         last = x[length - 1 : length].expand(_ROW_MULTIPLE, -1)
         return Prompt(length, caches, self._logits(last)[0].clone().numpy())
@@ -265,7 +296,8 @@ class _LayerWeights:
     """One layer's weights: query, key, value and gate, up fused, norms and the queries' 1/sqrt(D) folded in."""
 
     def __init__(self, layer: LlamaDecoderLayer, head_dim: int) -> None:
-        attention, mlp = layer.self_attn, layer.mlp
+        attention = layer.self_attn
+        mlp = layer.mlp
         parts = (attention.q_proj.weight / math.sqrt(head_dim), attention.k_proj.weight, attention.v_proj.weight)
         self.qkv = (torch.cat(parts) * layer.input_layernorm.weight).detach()
         self.out = attention.o_proj.weight.detach().t()
@@ -290,7 +322,8 @@ class LlamaBatch:
         self._lengths = np.zeros(len(prompts), dtype=np.int64)
         for row, pieces in enumerate(known):
             for piece in pieces:
-                first, count = int(self._lengths[row]), piece.shape[3]
+                first = int(self._lengths[row])
+                count = piece.shape[3]
                 self._own[:, :, row, :, first : first + count] = piece
                 self._lengths[row] += count
         self._group()
@@ -306,11 +339,13 @@ class LlamaBatch:
 
     @torch.inference_mode()
     def feed(self, tokens: Sequence[int]) -> np.ndarray:
-        decoder, own = self._decoder, self._own
+        decoder = self._decoder
+        own = self._own
         x = decoder.embedding[torch.tensor([*tokens, *self._padding])]
         positions = self._starts.copy()
         positions[: len(tokens)] += self._lengths[self._slots]
-        cos, sin = decoder.cos[positions], decoder.sin[positions]
+        cos = decoder.cos[positions]
+        sin = decoder.sin[positions]
         self._lengths[self._slots] += 1
         attended = torch.zeros(len(x), decoder.num_heads * decoder.head_dim)
         output = attended.view(len(x), decoder.num_heads, decoder.head_dim).numpy()

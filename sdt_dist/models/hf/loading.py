@@ -20,7 +20,8 @@ from sdt_dist.models.language import LanguageModel
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Transformers without progress bars and warnings while a model loads; its settings come back afterwards."""
-    bars, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    verbosity = transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     try:

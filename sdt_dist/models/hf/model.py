@@ -23,7 +23,8 @@ class HFModel(CachedModel):
     def __init__(self, module: PreTrainedModel, *, max_context: int | None = None, cache_bytes: int = 2 << 30) -> None:
         lean = isinstance(module, LlamaForCausalLM) and LlamaDecoder.supports(module)
         decoder = LlamaDecoder(module) if lean else ModuleDecoder(module)  # type: ignore[arg-type]
-        self.module, self.device = module, decoder.device
+        self.module = module
+        self.device = decoder.device
         super().__init__(
             decoder,
             vocab_size=int(module.config.vocab_size),

@@ -46,7 +46,8 @@ class MlxDecoder:
 
     def encode(self, prompt: Sequence[int]) -> Prompt:
         """Run one prompt; a long one goes in pieces, so that logits of all its positions never exist at once."""
-        caches, ids = make_prompt_cache(self.module), mx.array([list(prompt)])
+        caches = make_prompt_cache(self.module)
+        ids = mx.array([list(prompt)])
         last = (len(prompt) - 1) // _PIECE_TOKENS * _PIECE_TOKENS
         for first in range(0, last, _PIECE_TOKENS):
             self.run(ids[:, first : first + _PIECE_TOKENS], caches)
@@ -67,7 +68,8 @@ class MlxDecoder:
             self._row(prompt, pieces, (longest - end, capacity))
             for prompt, pieces, end in zip(prompts, known, ends, strict=True)
         ]
-        padding, offsets = mx.array([longest - end for end in ends]), mx.array(ends)
+        padding = mx.array([longest - end for end in ends])
+        offsets = mx.array(ends)
         layers = mx.stack(rows, axis=2)
         caches = [BatchKVCache.from_state((kv[0], kv[1], offsets, padding, longest)) for kv in layers]
         return MlxBatch(self, caches, lengths)
@@ -84,7 +86,9 @@ class MlxBatch:
     calls_per_feed = 1
 
     def __init__(self, decoder: MlxDecoder, caches: list[Any], lengths: list[int]) -> None:
-        self._decoder, self._caches, self._lengths = decoder, caches, lengths
+        self._decoder = decoder
+        self._caches = caches
+        self._lengths = lengths
 
     def feed(self, tokens: Sequence[int]) -> np.ndarray:
         logits = self._decoder.run(mx.array(list(tokens))[:, None], self._caches)[:, -1]

@@ -91,7 +91,8 @@ def check_rope(module: nn.Module, config: dict[str, Any]) -> None:
     text = config.get("text_config")
     parts = [(module, config), (getattr(module, "language_model", module), text if isinstance(text, dict) else {})]
     for part, values in parts:
-        args, rope = getattr(part, "args", None), values.get("rope_parameters")
+        args = getattr(part, "args", None)
+        rope = values.get("rope_parameters")
         if not isinstance(rope, dict) or hasattr(args, "rope_parameters"):
             continue
         wanted = {"rope_parameters": rope} if _is_per_layer(rope) else rope_settings({"rope_parameters": rope})

@@ -29,7 +29,8 @@ class MlxModel(CachedModel):
         self, module: nn.Module, config: dict[str, Any], *, max_context: int | None = None, cache_bytes: int = 2 << 30
     ) -> None:
         decoder = MlxDecoder(module)
-        self.module, self.config = module, config
+        self.module = module
+        self.config = config
         super().__init__(
             decoder,
             vocab_size=decoder.vocab_size,

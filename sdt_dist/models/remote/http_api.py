@@ -18,7 +18,10 @@ from urllib.parse import urlsplit
 from sdt_dist import errors
 from sdt_dist.errors import ConfigurationError, FleetError, SdtError
 
-HEALTH, MODEL, ANSWER, RELEASE = "/healthz", "/v1/model", "/v1/answer", "/v1/release"
+HEALTH = "/healthz"
+MODEL = "/v1/model"
+ANSWER = "/v1/answer"
+RELEASE = "/v1/release"
 REQUEST_ID = "X-SDT-Request"  # names one message; repeating it gives the same answer, computed once
 CLIENT_ID = "X-SDT-Client"  # whose problems these are: two clients never share a problem's cache or its cost
 IDENTITY = "X-SDT-Model"  # the card's identity, so that no search goes on with another model
@@ -53,7 +56,8 @@ def check_url(url: str) -> tuple[str, str, int]:
     """
     try:
         parts = urlsplit(url)
-        host, port = parts.hostname or "", parts.port
+        host = parts.hostname or ""
+        port = parts.port
     except ValueError as error:
         raise ConfigurationError(
             f"model: the address cannot be read ({error}); give e.g. http://127.0.0.1:8011."

@@ -46,7 +46,9 @@ from sdt_dist.models.remote.wire import (
 )
 from sdt_dist.protocols import ExpandRequest, Expansion, Flow, PriorLaw, Rollout, RolloutRequest, Root
 
-_CONNECT_S, _LONGEST_PAUSE_S, _RELEASE_S = 10.0, 5.0, 10.0
+_CONNECT_S = 10.0
+_LONGEST_PAUSE_S = 5.0
+_RELEASE_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +73,18 @@ class HttpModel:
         self.url = url
         self._connections = _Connections(url)
         self._token = client_token() if token is None else check_token(token, "token")
-        self._timeout_s, self._attempts, self._pause_s = timeout_s, attempts, pause_s
-        self._name, self._sent, self._lock = uuid.uuid4().hex, 0, threading.Lock()
+        self._timeout_s = timeout_s
+        self._attempts = attempts
+        self._pause_s = pause_s
+        self._name = uuid.uuid4().hex
+        self._sent = 0
+        self._lock = threading.Lock()
         described = self._describe()
         self.card = ModelCard.from_json(json.dumps(described["card"]))
         self._max_rows = int(described["limits"]["max_rows"])
         self._max_body_bytes = int(described["limits"]["max_body_bytes"])
-        self.vocab_size, self.max_context = self.card.vocab_size, self.card.max_context
+        self.vocab_size = self.card.vocab_size
+        self.max_context = self.card.max_context
         self.deterministic = self.card.deterministic
         self.nfe = self.model_calls = self.recomputed_tokens = 0
 
@@ -145,7 +152,9 @@ class HttpModel:
         body = self._send("GET", MODEL, b"", {}, min(self._timeout_s, 60.0))
         try:
             described = json.loads(body)
-            version, _, _ = described["version"], described["card"], described["limits"]["max_rows"]
+            version = described["version"]
+            _ = described["card"]
+            _ = described["limits"]["max_rows"]
         except (ValueError, KeyError, TypeError) as error:
             raise FleetError(f"{self.url} answers, but not as `sdt serve` does; check the address.") from error
         if version != WIRE_VERSION:
@@ -156,7 +165,8 @@ class HttpModel:
 
     def _send(self, method: str, path: str, body: bytes, headers: dict[str, str], timeout_s: float) -> bytes:
         """The body of a successful answer; lost connections and a full server are tried again until the deadline."""
-        deadline, losses = time.monotonic() + timeout_s, 0
+        deadline = time.monotonic() + timeout_s
+        losses = 0
         common = {"Authorization": f"Bearer {self._token}", CLIENT_ID: self._name, **headers}
         while True:
             left_s = max(deadline - time.monotonic(), 0.001)

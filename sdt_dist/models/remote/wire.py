@@ -76,8 +76,11 @@ def num_rows(arrays: Mapping[str, np.ndarray]) -> int:
 
 def unpack_requests(arrays: Mapping[str, np.ndarray]) -> tuple[list[ModelRequest], PriorLaw]:
     """The requests of a message and their law; equal roots are one object. ConfigurationError when malformed."""
-    law, roots, size = law_of(arrays), _roots(arrays), num_rows(arrays)
-    place, has_key = column(arrays, "root", np.int32, size), column(arrays, "has_key", np.bool_, size)
+    law = law_of(arrays)
+    roots = _roots(arrays)
+    size = num_rows(arrays)
+    place = column(arrays, "root", np.int32, size)
+    has_key = column(arrays, "has_key", np.bool_, size)
     require(not size or (place.min() >= 0 and place.max() < len(roots)), "root", f"0 to {len(roots) - 1}")
     rows = zip(
         column(arrays, "is_rollout", np.bool_).tolist(),
@@ -159,7 +162,8 @@ def unpack_replies(arrays: Mapping[str, np.ndarray], first_call: int = 0) -> lis
     """
     is_rollout = column(arrays, "is_rollout", np.bool_)
     num_rollouts = int(is_rollout.sum())
-    expansions, rollouts = _expansions(arrays, len(is_rollout) - num_rollouts), _rollouts(arrays, num_rollouts)
+    expansions = _expansions(arrays, len(is_rollout) - num_rollouts)
+    rollouts = _rollouts(arrays, num_rollouts)
     costs = _unpack_costs(arrays, len(is_rollout), first_call)
     return [
         (Rollout if rollout else Expansion)(*fields, cost=cost, **of_proposal)
@@ -198,7 +202,8 @@ def _roots(arrays: Mapping[str, np.ndarray]) -> list[Root]:
 def _expansions(arrays: Mapping[str, np.ndarray], size: int) -> Iterator[tuple[Any, Any]]:
     """((children, log_prob, log_weight, log_residual, num_remaining), of the proposal) of every expansion."""
     sizes = lengths(arrays, "children_length", size)
-    total, own = int(sizes.sum()), column(arrays, "has_log_weight", np.bool_, size)
+    total = int(sizes.sum())
+    own = column(arrays, "has_log_weight", np.bool_, size)
     weights = iter(slices(column(arrays, "log_weight", np.float64, int(sizes[own].sum())), sizes[own]))
     log_probs = slices(column(arrays, "children_log_prob", np.float64, total), sizes)
     fields = zip(
@@ -234,9 +239,11 @@ def _pack_costs(costs: Sequence[Cost]) -> Arrays:
 
 
 def _unpack_costs(arrays: Mapping[str, np.ndarray], size: int, first_call: int) -> list[Cost]:
-    sets, place = unpack_sets(arrays, "call", first_call), column(arrays, "call_set", np.int32, size)
+    sets = unpack_sets(arrays, "call", first_call)
+    place = column(arrays, "call_set", np.int32, size)
     require(not size or (place.min() >= 0 and place.max() < len(sets)), "call_set", f"0 to {len(sets) - 1}")
-    nfe, recomputed = column(arrays, "nfe", np.int64, size), column(arrays, "recomputed", np.int64, size)
+    nfe = column(arrays, "nfe", np.int64, size)
+    recomputed = column(arrays, "recomputed", np.int64, size)
     return [
         Cost(count, sets[i], again)
         for count, i, again in zip(nfe.tolist(), place.tolist(), recomputed.tolist(), strict=True)

@@ -56,9 +56,12 @@ class Columns:
     __slots__ = ("frame", "log_prob", "log_residual", "num_remaining", "step", "tokens")
 
     def __init__(self, frame: Frame) -> None:
-        self.frame, self.step = frame, int(frame.step[0])
-        self.tokens, self.log_prob = frame.tokens.tolist(), frame.log_prob.tolist()
-        self.log_residual, self.num_remaining = frame.log_residual.tolist(), frame.num_remaining.tolist()
+        self.frame = frame
+        self.step = int(frame.step[0])
+        self.tokens = frame.tokens.tolist()
+        self.log_prob = frame.log_prob.tolist()
+        self.log_residual = frame.log_residual.tolist()
+        self.num_remaining = frame.num_remaining.tolist()
 
 
 @dataclass(slots=True)
@@ -218,7 +221,8 @@ class Engine:
 
     def _take(self, frame: Frame) -> None:
         """Note a frame's rows; of two for one position the later one counts (`processor`)."""
-        columns, under_way = Columns(frame), self._under_way
+        columns = Columns(frame)
+        under_way = self._under_way
         self.steps = columns.step + 1
         begin = whole = 0
         for i, (number, position, size) in enumerate(
@@ -231,7 +235,8 @@ class Engine:
                 answer.steps.add(columns.step)
                 if size == WHOLE:
                     answer.logits = frame.logits[whole]
-            begin, whole = end, whole + (size == WHOLE)
+            begin = end
+            whole = whole + (size == WHOLE)
 
 
 def _prompt(ask: Ask, salt: str | None) -> Any:
@@ -239,7 +244,8 @@ def _prompt(ask: Ask, salt: str | None) -> Any:
         return tokens_input(ask.prompt, cache_salt=salt)
     import torch
 
-    length, known = len(ask.prompt), len(ask.embeddings)
+    length = len(ask.prompt)
+    known = len(ask.embeddings)
     padded = np.zeros((length, ask.embeddings.shape[1]), dtype=np.float32)
     padded[:known] = ask.embeddings
     return embeds_input(

@@ -112,7 +112,8 @@ def _device_settings() -> dict[str, Any]:
 
 def _probe(model: Any) -> None:
     """FleetError unless the engine reduces rows, draws tokens and reports them as all of this relies on."""
-    law, root = PriorLaw((0, model.vocab_size)), Root((0, 1), prompt_digest((0, 1)))
+    law = PriorLaw((0, model.vocab_size))
+    root = Root((0, 1), prompt_digest((0, 1)))
     try:
         model.rollout([RolloutRequest(root, (), 3, 1), RolloutRequest(root, (1,), 2, None)], law)
         model.expand([ExpandRequest(root, (1,), 2, 3)], law)

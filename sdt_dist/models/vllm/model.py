@@ -72,9 +72,12 @@ class VllmModel:
 
     def __init__(self, engine: Engine, directory: Path, config: PretrainedConfig, *, keep: Any = None) -> None:
         self._keep = keep
-        self.engine, self._directory, self._config = engine, directory, config
+        self.engine = engine
+        self._directory = directory
+        self._config = config
         settings = engine.llm.model_config
-        self.vocab_size, self.max_context = settings.get_vocab_size(), settings.max_model_len
+        self.vocab_size = settings.get_vocab_size()
+        self.max_context = settings.max_model_len
         self._embeddings = settings.enable_prompt_embeds
         self.nfe = self.recomputed_tokens = self.prefix_tokens = self.reused_tokens = 0
         self._first_step = engine.steps
@@ -177,7 +180,8 @@ class VllmModel:
         answers = self._encode(new, rows)
         ways = [_Way(root, rows[root.digest].result(), len(root.prompt)) for root, *_ in states]
         for way in ways:
-            root, answer = way.root, answers.pop(way.root.digest, None)
+            root = way.root
+            answer = answers.pop(way.root.digest, None)
             if answer is not None:
                 self._pay(way, answer, nfe=int(not root.paid), again=len(root.prompt) if root.paid else 0)
                 way.reused = answer.num_cached
@@ -237,9 +241,12 @@ class VllmModel:
     def _pay(self, way: _Way, answer: Answer, *, nfe: int, again: int) -> None:
         """Bill an answer: rows computed, and positions that were encoded before and had to be again."""
         steps = frozenset(step - self._first_step for step in answer.steps)
-        way.nfe, way.recomputed, way.steps = way.nfe + nfe, way.recomputed + again, way.steps | steps
+        way.nfe = way.nfe + nfe
+        way.recomputed = way.recomputed + again
+        way.steps = way.steps | steps
         with self._lock:
-            self.nfe, self.recomputed_tokens = self.nfe + nfe, self.recomputed_tokens + again
+            self.nfe = self.nfe + nfe
+            self.recomputed_tokens = self.recomputed_tokens + again
 
     def _count_prefixes(
         self, ways: list[_Way], requests: Sequence[ExpandRequest | RolloutRequest], answers: dict[int, Answer]
@@ -252,7 +259,8 @@ class VllmModel:
                 cached[i] = answer.num_cached
         reused = sum(min(pair) for pair in zip(needed, cached, strict=True))
         with self._lock:
-            self.prefix_tokens, self.reused_tokens = self.prefix_tokens + sum(needed), self.reused_tokens + reused
+            self.prefix_tokens = self.prefix_tokens + sum(needed)
+            self.reused_tokens = self.reused_tokens + reused
 
 
 def _only(answer: Answer) -> np.ndarray:

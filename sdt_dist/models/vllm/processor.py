@@ -127,7 +127,8 @@ class _Batch:
         positions = np.array([len(row.generated) for row in self._rows], dtype=np.int32)
         if self._is_uniform:
             tokens, log_prob, residual, count = self._drawn(range(len(self._rows)), positions, self._scores(values))
-            sizes, first = np.ones(len(tokens), dtype=np.int32), tokens.astype(np.int64)
+            sizes = np.ones(len(tokens), dtype=np.int32)
+            first = tokens.astype(np.int64)
         else:
             found = self._mixed(positions, values)
             sizes = np.where(self._whole, WHOLE, [len(row[0]) for row in found]).astype(np.int32)
@@ -189,7 +190,8 @@ def _end_with(channel: socket.socket) -> None:
 
     This process is the engine's core, or a worker whose parent the core is.
     """
-    owner, parent = struct.unpack("3i", channel.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0], os.getppid()
+    owner = struct.unpack("3i", channel.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+    parent = os.getppid()
     with contextlib.suppress(OSError):  # reset, where frames were left unread
         while channel.recv(1):
             pass

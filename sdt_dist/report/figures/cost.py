@@ -72,13 +72,15 @@ def _points(axes: Axes, run: Run, x: str, y: str, curves: Mapping[str, list[str]
             means = ([row[name]["mean"] for row in rows] for name in (x, y))
             axes.plot(*means, color=run.style(labels[0])["color"], linewidth=1.0)
         for row in rows:
-            place, bars = run.place(labels[0]), {"xerr": reach(row[x]), "yerr": reach(row[y])}
+            place = run.place(labels[0])
+            bars = {"xerr": reach(row[x]), "yerr": reach(row[y])}
             point(axes, row[x]["mean"], row[y]["mean"], place, **bars).set_label(curve)
 
 
 def _rows_of(run: Run) -> list[dict[str, list[str]]]:
     """The curves of a run in one row, or where these are many in one row a method."""
-    curves, rows = run.curves(), {}
+    curves = run.curves()
+    rows = {}
     for curve, labels in curves.items():
         rows.setdefault(family(run.methods[labels[0]]), {})[curve] = labels
     return [curves] if len(curves) <= _A_FEW or len(rows) == len(curves) else list(rows.values())

@@ -22,7 +22,8 @@ def draw_all(directory: Path, folder: Path | None = None, suffixes: Sequence[str
     folder: default figures/ of the run; suffixes: of the files of each figure, of which the first's paths are returned.
     ResultsError when the disk refuses.
     """
-    run, folder = Run(directory), folder or directory / "figures"
+    run = Run(directory)
+    folder = folder or directory / "figures"
     if not run.lines:
         return []
     painters: dict[str, Callable[[Run], Figure | None]] = {

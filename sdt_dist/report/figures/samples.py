@@ -18,7 +18,9 @@ from sdt_dist.report.figures.run import Run
 from sdt_dist.search.result import SearchResult
 
 _LONG = 36  # letters beside a panel
-_BASE_COLOUR, _ALIGNED_COLOUR, _SAMPLE_COLOUR = COLOURS[1], COLOURS[0], COLOURS[4]
+_BASE_COLOUR = COLOURS[1]
+_ALIGNED_COLOUR = COLOURS[0]
+_SAMPLE_COLOUR = COLOURS[4]
 _FAN = (("#CFE3F2", 10, 90), ("#8FBEDD", 25, 75))
 
 

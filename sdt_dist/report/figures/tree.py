@@ -56,7 +56,8 @@ def _ancestors(tree: Tree, node: int) -> list[int]:
 
 
 def _depth_first(tree: Tree) -> list[int]:
-    order, stack = [], [0]
+    order = []
+    stack = [0]
     while stack:
         node = stack.pop()
         order.append(node)

@@ -88,8 +88,12 @@ class WideningRule:
     def __init__(
         self, options: TreeOptions, rule: int, exploration: float, growth: float, power: float, weights: str
     ) -> None:
-        self.options, self._rule, self._exploration = options, rule, exploration
-        self._growth, self._power, self._weigh = growth, power, WEIGHTS[weights]
+        self.options = options
+        self._rule = rule
+        self._exploration = exploration
+        self._growth = growth
+        self._power = power
+        self._weigh = WEIGHTS[weights]
 
     def advance(self, session: Session, tree: Tree, walk: Walk) -> RolloutRequest | None:
         strength = self.options.inverse_temperature

@@ -81,13 +81,15 @@ def run(session: Session) -> Search:
     """Samples are tree walks over finished sequences."""
     options = session.options
     assert isinstance(options, MaxEntOptions)
-    selection, width = SELECTION[options.selection], options.expansion_k
+    selection = SELECTION[options.selection]
+    width = options.expansion_k
     if options.tail == "truncate":
         _check_truncation(session, width)
     if options.in_blocks:
         tree = yield from grow_widening(session, options, selection, options.c_uct, width, 0.0, "multiset")
         return boltzmann_result(session, tree, "maxent_ts", exhausted=False)
-    tree, rule = session.start_tree(), EnumeratingRule(options, width, selection, options.c_uct, soft=True)
+    tree = session.start_tree()
+    rule = EnumeratingRule(options, width, selection, options.c_uct, soft=True)
     yield from grow(session, tree, rule, options.rollout_max_new_tokens)
     return boltzmann_result(session, tree, "maxent_ts", rule.is_exhausted(tree))
 

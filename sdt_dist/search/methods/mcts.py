@@ -28,10 +28,8 @@ def run(session: Session) -> Search:
     options = session.options
     assert isinstance(options, MctsOptions)
     selection = SELECTION[options.selection]
-    tree, rule = (
-        session.start_tree(),
-        EnumeratingRule(options, options.expansion_k, selection, options.c_puct, soft=False),
-    )
+    tree = session.start_tree()
+    rule = EnumeratingRule(options, options.expansion_k, selection, options.c_puct, soft=False)
     yield from grow(session, tree, rule, options.rollout_max_new_tokens)
     return greedy_result(session, tree, "mcts", "visits", rule.is_exhausted(tree))
 

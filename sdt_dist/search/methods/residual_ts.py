@@ -74,7 +74,9 @@ class MassRule:
     """
 
     def __init__(self, options: ResidualOptions, tickets: list[Ticket]) -> None:
-        self.options, self.tickets, self._uses = options, tickets, options.flow_uses
+        self.options = options
+        self.tickets = tickets
+        self._uses = options.flow_uses
 
     def advance(self, session: Session, tree: Tree, walk: Walk) -> RolloutRequest:
         is_prior_walk = self._move(tree, walk, session.rollouts)
@@ -90,7 +92,8 @@ class MassRule:
 
     def _move(self, tree: Tree, walk: Walk, num_walks: int) -> bool:
         """Move a walk of a wave that `num_walks` walks came before; whether it is by prior arms."""
-        epsilon, uses = self.options.epsilon, self._uses
+        epsilon = self.options.epsilon
+        uses = self._uses
         walk.node, walk.log_am, walk.log_ap, is_prior_walk = walk_mass(
             tree.nodes, walk.arm_key, epsilon, uses.alpha, uses.decay, num_walks
         )
@@ -119,7 +122,8 @@ class MassRule:
             return
         for walk in walks:
             self._weigh(walk, path_log_ratio(tree.nodes, walk.node, walk.origin))
-        log_known, wave_end = float(tree.nodes["log_known"][0]), len(self.tickets) + len(walks)
+        log_known = float(tree.nodes["log_known"][0])
+        wave_end = len(self.tickets) + len(walks)
         self.tickets += [Ticket(log_known, walk.log_omega, walk.sample, wave_end) for walk in walks]
 
     def backup(self, tree: Tree, leaf: int) -> None:
@@ -169,7 +173,8 @@ def sample_tree(session: Session, method: str) -> Search:
     options = session.options
     assert isinstance(options, ResidualOptions)
     notes = session.resumed.notes if session.resumed is not None else None
-    tree, rule = session.start_tree(), MassRule(options, [] if notes is None else _read_tickets(notes))
+    tree = session.start_tree()
+    rule = MassRule(options, [] if notes is None else _read_tickets(notes))
     yield from grow(session, tree, rule)
     exhausted = rule.is_exhausted(tree)
     log_priors = np.array([sample.log_prob for sample in session.finished])
@@ -197,7 +202,8 @@ def _run_member(session: Session, options: ResidualOptions, membership: Membersh
     yield from member.grow()
     (outcome, catalogue), team = member.estimate(), member.report()
     session.adopt(catalogue.sequences, catalogue.log_priors, [walk.components for walk in catalogue.walks])
-    exhausted, evidence = member.evidence.is_exhausted, member.evidence
+    exhausted = member.evidence.is_exhausted
+    evidence = member.evidence
     facts: dict[str, Any] = {"exhausted": exhausted, "log_z_unbiased": exhausted or member.is_fixed(), "team": team}
     if team.missing:  # another member's answer will be used: no model calls, no tree to send
         return (yield from _answer(session, "residual_ts", None, outcome, "path", **facts))
@@ -262,7 +268,9 @@ def _fall(session: Session, tree: Tree) -> Generator[list[Request], list[Reply],
     requests = [rollout_request(session, tree, walk, fresh=True, tilt=tilt) for walk in open_walks]
     replies = yield from session.roll_out(requests)
     ends = {walk.ticket: reply for walk, reply in zip(open_walks, replies, strict=True)}
-    sequences, log_probs, reasons = [], [], []
+    sequences = []
+    log_probs = []
+    reasons = []
     for walk in walks:
         reply = ends.get(walk.ticket)
         tail = reply.tokens.tolist() if reply else []

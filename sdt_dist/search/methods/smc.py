@@ -57,10 +57,12 @@ class Particles:
         self.collect()
         chosen = systematic(normalise(self.log_weight), len(self.tokens), rng)
         self.tokens = [self.tokens[i] for i in chosen]
-        self.log_prob, self.log_tilt = self.log_prob[chosen], self.log_tilt[chosen]
+        self.log_prob = self.log_prob[chosen]
+        self.log_tilt = self.log_tilt[chosen]
         self.potential = self.potential[chosen]
         self.log_weight = np.zeros(len(chosen))
-        self.ancestor, self.num_draws = self.ancestor[chosen], self.num_draws + 1
+        self.ancestor = self.ancestor[chosen]
+        self.num_draws = self.num_draws + 1
 
     def relative_error(self) -> float | None:
         """Standard error of Z-hat over Z from the genealogy of the final weights (Lee and Whiteley 2018, eq. 8).

@@ -77,7 +77,8 @@ class Scores:
     @classmethod
     def of(cls, network: FlowNetwork, batch: Batch) -> Scores:
         """A network's values, float64; each context is encoded once."""
-        hidden, of_p = _hidden(network, batch), _moments(network, batch)
+        hidden = _hidden(network, batch)
+        of_p = _moments(network, batch)
         path = None if of_p is None else network.path_loss(hidden, batch.tokens, of_p)
         candidates = network.candidate_values(hidden[:, :-1], batch.candidates, of_p)
         return cls(network.state_values(hidden).double(), candidates.double(), path)
@@ -162,12 +163,15 @@ def _padded_candidates(trajectories: Sequence[Trajectory]) -> _Columns:
     lowest = min(int(one.tokens.min()) for one in found)
     num_steps = np.array([len(t.tokens) for t in trajectories])
     is_step = np.arange(num_steps.max()) < num_steps[:, None]
-    tokens, counts = np.full(is_step.shape, lowest), np.zeros(is_step.shape, dtype=np.int64)
+    tokens = np.full(is_step.shape, lowest)
+    counts = np.zeros(is_step.shape, dtype=np.int64)
     tokens[is_step] = np.concatenate([t.tokens for t in trajectories])
     counts[is_step] = np.concatenate([np.diff(one.ends, prepend=0) for one in found])
     is_candidate = np.arange(counts.max()) < counts[..., None]
     shape = is_candidate.shape
-    candidates, log_weight, reward = np.full(shape, lowest), np.full(shape, -np.inf), np.full(shape, np.nan)
+    candidates = np.full(shape, lowest)
+    log_weight = np.full(shape, -np.inf)
+    reward = np.full(shape, np.nan)
     candidates[is_candidate] = np.concatenate([one.tokens for one in found])
     log_weight[is_candidate] = np.concatenate([one.log_weight for one in found])
     reward[is_candidate] = np.concatenate([one.reward for one in found])

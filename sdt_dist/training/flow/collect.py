@@ -97,7 +97,8 @@ class FinishedSearch:
 def _bare(trajectory: Trajectory) -> Trajectory:
     """The trajectory without siblings."""
     count = len(trajectory.tokens)
-    nothing, unknown = np.full(count, -np.inf), np.full(count, np.nan)
+    nothing = np.full(count, -np.inf)
+    unknown = np.full(count, np.nan)
     own = Candidates(trajectory.tokens, trajectory.log_prob, nothing, unknown, np.arange(1, count + 1))
     return replace(trajectory, candidates=own)
 
@@ -124,7 +125,8 @@ def collect(
     outcomes = dict(runs)
     found = Collected([], [], [], [])
     for index in sorted(outcomes):
-        outcome, root = outcomes[index], by_index[index].root
+        outcome = outcomes[index]
+        root = by_index[index].root
         if isinstance(outcome, SdtError):
             found.errors.append(outcome)
             continue
@@ -177,7 +179,8 @@ def _rows(
             next_tokens.setdefault(sample.tokens[:t], {})[token] = None
         if sample.finish_reason == "eos":
             next_tokens.setdefault(sample.tokens, {}).update(dict.fromkeys(ends))
-    states, size = list(next_tokens), max(1, _VALUES_A_CALL // (high - low))
+    states = list(next_tokens)
+    size = max(1, _VALUES_A_CALL // (high - low))
     rows: dict[Tokens, _State] = {}
     for place, whole in expand_by_depth(process, [ExpandRequest(root, s, high - low) for s in states], size):
         state = states[place]
@@ -198,7 +201,8 @@ def _thinned(whole: Expansion, key: int | None, num_children: int | None, num_to
         return whole.children, whole.log_prob, whole.log_prob
     perturbed = whole.log_prob + gumbel(np.array([key], dtype=np.uint64), num_tokens)[0, whole.children]
     order = np.argsort(-perturbed, kind="stable")
-    kept, threshold = order[:num_children], float(perturbed[order[num_children]])
+    kept = order[:num_children]
+    threshold = float(perturbed[order[num_children]])
     log_prob = whole.log_prob[kept]
     return whole.children[kept], log_prob, horvitz_thompson_log_weights(log_prob, threshold)
 
@@ -215,7 +219,8 @@ def _with_end(process: TokenProcess, sample: Sample, rows: dict[Tokens, _State])
 def _trajectory(
     root: Root, sequence: Tokens, rows: dict[Tokens, _State], rewards: dict[Tokens, float], source: dict[str, Any]
 ) -> Trajectory:
-    steps, log_probs = [], []
+    steps = []
+    log_probs = []
     for t, token in enumerate(sequence):
         prefix = sequence[:t]
         log_probs.append(rows[prefix].log_prob[token])

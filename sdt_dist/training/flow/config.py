@@ -148,7 +148,8 @@ class TrainFlowConfig(LossOptions, LearnerOptions):
 
         self.training()
         check_spec(self.model)
-        reward, is_forecaster = parse_reward(self.reward), forecaster_directory(split_spec(self.model)[1]) is not None
+        reward = parse_reward(self.reward)
+        is_forecaster = forecaster_directory(split_spec(self.model)[1]) is not None
         if not (reward.scores_forecasts if is_forecaster else reward.scores_text):
             kind = "forecasts; give one that scores series" if is_forecaster else "text; give one that scores text"
             raise ConfigurationError(f"reward: {self.reward!r} cannot score {kind}.")

@@ -60,7 +60,9 @@ class DatasetContexts:
     """Windows of a dataset's training part, or of its rows before `end_row`: at most `length` values, all channels."""
 
     def __init__(self, dataset: str, length: int, end_row: int | None = None) -> None:
-        self._name, self._length, self._end_row = dataset, length, end_row
+        self._name = dataset
+        self._length = length
+        self._end_row = end_row
         pasts = [(series.name, series.values[: _end_of_training(series)][:end_row]) for series in load_series(dataset)]
         self._pasts = [(name, past) for name, past in pasts if len(past) > MIN_HISTORY]
         if not self._pasts:

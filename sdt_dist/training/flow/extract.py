@@ -37,7 +37,8 @@ def trajectories_of(snapshot: Snapshot, root: Root) -> list[Trajectory]:
         raise ConfigurationError(
             f"flow: the search was for prompt {snapshot.header['prompt']}, given {root.digest.hex()}."
         )
-    log_omega, values = _log_omegas(snapshot), _tree_values(snapshot)
+    log_omega = _log_omegas(snapshot)
+    values = _tree_values(snapshot)
     source = {name: snapshot.header[name] for name in ("method", "seed", "problem")}
     known = {sequence: float(reward) for sequence, reward in zip(snapshot.sequences, snapshot.rewards, strict=True)}
     found = []
@@ -137,7 +138,8 @@ def stratified(row: Row, num_strata: int, key: int) -> Row:
     """
     tokens, log_prob, _ = row
     order = np.argsort(tokens, kind="stable")
-    tokens, log_prob = tokens[order], log_prob[order]
+    tokens = tokens[order]
+    log_prob = log_prob[order]
     prob = np.exp(log_prob)
     prob = prob / prob.sum()
     mean = prob @ tokens
@@ -161,7 +163,8 @@ def _candidates(expansion: Expansion, key: int | None, num_tokens: int) -> Row:
     if key is None or expansion.num_remaining == 0:
         return expansion.children, expansion.log_prob, expansion.log_prob
     noise = gumbel(np.array([key], dtype=np.uint64), num_tokens)[0, expansion.children]
-    kept, log_prob = expansion.children[:-1], expansion.log_prob[:-1]
+    kept = expansion.children[:-1]
+    log_prob = expansion.log_prob[:-1]
     return kept, log_prob, horvitz_thompson_log_weights(log_prob, float(expansion.log_prob[-1] + noise[-1]))
 
 
@@ -204,6 +207,7 @@ def _children(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """(tokens, log p, log w, reward where finished) of a node's children."""
     children = np.array(tree.children(node))
-    tokens, log_prob = tree.nodes["token"][children], tree.nodes["log_prior"][children]
+    tokens = tree.nodes["token"][children]
+    log_prob = tree.nodes["log_prior"][children]
     reward = np.array([rewards.get((*prefix, token), np.nan) for token in tokens.tolist()])
     return tokens, log_prob, log_prob - np.logaddexp.reduce(log_prob), reward

@@ -38,7 +38,9 @@ from sdt_dist.training.flow.versions import latest_version, place_version
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-STATE_FILE, LOSSES_FILE, TENSORBOARD = "training.safetensors", "losses.jsonl", "tensorboard"
+STATE_FILE = "training.safetensors"
+LOSSES_FILE = "losses.jsonl"
+TENSORBOARD = "tensorboard"
 OnStep = Callable[[int, Metrics], None]
 _CALIBRATED_ON = 64  # trajectories
 _MISSING = object()
@@ -81,7 +83,10 @@ class Learner:
     """
 
     def __init__(self, directory: Path, trainer: FlowTrainer, info: FlowInfo, options: LearnerOptions) -> None:
-        self.directory, self.trainer, self.info, self.options = directory, trainer, info, options
+        self.directory = directory
+        self.trainer = trainer
+        self.info = info
+        self.options = options
         notes = trainer.notes
         self.version, self.dropped, self.expired = (int(notes[name]) for name in ("version", "dropped", "expired"))
         self.facts: dict[str, Any] = notes["facts"]
@@ -89,7 +94,8 @@ class Learner:
         self.metrics: Metrics = notes["metrics"]
         self._losses = LossLog(directory / LOSSES_FILE, trainer.step)
         self._writer: SummaryWriter | None = None
-        self._opened_at, self._clock = trainer.step, (trainer.step, time.monotonic())
+        self._opened_at = trainer.step
+        self._clock = (trainer.step, time.monotonic())
 
     @classmethod
     def open(

@@ -17,7 +17,8 @@ from sdt_dist.training.flow.learner import LOSSES_FILE, Learner
 from sdt_dist.training.flow.loss_log import Line, read_losses
 
 FORMAT = "sdt-flow-card/1"
-CARD, CURVES = "card.json", "curves.png"
+CARD = "card.json"
+CURVES = "curves.png"
 LIKELIHOODS = ("loss/contrastive", "loss/path")  # which may be negative
 _POINTS = 100  # of each curve in the card
 

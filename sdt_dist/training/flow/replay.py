@@ -29,7 +29,8 @@ class ReplayBuffer:
             raise ConfigurationError(
                 f"replay: capacity {capacity} and exponent {exponent}, allowed: at least 1, and from 0 to 1."
             )
-        self.capacity, self.exponent = capacity, exponent
+        self.capacity = capacity
+        self.exponent = exponent
         self._items: dict[Key, Trajectory] = {}  # in the order of their arrival
         self._groups: dict[str, dict[Key, float]] = {}  # last losses by context, in the order of arrival
         self._totals: dict[str, float] = {}  # sums of a context's priorities, where nothing has changed since
@@ -74,7 +75,8 @@ class ReplayBuffer:
         chosen: list[Trajectory] = []
         for i in _draw(rng, totals, num_contexts):
             group = self._groups[contexts[i]]
-            keys, priorities = list(group), self._priorities(group)
+            keys = list(group)
+            priorities = self._priorities(group)
             chosen += [self._items[keys[j]] for j in _draw(rng, priorities, per_context)]
         return chosen
 
@@ -108,7 +110,9 @@ class ReplayBuffer:
             trajectories = unpack_trajectories(head["trajectories"], arrays)
             for trajectory, loss in zip(trajectories, arrays["losses"].tolist(), strict=True):
                 buffer._put(trajectory, loss)
-            buffer.added, buffer.evicted, buffer._largest = head["added"], head["evicted"], head["_largest"]
+            buffer.added = head["added"]
+            buffer.evicted = head["evicted"]
+            buffer._largest = head["_largest"]
         except (KeyError, ValueError, TypeError) as error:
             raise CheckpointError(f"replay: damaged ({error}); give a checkpoint saved by us.") from error
         return buffer

@@ -32,7 +32,8 @@ def parts_of(config: TrainFlowConfig, round_number: int, *, has_flow: bool) -> l
     Each part draws one lambda, log-uniformly over the trained range; what is learnt from does not depend on it.
     """
     with_flow = round(config.flow_share * config.rollouts) if has_flow else 0
-    low, high = config.lowest_inverse_temperature, config.highest_inverse_temperature
+    low = config.lowest_inverse_temperature
+    high = config.highest_inverse_temperature
     found = []
     for number, rollouts in enumerate((config.rollouts - with_flow, with_flow)):
         if not rollouts:

@@ -87,7 +87,8 @@ def _from_evidence(directory: Path, problems: dict[int, ForecastProblem], proces
     """The walks that a run with keep_evidence kept of every problem, with the soft values that they amount to."""
     if not _has_evidence(directory):
         return
-    config, store = saved_config(directory), load_evidence(directory)
+    config = saved_config(directory)
+    store = load_evidence(directory)
     factory = parse_reward(config.reward)
     for index, key in evidence_keys(config, problems.values()).items():
         walks = {walk.sequence: walk for walk in store.walks(key)}

@@ -80,7 +80,9 @@ class SavedTrees:
 
     def __init__(self, config: TrainFlowConfig, process: TokenProcess) -> None:
         assert config.trees is not None
-        self._config, self._process, self._directories = config, process, [Path(tree) for tree in config.trees]
+        self._config = config
+        self._process = process
+        self._directories = [Path(tree) for tree in config.trees]
 
     @property
     def description(self) -> str:
@@ -109,7 +111,10 @@ class LiveSearches:
         contexts: ContextSource,
         problem_of: Callable[[int, Any], SearchProblem],
     ) -> None:
-        self._config, self._process, self._contexts, self._problem_of = config, process, contexts, problem_of
+        self._config = config
+        self._process = process
+        self._contexts = contexts
+        self._problem_of = problem_of
 
     @property
     def description(self) -> str:
@@ -143,7 +148,8 @@ class LiveSearches:
 
     def _search(self, part: Part, contexts: list[Any], flow: Flow | None) -> Collected:
         config = self._config
-        problems, errors = [], []
+        problems = []
+        errors = []
         for index, context in enumerate(contexts, part.first):
             try:
                 problems.append(self._problem_of(index, context))
@@ -176,7 +182,8 @@ def train_flow(
     check_directory(output, config.identity(), resume=resume)
     torch.set_num_threads(config.threads)
     loaded = (load or load_model)(config.model, device=None if config.device == "cpu" else config.device)
-    process, card = loaded.process(config.horizon), card_of(loaded, config.model)
+    process = loaded.process(config.horizon)
+    card = card_of(loaded, config.model)
     source = _source(config, process)
     learner = open_learner(config, card, output, resume=resume)
     try:
@@ -209,7 +216,8 @@ def finish(learner: Learner, config: TrainFlowConfig, data: str) -> None:
 
 def run_rounds(learner: Learner, source: Source, config: TrainFlowConfig, watch: Watch) -> None:
     """Go on from wherever the learner's state is to the last version; version k + 1 has seen rounds 0 to k + rounds_ahead."""
-    harvested, quality = learner.facts.setdefault("rounds", []), learner.facts.setdefault("held_out", [])
+    harvested = learner.facts.setdefault("rounds", [])
+    quality = learner.facts.setdefault("held_out", [])
     unseen = source.held_out() if learner.version < config.rounds else []
     while learner.version < config.rounds:
         while len(harvested) <= learner.version + config.rounds_ahead:

@@ -67,8 +67,13 @@ class FlowTrainer:
             raise ConfigurationError(
                 f"path_steps: {options.path_steps}, allowed for tokens without values: 0; they have no spectrum to learn first."
             )
-        self.network, self.replay, self.options = network.to(device).train(), replay, options
-        self.device, self.log_dir, self.step, self._writer = torch.device(device), log_dir, 0, None
+        self.network = network.to(device).train()
+        self.replay = replay
+        self.options = options
+        self.device = torch.device(device)
+        self.log_dir = log_dir
+        self.step = 0
+        self._writer = None
         self.notes: dict[str, Any] = {}
         self.trained_on: list[Trajectory] = []
         self.optimiser = torch.optim.AdamW(
@@ -96,7 +101,8 @@ class FlowTrainer:
         trajectories, batch = self._batch(path_only)
         self._set_rate()
         if path_only:
-            scores, losses = None, {"path": path_alone(path_of(self.network, batch), batch)}
+            scores = None
+            losses = {"path": path_alone(path_of(self.network, batch), batch)}
         else:
             scores = Scores.of(self.network, batch)
             losses = batch_losses(scores, batch, self.options)
@@ -140,12 +146,11 @@ class FlowTrainer:
         """The trainer that `save` wrote; CheckpointError for a damaged or foreign file or other options."""
         tensors, metadata = _read(path)
         try:
-            facts, head = json.loads(metadata["facts"]), json.loads(metadata["replay"])
-            spec, step, before = (
-                FlowSpec.of(facts["spec"], f"flow training: {path}"),
-                int(facts["step"]),
-                facts["options"],
-            )
+            facts = json.loads(metadata["facts"])
+            head = json.loads(metadata["replay"])
+            spec = FlowSpec.of(facts["spec"], f"flow training: {path}")
+            step = int(facts["step"])
+            before = facts["options"]
         except (KeyError, ValueError, TypeError) as error:
             raise CheckpointError(f"flow training: {path} is damaged ({error}); start again.") from error
         now = options.model_dump()
@@ -159,7 +164,8 @@ class FlowTrainer:
         replay = ReplayBuffer.restore(head, {k: v.numpy() for k, v in _group(tensors, "replay.").items()})
         trainer = cls(FlowNetwork(spec), replay, options, log_dir=log_dir, device=device)
         trainer._load(_group(tensors, "model."), _group(tensors, "optimiser."), str(path))
-        trainer.step, trainer.notes = step, facts.get("notes", {})
+        trainer.step = step
+        trainer.notes = facts.get("notes", {})
         return trainer
 
     def close(self) -> None:
@@ -170,7 +176,8 @@ class FlowTrainer:
 
     def _batch(self, path_only: bool) -> tuple[list[Trajectory], Batch]:
         """Trajectories of some contexts, several of each so that they can be compared; without need for that, one of each."""
-        options, rng = self.options, np.random.default_rng([self.options.seed, self.step])
+        options = self.options
+        rng = np.random.default_rng([self.options.seed, self.step])
         sizes = (options.num_contexts, options.per_context)
         trajectories = self.replay.sample(rng, *((sizes[0] * sizes[1], 1) if path_only else sizes))
         low, high = options.inverse_temperatures
@@ -254,7 +261,8 @@ def diagnosis(scores: Scores, batch: Batch) -> Metrics:
         found = {"log_z": float((batch.tilt * scores.state[:, 0]).mean())}
         known = ~batch.soft_values.isnan()
         if known.any():
-            ours, exact = scores.state[known], batch.soft_values[known]
+            ours = scores.state[known]
+            exact = batch.soft_values[known]
             found["calibration/rms_error"] = float(((ours - exact) ** 2).mean().sqrt())
             spread = ours.std(correction=0) * exact.std(correction=0)
             covariance = ((ours - ours.mean()) * (exact - exact.mean())).mean()
@@ -284,7 +292,9 @@ def read_notes(path: Path) -> dict[str, Any]:
 def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
-            tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            metadata = file.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"flow training: {path} cannot be read ({error}); start again.") from error
     _check_format(metadata, path)

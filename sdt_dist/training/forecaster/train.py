@@ -59,7 +59,8 @@ def train_forecaster(
         trainer.export(directory)  # a kill may have come between the checkpoint and its forecaster
     forward = cast(torch.nn.Module, torch.compile(module)) if config.compile else module
     _trim_curve(directory / CURVE_FILE, trainer.step)
-    started, losses = time.monotonic(), []
+    started = time.monotonic()
+    losses = []
     with (directory / CURVE_FILE).open("a", encoding="utf-8") as curve:
         while trainer.step < config.steps:
             losses.append(_train_step(trainer, forward, source, device))
@@ -80,7 +81,8 @@ def train_forecaster(
 
 def _prepare(config: TrainConfig) -> tuple[Path, torch.device, Source]:
     """Everything that can be refused before a network is built: device, data, output directory."""
-    directory, device = Path(config.output), torch_device(config.device)
+    directory = Path(config.output)
+    device = torch_device(config.device)
     source: Source = SyntheticSource()
     if config.data is not None:
         source = CsvSource(Path(config.data), config.end_row, device)

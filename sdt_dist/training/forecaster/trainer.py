@@ -66,7 +66,9 @@ class Trainer:
     """Module, optimisers and schedule of one run; `save` and `resume` carry all of it."""
 
     def __init__(self, config: TrainConfig, module: LlamaForCausalLM) -> None:
-        self.config, self.module, self.step = config, module, 0
+        self.config = config
+        self.module = module
+        self.step = 0
         hidden = [p for name, p in module.named_parameters() if p.ndim == 2 and "embed" not in name]
         others = [p for name, p in module.named_parameters() if p.ndim != 2 or "embed" in name]
         self.optimisers: list[torch.optim.Optimizer] = [
@@ -108,7 +110,9 @@ class Trainer:
         path = directory / CHECKPOINT_FILE
         try:
             with safe_open(path, framework="pt", device="cpu") as file:
-                metadata, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                # noqa: SIM118
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"output: {path} cannot be read ({error}); give a new directory.") from error
         if metadata.get("format") != _FORMAT or not metadata.get("step", "").isdecimal():
@@ -126,7 +130,8 @@ class Trainer:
 
     def _load_optimisers(self, tensors: dict[str, torch.Tensor], owner: str) -> None:
         """Put saved states into the optimisers, whose rates the schedule sets; CheckpointError unless all are there."""
-        expected, states = {}, []
+        expected = {}
+        states = []
         for i, (optimiser, keys) in enumerate(zip(self.optimisers, _STATE_KEYS, strict=True)):
             parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
             names = {(j, key): f"optimiser.{i}.{j}.{key}" for j in range(len(parameters)) for key in keys}
