@@ -77,7 +77,9 @@ class Routes:
             return None
         start = self.of_crew[crew % len(self.of_crew)] if self.of_crew else crew
         order = [self.servers[(start + i) % len(self.servers)] for i in range(len(self.servers))]
-        return next((server for server in order if (server.name, server.incarnation) not in suspects), None)
+        return next(
+            (server for server in order if (server.name, server.incarnation) not in suspects), None
+        )
 
 
 class Directory:
@@ -102,7 +104,9 @@ class Directory:
 
     async def server(self, crew: int, deadline: float) -> Endpoint:
         """The server of a crew, waited for while there is none; FleetError at the deadline."""
-        return await self._find(lambda: self._routes.server(crew, self._suspects), deadline, "a model server")
+        return await self._find(
+            lambda: self._routes.server(crew, self._suspects), deadline, "a model server"
+        )
 
     async def num_shards(self, deadline: float) -> int:
         """How many shards the store has; waits until that is known."""
@@ -115,7 +119,9 @@ class Directory:
 
     async def buffer(self, deadline: float) -> Endpoint:
         """The trajectory buffer, waited for while it is down; FleetError at the deadline."""
-        return await self._find(lambda: self._alive(self._routes.buffer), deadline, "the trajectory buffer")
+        return await self._find(
+            lambda: self._alive(self._routes.buffer), deadline, "the trajectory buffer"
+        )
 
     def _shard(self, number: int) -> Endpoint | None:
         return self._alive(self._routes.shards[number])
@@ -130,7 +136,9 @@ class Directory:
                     async with asyncio.timeout(max(deadline - self._clock(), 0.0)):
                         await self._changed.wait()
                 except TimeoutError as error:
-                    raise FleetError(f"waited for {what} that can be called, but none came up in time.") from error
+                    raise FleetError(
+                        f"waited for {what} that can be called, but none came up in time."
+                    ) from error
             return found
 
 
@@ -171,7 +179,10 @@ class ServerCalls:
         what = f"{len(requests)} requests"
         try:
             return await repeat_while_unreachable(
-                lambda: self._try(call, what, deadline, deaths), deadline=deadline, clock=self._clock, also=BusyError
+                lambda: self._try(call, what, deadline, deaths),
+                deadline=deadline,
+                clock=self._clock,
+                also=BusyError,
             )
         finally:
             self.waits_for = ""
@@ -186,18 +197,24 @@ class ServerCalls:
             self.waits_for = f"{what} at {server.name}"
             left_s = max(deadline - self._clock(), 0.001)
             try:
-                reply: ModelAnswer = await server.call("answer", replace(call, timeout_s=left_s), timeout_s=left_s)
+                reply: ModelAnswer = await server.call(
+                    "answer", replace(call, timeout_s=left_s), timeout_s=left_s
+                )
                 return unpack_replies(reply.packed, server.first_call), reply.seconds
             except GoneError as error:
                 self._directory.suspect(server)
                 deaths.append(error)
-        raise ServersDiedError(f"{len(deaths)} model servers died on {what} ({deaths[-1]}).") from deaths[-1]
+        raise ServersDiedError(
+            f"{len(deaths)} model servers died on {what} ({deaths[-1]})."
+        ) from deaths[-1]
 
 
 class StoreCalls:
     """Exchanges with the store's shards; each key lives on one of them."""
 
-    def __init__(self, directory: Directory, timeout_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, directory: Directory, timeout_s: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._directory = directory
         self._timeout_s = timeout_s
         self._clock = clock
@@ -212,7 +229,10 @@ class StoreCalls:
         for place, request in enumerate(requests):
             by_shard.setdefault(shard_of(request.key, count), []).append(place)
         answers = await asyncio.gather(
-            *(self._ask(shard, [requests[i] for i in places], deadline) for shard, places in by_shard.items())
+            *(
+                self._ask(shard, [requests[i] for i in places], deadline)
+                for shard, places in by_shard.items()
+            )
         )
         found = {
             place: reply
@@ -221,15 +241,21 @@ class StoreCalls:
         }
         return [found[place] for place in range(len(requests))]
 
-    async def _ask(self, number: int, requests: list[ShareRequest], deadline: float) -> list[Shared]:
+    async def _ask(
+        self, number: int, requests: list[ShareRequest], deadline: float
+    ) -> list[Shared]:
         return await repeat_while_unreachable(
             lambda: self._try(number, requests, deadline), deadline=deadline, clock=self._clock
         )
 
-    async def _try(self, number: int, requests: list[ShareRequest], deadline: float) -> list[Shared]:
+    async def _try(
+        self, number: int, requests: list[ShareRequest], deadline: float
+    ) -> list[Shared]:
         while True:
             shard = await self._directory.shard(number, deadline)
             try:
-                return await shard.call("exchange", requests, timeout_s=max(deadline - self._clock(), 0.001))
+                return await shard.call(
+                    "exchange", requests, timeout_s=max(deadline - self._clock(), 0.001)
+                )
             except GoneError:
                 self._directory.suspect(shard)

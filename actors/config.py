@@ -24,9 +24,13 @@ class Placement(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
-    cpus: float = Field(0.1, ge=0, description="CPUs reserved in Ray's books; fractions let many share a core")
+    cpus: float = Field(
+        0.1, ge=0, description="CPUs reserved in Ray's books; fractions let many share a core"
+    )
     gpus: float = Field(0.0, ge=0, description="GPUs reserved")
-    labels: dict[str, str] = Field(default_factory=dict, description="Ray node labels that must match exactly")
+    labels: dict[str, str] = Field(
+        default_factory=dict, description="Ray node labels that must match exactly"
+    )
 
 
 class ServerGroup(BaseModel):
@@ -38,7 +42,9 @@ class ServerGroup(BaseModel):
         description="MODEL SPEC as the group's nodes know it: a path of theirs, with mlx: before it, an address"
     )
     count: int = Field(1, ge=1, description="servers of the group, each with one copy of the model")
-    placement: Placement = Field(default_factory=lambda: Placement(cpus=1.0), description="placement of its servers")
+    placement: Placement = Field(
+        default_factory=lambda: Placement(cpus=1.0), description="placement of its servers"
+    )
 
     @field_validator("model")
     @classmethod
@@ -60,28 +66,50 @@ class FleetConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
-    address: str = Field("local", description="'local' starts Ray here; 'auto' or host:port attaches to a cluster")
-    servers: int = Field(1, ge=1, description="model servers of the run's own --model, each with one copy of it")
+    address: str = Field(
+        "local", description="'local' starts Ray here; 'auto' or host:port attaches to a cluster"
+    )
+    servers: int = Field(
+        1, ge=1, description="model servers of the run's own --model, each with one copy of it"
+    )
     searchers: int = Field(1, ge=1, description="searchers, each driving many problems at once")
-    shards: int = Field(1, ge=1, description="soft-value store shards (started only when evidence is shared)")
+    shards: int = Field(
+        1, ge=1, description="soft-value store shards (started only when evidence is shared)"
+    )
     problems_per_searcher: int = Field(16, ge=1, description="problems a searcher drives together")
-    server: Placement = Field(default_factory=lambda: Placement(cpus=1.0), description="placement of those servers")
+    server: Placement = Field(
+        default_factory=lambda: Placement(cpus=1.0), description="placement of those servers"
+    )
     more_servers: list[ServerGroup] = Field(
         default_factory=list,
         description="groups of other kinds that serve the same model: other nodes, backends or paths",
     )
     searcher: Placement = Field(default_factory=Placement, description="placement of searchers")
     shard: Placement = Field(default_factory=Placement, description="placement of store shards")
-    buffer_records: int = Field(64, ge=1, description="finished searches that wait for a learner; the oldest go first")
-    learner_gpus: float = Field(0.0, ge=0, description="GPUs reserved for a learner, which runs beside its driver")
+    buffer_records: int = Field(
+        64, ge=1, description="finished searches that wait for a learner; the oldest go first"
+    )
+    learner_gpus: float = Field(
+        0.0, ge=0, description="GPUs reserved for a learner, which runs beside its driver"
+    )
     server_threads: int | None = Field(
         None, ge=1, description="torch threads of a CPU server; default its CPUs, rounded up"
     )
-    queue_rows: int = Field(65_536, ge=1, description="rows that may wait at a model server before it refuses more")
-    start_timeout_s: float = Field(300.0, gt=0, description="how long an actor may take until it answers its probe")
-    call_timeout_s: float = Field(600.0, gt=0, description="how long a model call may take, queueing included")
-    problem_timeout_s: float = Field(7200.0, gt=0, description="how long a problem may be without any progress")
-    max_attempts: int = Field(5, ge=1, description="times a problem is started before it is set aside as failed")
+    queue_rows: int = Field(
+        65_536, ge=1, description="rows that may wait at a model server before it refuses more"
+    )
+    start_timeout_s: float = Field(
+        300.0, gt=0, description="how long an actor may take until it answers its probe"
+    )
+    call_timeout_s: float = Field(
+        600.0, gt=0, description="how long a model call may take, queueing included"
+    )
+    problem_timeout_s: float = Field(
+        7200.0, gt=0, description="how long a problem may be without any progress"
+    )
+    max_attempts: int = Field(
+        5, ge=1, description="times a problem is started before it is set aside as failed"
+    )
     connect_timeout_s: float = Field(20.0, gt=0, description="how long to look for a cluster")
 
     @property
@@ -93,7 +121,10 @@ class FleetConfig(BaseModel):
     @property
     def group_names(self) -> list[str]:
         """Every group of model servers, for people."""
-        return ["the run's own model", *(f"more_servers.{i}, {g.model}" for i, g in enumerate(self.more_servers))]
+        return [
+            "the run's own model",
+            *(f"more_servers.{i}, {g.model}" for i, g in enumerate(self.more_servers)),
+        ]
 
     def check_flows(self) -> None:
         """ConfigurationError where a group of model servers cannot hold flows."""
@@ -113,7 +144,9 @@ def fleet_config(values: dict[str, Any]) -> FleetConfig:
     return parse_options(FleetConfig, values, "a fleet")
 
 
-def load_fleet(path: str | None, overrides: dict[str, Any], *, small_model: bool = False) -> FleetConfig:
+def load_fleet(
+    path: str | None, overrides: dict[str, Any], *, small_model: bool = False
+) -> FleetConfig:
     """The fleet in a YAML file (None: local mode) with overrides.
 
     In local mode a model that is small enough to have several copies of gets a server and a searcher a core, four at

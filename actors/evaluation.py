@@ -22,28 +22,38 @@ _WAIT_S = 20.0
 _SILENCE_S = 120.0
 
 
-def on_fleet(config: FleetConfig, loader: Loader | None = None, watch: Watch | None = None) -> Execute:
+def on_fleet(
+    config: FleetConfig, loader: Loader | None = None, watch: Watch | None = None
+) -> Execute:
     """Makes an evaluation's searches on a fleet; `loader` replaces `load_model` in the servers of the run's own model."""
 
-    def execute(evaluation: EvaluationConfig, tasks: Sequence[Task]) -> Iterator[tuple[Task, Outcome]]:
+    def execute(
+        evaluation: EvaluationConfig, tasks: Sequence[Task]
+    ) -> Iterator[tuple[Task, Outcome]]:
         load = loader or partial(load_spec, evaluation.model)
         todo = list(tasks)
         flows = [evaluation.flow_files()] if any(task.method.uses_flow for task in todo) else []
         flow = flows[0].identity if flows else None
         for start in range(_TEAM_STARTS):
             teams = {
-                name: team for team in (_Team(evaluation, task, start, flow) for task in todo) for name in team.names
+                name: team
+                for team in (_Team(evaluation, task, start, flow) for task in todo)
+                for name in team.names
             }
             work = [one for team in dict.fromkeys(teams.values()) for one in team.work]
             todo = []
-            runs = run_fleet(work, config, load, max_new_tokens=evaluation.horizon, flows=flows, watch=watch)
+            runs = run_fleet(
+                work, config, load, max_new_tokens=evaluation.horizon, flows=flows, watch=watch
+            )
             for name, outcome in runs:
                 team = teams[name]
                 if not team.take(outcome):
                     continue
                 result = team.result()
                 if isinstance(result, MissingWalksError) and start + 1 < _TEAM_STARTS:
-                    todo.append(team.task)  # a shard was lost with its machine: the team begins again
+                    todo.append(
+                        team.task
+                    )  # a shard was lost with its machine: the team begins again
                 else:
                     yield team.task, result
             if not todo:
@@ -58,7 +68,9 @@ def on_exchange(exchange: Any, client: str) -> Execute:
     Evidence is not shared. Searches that end are yielded one by one and held by the exchange until the next one is asked for.
     """
 
-    def execute(evaluation: EvaluationConfig, tasks: Sequence[Task]) -> Iterator[tuple[Task, Outcome]]:
+    def execute(
+        evaluation: EvaluationConfig, tasks: Sequence[Task]
+    ) -> Iterator[tuple[Task, Outcome]]:
         work = {
             f"{client}/{one.name}": (task, replace(one, name=f"{client}/{one.name}"))
             for task in tasks
@@ -106,7 +118,9 @@ class _Team:
         )
         members = [None] if plan is None else plan.members(index)
         self.work = [
-            alone if member is None else replace(alone, name=f"{alone.name}/{member.searcher}", membership=member)
+            alone
+            if member is None
+            else replace(alone, name=f"{alone.name}/{member.searcher}", membership=member)
             for member in members
         ]
         self.names = [work.name for work in self.work]

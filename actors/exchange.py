@@ -32,7 +32,9 @@ class Exchange:
         self._client_of |= {one.name: client for one in work}
         self._queue += fresh
 
-    async def collect(self, client: str, kept: Sequence[str], wait_s: float) -> list[tuple[str, Outcome]]:
+    async def collect(
+        self, client: str, kept: Sequence[str], wait_s: float
+    ) -> list[tuple[str, Outcome]]:
         """Forget what the client has `kept`; everything else that is finished for it, waited for at most wait_s.
 
         Raises what `fail` was told once there is nothing left to fetch.

@@ -50,7 +50,9 @@ def run_fleet(
     """
     # Beside its driver, with which it ends; a soft affinity is none for an actor that asks for no CPU (Ray 2.60).
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    namespace = f"sdt-{secrets.token_hex(4)}"  # of this run: names of an earlier one may still be taken
+    namespace = (
+        f"sdt-{secrets.token_hex(4)}"  # of this run: names of an earlier one may still be taken
+    )
     arguments = {"max_new_tokens": max_new_tokens, "law_options": law_options, "flows": list(flows)}
     controller = ControllerActor.options(
         name="sdt:controller",
@@ -64,7 +66,9 @@ def run_fleet(
         ask(controller.start, timeout_s=config.start_timeout_s)
         acknowledged: list[str] = []
         while True:
-            report: Report = ask(controller.next_report, acknowledged, _REPORT_S, timeout_s=config.start_timeout_s)
+            report: Report = ask(
+                controller.next_report, acknowledged, _REPORT_S, timeout_s=config.start_timeout_s
+            )
             if watch is not None:
                 watch(report.status)
             if report.finished and feed is None:
@@ -101,7 +105,9 @@ def ask(method: Any, *arguments: Any, timeout_s: float, who: str = "the controll
                 f"{who} died ({reason(error)}); finished work is kept, run again with --resume."
             ) from error
         except GetTimeoutError as error:
-            raise FleetError(f"waited {timeout_s:.0f} s for {who}; run again with --resume.") from error
+            raise FleetError(
+                f"waited {timeout_s:.0f} s for {who}; run again with --resume."
+            ) from error
         except RayTaskError as error:
             if isinstance(error.cause, SdtError):
                 raise error.cause from None

@@ -70,7 +70,9 @@ class LiveLearner:
     are in it are saved with it, so that what came later is taken again.
     """
 
-    def __init__(self, name: str, plan: LearningPlan, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, name: str, plan: LearningPlan, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.name = name
         self.plan = plan
         self._clock = clock
@@ -91,7 +93,9 @@ class LiveLearner:
         if self._thread is None:
             self._loop = asyncio.get_running_loop()
             # a daemon, as a process that is told to end would wait for another one for ever
-            self._thread = threading.Thread(target=self._run, args=(settings,), name=self.name, daemon=True)
+            self._thread = threading.Thread(
+                target=self._run, args=(settings,), name=self.name, daemon=True
+            )
             self._thread.start()
         await self._directory.update(routes)
 
@@ -140,7 +144,10 @@ class LiveLearner:
                 if learner.step // config.steps_per_round > learner.version:
                     worker.close_round()
                     self._show(*learner.publish())
-                due = min(worker.steps_allowed, config.steps_per_round * (learner.version + 1)) - learner.step
+                due = (
+                    min(worker.steps_allowed, config.steps_per_round * (learner.version + 1))
+                    - learner.step
+                )
                 if due > 0 and len(learner.replay):
                     learner.train(due, on_step=lambda *_: self._note(learner))
                 else:
@@ -206,7 +213,9 @@ class LiveLearner:
         self._status["unusable"] += 1
         _LOG.warning("%s cannot be learnt from: %s", record.name, error)
         if self._failures >= _MOST_FAILURES:
-            raise FleetError(f"{self._failures} searches in a row cannot be learnt from, the last because: {error}")
+            raise FleetError(
+                f"{self._failures} searches in a row cannot be learnt from, the last because: {error}"
+            )
 
     async def ask_buffer(self, token: str, held: list[int], kept: list[int]) -> Taken | None:
         """What the buffer has, or None while there is none that can be called."""
@@ -215,7 +224,9 @@ class LiveLearner:
         except FleetError:
             return None
         try:
-            return await buffer.call("take", token, held, kept, _RECORDS, _WAIT_S, timeout_s=_TAKE_TIMEOUT_S)
+            return await buffer.call(
+                "take", token, held, kept, _RECORDS, _WAIT_S, timeout_s=_TAKE_TIMEOUT_S
+            )
         except GoneError:
             self._directory.suspect(buffer)
         except FleetError:
@@ -227,7 +238,9 @@ class LiveLearner:
         model = FleetModel(settings.card)
         process = process_of(settings.card, model, settings.max_new_tokens, **settings.law_options)
         caller = f"{self.name}/{secrets.token_hex(8)}"
-        calls = ServerCalls(caller, 0, self._directory, process.law, settings.call_timeout_s, self._clock)
+        calls = ServerCalls(
+            caller, 0, self._directory, process.law, settings.call_timeout_s, self._clock
+        )
         model.ask = lambda requests, released: self.wait(calls.call(requests, released))[0]
         return process
 
@@ -299,14 +312,18 @@ class _Intake:
         search = record.search
         from sdt_dist.training.flow.train import is_ordered
 
-        found = search.trajectories(process, config.num_children, config.seed, ordered=is_ordered(process))
+        found = search.trajectories(
+            process, config.num_children, config.seed, ordered=is_ordered(process)
+        )
         if found:
             process.release(search.root)
         new = self._learner.add(found, record.version)
         facts = self._learner.facts
         facts["received"] += len(found)
         facts["searches"] += 1
-        facts["next_round"] = max(facts["next_round"], round_of(config, search.source["problem"]) + 1)
+        facts["next_round"] = max(
+            facts["next_round"], round_of(config, search.source["problem"]) + 1
+        )
         sums = facts["tally"].setdefault(
             search.source["method"],
             {"trajectories": 0, "searches": 0, "new": 0, "reward": 0.0, "ess": 0.0, "with_ess": 0},

@@ -137,7 +137,9 @@ def train_live(
         max_new_tokens=config.horizon,
         watch=watch,
         feed=feed,
-        plan=LearningPlan(config, output.resolve(), f"{contexts.description}, searched by a fleet meanwhile"),
+        plan=LearningPlan(
+            config, output.resolve(), f"{contexts.description}, searched by a fleet meanwhile"
+        ),
     )
     with closing(runs):
         for _, outcome in runs:
@@ -154,7 +156,9 @@ def check_live(config: TrainFlowConfig, output: Path, fleet: FleetConfig, *, res
         check_flow_backend(config.model)
         fleet.check_flows()
     if config.device.startswith("cuda") and not fleet.learner_gpus:
-        raise ConfigurationError(f"device: {config.device!r}, but learner_gpus is 0; set it in the fleet's file.")
+        raise ConfigurationError(
+            f"device: {config.device!r}, but learner_gpus is 0; set it in the fleet's file."
+        )
     if not check_directory(output, config.identity(), resume=resume):
         return 0
     return read_notes(output / STATE_FILE)["facts"].get("next_round", 0)

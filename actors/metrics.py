@@ -31,7 +31,11 @@ METRICS: dict[str, list[Metric]] = {
         Metric("distributions", "counter", "next-token distributions asked for"),
         Metric("nfe", "counter", "next-token distributions computed; the others came from caches"),
         Metric("recomputed_tokens", "counter", "positions encoded again after an eviction"),
-        Metric("prefix_tokens", "counter", "positions before the distributions asked for: prompts and known tokens"),
+        Metric(
+            "prefix_tokens",
+            "counter",
+            "positions before the distributions asked for: prompts and known tokens",
+        ),
         Metric("reused_tokens", "counter", "those of them whose keys and values came from a cache"),
         Metric("busy_s", "counter", "seconds in which the model worked"),
         Metric("waiting_rows", "gauge", "rows that wait in the queue"),
@@ -53,7 +57,9 @@ METRICS: dict[str, list[Metric]] = {
         Metric("exchanges", "counter", "exchanges answered"),
     ],
     "trajectory_buffer": [
-        Metric("held", "gauge", "finished searches held, until the learner has them in a saved state"),
+        Metric(
+            "held", "gauge", "finished searches held, until the learner has them in a saved state"
+        ),
         Metric("waiting", "gauge", "those of them that it has not taken yet"),
         Metric("received", "counter", "finished searches that came"),
         Metric("repeated", "counter", "messages that came again"),

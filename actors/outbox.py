@@ -21,7 +21,9 @@ _MOST_WAITING = 256
 class Outbox:
     """Records on their way; `lost` counts those that never got there."""
 
-    def __init__(self, directory: Directory, timeout_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, directory: Directory, timeout_s: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._directory = directory
         self._timeout_s = timeout_s
         self._clock = clock
@@ -49,7 +51,9 @@ class Outbox:
             deadline = self._clock() + self._timeout_s
             try:
                 await repeat_while_unreachable(
-                    lambda r=record, d=deadline: self._try(r, d), deadline=deadline, clock=self._clock
+                    lambda r=record, d=deadline: self._try(r, d),
+                    deadline=deadline,
+                    clock=self._clock,
                 )
             except SdtError:
                 self.lost += 1
@@ -58,6 +62,8 @@ class Outbox:
         while True:
             buffer = await self._directory.buffer(deadline)
             try:
-                return await buffer.call("put", record, timeout_s=max(deadline - self._clock(), 0.001))
+                return await buffer.call(
+                    "put", record, timeout_s=max(deadline - self._clock(), 0.001)
+                )
             except GoneError:
                 self._directory.suspect(buffer)

@@ -106,7 +106,11 @@ def plan_placement(requests: Iterable[ActorRequest], nodes: Iterable[Node]) -> P
     missing: list[Shortfall] = []
     for request in sorted(requests, key=lambda request: _freedom(request, alive)):
         counts = _pack(request, alive, free)
-        placed += [Assignment(request.kind, count, node) for count, node in zip(counts, alive, strict=True) if count]
+        placed += [
+            Assignment(request.kind, count, node)
+            for count, node in zip(counts, alive, strict=True)
+            if count
+        ]
         if gap := request.count - sum(counts):
             missing.append(Shortfall(request.kind, gap, _reason(request, alive, free)))
     return PlacementPlan(tuple(placed), tuple(missing))
@@ -128,7 +132,9 @@ def cluster_nodes() -> list[Node]:
     return [
         Node(
             name=described["NodeManagerAddress"],
-            resources={name: float(amount) for name, amount in described.get("Resources", {}).items()},
+            resources={
+                name: float(amount) for name, amount in described.get("Resources", {}).items()
+            },
             labels=dict(described.get("Labels", {})),
             alive=described["Alive"],
             node_id=described["NodeID"],
@@ -149,18 +155,24 @@ def _pack(request: ActorRequest, nodes: Sequence[Node], free: list[dict[str, flo
     counts = [0] * len(nodes)
 
     def room_left(i: int) -> tuple[float, float]:
-        return (0.0 if "GPU" in wants else nodes[i].resources.get("GPU", 0.0)), free[i].get("CPU", 0.0)
+        return (0.0 if "GPU" in wants else nodes[i].resources.get("GPU", 0.0)), free[i].get(
+            "CPU", 0.0
+        )
 
     eligible = [i for i, node in enumerate(nodes) if node.carries(request.placement.labels)]
     for i in sorted(eligible, key=room_left):
-        most = [int((free[i].get(name, 0.0) + _ROUNDING) / amount) for name, amount in wants.items()]
+        most = [
+            int((free[i].get(name, 0.0) + _ROUNDING) / amount) for name, amount in wants.items()
+        ]
         counts[i] = min([request.count - sum(counts), *most])
         for name, amount in wants.items():
             free[i][name] = free[i].get(name, 0.0) - counts[i] * amount
     return counts
 
 
-def _reason(request: ActorRequest, nodes: Sequence[Node], free: Sequence[Mapping[str, float]]) -> str:
+def _reason(
+    request: ActorRequest, nodes: Sequence[Node], free: Sequence[Mapping[str, float]]
+) -> str:
     """Why no node takes one more: the label that none carries, or the resource that is short."""
     if not nodes:
         return "the cluster has no live node; start one"
@@ -173,11 +185,15 @@ def _reason(request: ActorRequest, nodes: Sequence[Node], free: Sequence[Mapping
     labels = " and ".join(f"{key}={value}" for key, value in request.placement.labels.items())
     if not eligible:
         return f"no single node carries all of {labels}; label one with them"
-    return _short_resource(request, [(nodes[i], free[i]) for i in eligible], f" with {labels}" if labels else "")
+    return _short_resource(
+        request, [(nodes[i], free[i]) for i in eligible], f" with {labels}" if labels else ""
+    )
 
 
 def _no_such_label(key: str, value: str, nodes: Sequence[Node]) -> str:
-    known = sorted({f"{k}={v}" for node in nodes for k, v in node.labels.items() if k not in _UNIQUE})
+    known = sorted(
+        {f"{k}={v}" for node in nodes for k, v in node.labels.items() if k not in _UNIQUE}
+    )
     close = difflib.get_close_matches(f"{key}={value}", known, n=1, cutoff=0.5)
     hint = f" Did you mean {close[0]}?" if close else ""
     return (
@@ -186,7 +202,9 @@ def _no_such_label(key: str, value: str, nodes: Sequence[Node]) -> str:
     )
 
 
-def _short_resource(request: ActorRequest, eligible: list[tuple[Node, Mapping[str, float]]], labels: str) -> str:
+def _short_resource(
+    request: ActorRequest, eligible: list[tuple[Node, Mapping[str, float]]], labels: str
+) -> str:
     """The first resource of which no eligible node has enough, in total or after the others were packed."""
     of_which = f"the {len(eligible)} live node{'s' if len(eligible) > 1 else ''}{labels}"
     for name, amount in request.wants.items():

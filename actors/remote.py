@@ -65,7 +65,9 @@ class RayEndpoint(Endpoint):
         except RayTaskError as error:
             if isinstance(error.cause, SdtError):
                 raise error.cause from None
-            raise FleetError(f"{what} raised {type(error.cause).__name__}: {error.cause}") from error
+            raise FleetError(
+                f"{what} raised {type(error.cause).__name__}: {error.cause}"
+            ) from error
         except RayError as error:
             raise UnreachableError(f"{what}: {type(error).__name__}: {reason(error)}") from error
 
@@ -93,7 +95,9 @@ class ModelServerActor:
         self._threads = threads
         self._limit_threads()
         self._card = card_of(loaded)
-        self._server = ModelServer(getattr(loaded, "model", loaded), name=name, queue_rows=queue_rows, on_gone=_exit)
+        self._server = ModelServer(
+            getattr(loaded, "model", loaded), name=name, queue_rows=queue_rows, on_gone=_exit
+        )
         self._exporter = Exporter("model_server", name)
 
     async def answer(self, call: ModelCall) -> ModelAnswer:
@@ -193,7 +197,9 @@ class TrajectoryBufferActor:
     async def put(self, record: SearchRecord) -> None:
         await self._buffer.put(record)
 
-    async def take(self, token: str, held: list[int], kept: list[int], limit: int, wait_s: float) -> Taken:
+    async def take(
+        self, token: str, held: list[int], kept: list[int], limit: int, wait_s: float
+    ) -> Taken:
         return await self._buffer.take(token, held, kept, limit, wait_s)
 
     async def probe(self) -> None:
@@ -244,7 +250,9 @@ class ExchangeActor:
     async def submit(self, client: str, work: Sequence[Work]) -> None:
         await self._exchange.submit(client, work)
 
-    async def collect(self, client: str, kept: Sequence[str], wait_s: float) -> list[tuple[str, Outcome]]:
+    async def collect(
+        self, client: str, kept: Sequence[str], wait_s: float
+    ) -> list[tuple[str, Outcome]]:
         return await self._exchange.collect(client, kept, wait_s)
 
     async def leave(self, client: str) -> None:
@@ -270,11 +278,16 @@ class RayBackend:
     directory is on the driver's machine.
     """
 
-    def __init__(self, config: FleetConfig, loader: Loader, namespace: str, plan: LearningPlan | None = None) -> None:
+    def __init__(
+        self, config: FleetConfig, loader: Loader, namespace: str, plan: LearningPlan | None = None
+    ) -> None:
         self._config = config
         self._namespace = namespace
         self._plan = plan
-        self._loaders = [loader, *(partial(load_spec, group.model) for group in config.more_servers)]  # by group
+        self._loaders = [
+            loader,
+            *(partial(load_spec, group.model) for group in config.more_servers),
+        ]  # by group
         self._folder = str(Path(tempfile.gettempdir()) / "sdt-evidence" / namespace)
 
     def spawn(self, kind: str, index: int, incarnation: int) -> Endpoint:
@@ -285,14 +298,24 @@ class RayBackend:
         if kind == "model-server":
             group = self._config.group_of_server[index]
             place = self._config.placement_of(group)
-            threads = self._config.server_threads or (max(1, math.ceil(place.cpus)) if place.gpus == 0 else None)
+            threads = self._config.server_threads or (
+                max(1, math.ceil(place.cpus)) if place.gpus == 0 else None
+            )
             handle = _make(
-                ModelServerActor, place, options, name, self._loaders[group], self._config.queue_rows, threads
+                ModelServerActor,
+                place,
+                options,
+                name,
+                self._loaders[group],
+                self._config.queue_rows,
+                threads,
             )
         elif kind == "store-shard":
             handle = _make(StoreShardActor, self._config.shard, options, name, self._folder)
         elif kind == "trajectory-buffer":
-            handle = beside_us(TrajectoryBufferActor, 0.0, options, name, self._config.buffer_records)
+            handle = beside_us(
+                TrajectoryBufferActor, 0.0, options, name, self._config.buffer_records
+            )
         elif kind == "learner":
             handle = beside_us(LearnerActor, self._config.learner_gpus, options, name, self._plan)
         else:
@@ -354,4 +377,8 @@ class ControllerActor:
         await self._controller.stop()
 
     def __repr__(self) -> str:
-        return f"controller ({self._controller.total} searches)" if hasattr(self, "_controller") else "controller"
+        return (
+            f"controller ({self._controller.total} searches)"
+            if hasattr(self, "_controller")
+            else "controller"
+        )

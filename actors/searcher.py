@@ -13,7 +13,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from sdt_dist.actors.calls import Directory, RemoteModel, Routes, ServerCalls, ServersDiedError, StoreCalls
+from sdt_dist.actors.calls import (
+    Directory,
+    RemoteModel,
+    Routes,
+    ServerCalls,
+    ServersDiedError,
+    StoreCalls,
+)
 from sdt_dist.actors.outbox import Outbox
 from sdt_dist.actors.trajectory_buffer import SearchRecord
 from sdt_dist.actors.work import Work, lean
@@ -69,7 +76,12 @@ class _Lane:
         )
         self.crew = Crew(self.process)
         self.calls = ServerCalls(
-            searcher.caller, number, searcher.directory, self.process.law, settings.call_timeout_s, searcher.clock
+            searcher.caller,
+            number,
+            searcher.directory,
+            self.process.law,
+            settings.call_timeout_s,
+            searcher.clock,
         )
         self.store = StoreCalls(searcher.directory, settings.call_timeout_s, searcher.clock)
         self.task: asyncio.Task[None] | None = None
@@ -77,13 +89,17 @@ class _Lane:
     async def answer(self, requests: Sequence[Request]) -> tuple[list[Reply], float]:
         """One model call and one exchange for everything that is asked, in the order it was asked; server seconds."""
         shares = [request for request in requests if isinstance(request, ShareRequest)]
-        asked = [request for request in requests if isinstance(request, (ExpandRequest, RolloutRequest))]
+        asked = [
+            request for request in requests if isinstance(request, (ExpandRequest, RolloutRequest))
+        ]
         released = self.model.take_released()
         call = self.calls.call(asked, released) if asked or released else _nothing()
         (answers, seconds), shared = await asyncio.gather(call, self.store.exchange(shares))
         of_model = iter(answers)
         of_store = iter(shared)
-        replies: list[Reply] = [next(of_store) if isinstance(r, ShareRequest) else next(of_model) for r in requests]
+        replies: list[Reply] = [
+            next(of_store) if isinstance(r, ShareRequest) else next(of_model) for r in requests
+        ]
         return replies, seconds
 
 
@@ -123,7 +139,10 @@ class Searcher:
         future = self._outcomes.get(work.call_name)
         if future is None:
             future = self._outcomes[work.call_name] = asyncio.get_running_loop().create_future()
-            while len(self._outcomes) > _REMEMBERED_OUTCOMES and next(iter(self._outcomes.values())).done():
+            while (
+                len(self._outcomes) > _REMEMBERED_OUTCOMES
+                and next(iter(self._outcomes.values())).done()
+            ):
                 self._outcomes.pop(next(iter(self._outcomes)))
             self._start(work)
         return await asyncio.shield(future)
@@ -182,7 +201,9 @@ class Searcher:
             self.counters.nfe += outcome.nfe
             if work.for_learning and self.outbox is not None:
                 prompt = ended.session.root.prompt  # its digest is this attempt's own
-                found = FinishedSearch.of(outcome, Root(prompt, prompt_digest(prompt)), work.problem)
+                found = FinishedSearch.of(
+                    outcome, Root(prompt, prompt_digest(prompt)), work.problem
+                )
                 self.outbox.add(SearchRecord(work.name, found, work.flow_version))
             outcome = lean(outcome, work)
         self._outcomes[work.call_name].set_result(outcome)
@@ -199,7 +220,9 @@ class Searcher:
         if task.cancelled() or task.exception() is None:
             return
         error = task.exception()
-        for ended in lane.crew.fail(list(lane.crew.running), FleetError(f"{type(error).__name__}: {error}")):
+        for ended in lane.crew.fail(
+            list(lane.crew.running), FleetError(f"{type(error).__name__}: {error}")
+        ):
             self._finish(ended)
 
     async def _make(self, lane: _Lane, this: Round) -> list[Ended]:
@@ -213,7 +236,11 @@ class Searcher:
         except ServersDiedError as error:
             if len(this.members) == 1:
                 return lane.crew.fail(this.members, error)
-            return [ended for member in this.members for ended in await self._make(lane, Round([member]))]
+            return [
+                ended
+                for member in this.members
+                for ended in await self._make(lane, Round([member]))
+            ]
         except SdtError as error:
             return lane.crew.fail(this.members, error)
         arrived = self.clock()

@@ -69,7 +69,9 @@ class TrajectoryBuffer:
         async with self._changed:
             self._changed.notify_all()
 
-    async def take(self, token: str, held: Sequence[int], kept: Sequence[int], limit: int, wait_s: float) -> Taken:
+    async def take(
+        self, token: str, held: Sequence[int], kept: Sequence[int], limit: int, wait_s: float
+    ) -> Taken:
         """The newest records, up to `limit`, waited for up to wait_s, without those whose numbers are `held`.
 
         Records that are `kept` are forgotten. Both are numbers of the buffer called `token`; of another one, which has died,

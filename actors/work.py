@@ -34,7 +34,10 @@ class SpecReward:
         """The recipe of a spec that was parsed on this machine."""
         file, _, _ = spec.rpartition(":")
         return cls(
-            spec, Path(file).read_text(encoding="utf-8") if file.endswith(".py") and Path(file).is_file() else None
+            spec,
+            Path(file).read_text(encoding="utf-8")
+            if file.endswith(".py") and Path(file).is_file()
+            else None,
         )
 
     def build(self, context: RewardContext) -> Reward:
@@ -90,7 +93,11 @@ class Work:
     def present_membership(self) -> Membership | None:
         """The membership of this attempt: every attempt is an incarnation of its own."""
         member = self.membership
-        return None if member is None else replace(member, incarnation=member.incarnation + self.attempt)
+        return (
+            None
+            if member is None
+            else replace(member, incarnation=member.incarnation + self.attempt)
+        )
 
 
 def lean(result: SearchResult, work: Work) -> SearchResult:

@@ -31,13 +31,26 @@ def _cell(found: dict[str, float], digits: int = 3) -> str:
 def ratios(directory: Path) -> str:
     """Markdown: ratio of means to `sample` by method, ESS, and whether each target is met."""
     table = tabulate(directory)
-    lines = ["| method | " + " | ".join(f"{m} / sample" for m in RATIOS) + " | ESS | targets |", "|---|" + "---:|" * 6]
+    lines = [
+        "| method | " + " | ".join(f"{m} / sample" for m in RATIOS) + " | ESS | targets |",
+        "|---|" + "---:|" * 6,
+    ]
     for label, rows in table.items():
         index = [i for i in rows if all(m in rows[i] and m in table["sample"][i] for m in RATIOS)]
-        columns = {m: [np.array([t[i][m] for i in index]) for t in (rows, table["sample"])] for m in RATIOS}
+        columns = {
+            m: [np.array([t[i][m] for i in index]) for t in (rows, table["sample"])] for m in RATIOS
+        }
         found = {m: ratio_of_means(*pair) for m, pair in columns.items()}
-        ess = float(np.mean([rows[i]["ess"] for i in index])) if all("ess" in rows[i] for i in index) else None
-        met = ess is not None and ess >= ESS_TARGET and all(found[m]["mean"] <= bound for m, bound in TARGETS.items())
+        ess = (
+            float(np.mean([rows[i]["ess"] for i in index]))
+            if all("ess" in rows[i] for i in index)
+            else None
+        )
+        met = (
+            ess is not None
+            and ess >= ESS_TARGET
+            and all(found[m]["mean"] <= bound for m, bound in TARGETS.items())
+        )
         verdict = "" if label == "sample" else "met" if met else "not met"
         cells = [*(_cell(found[m]) for m in RATIOS), "–" if ess is None else f"{ess:.0f}", verdict]
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
@@ -53,7 +66,10 @@ def _lines(directory: Path) -> dict[str, dict[int, Line]]:
 
 def _reward_of_distinct(line: Line, count: int) -> float:
     """Mean reward of the first `count` distinct samples; samples come in random order."""
-    rewards = {tuple(tokens): reward for tokens, reward in zip(line["tokens"], line["rewards"], strict=True)}
+    rewards = {
+        tuple(tokens): reward
+        for tokens, reward in zip(line["tokens"], line["rewards"], strict=True)
+    }
     return float(np.mean(list(rewards.values())[:count]))
 
 
@@ -64,7 +80,9 @@ def strong(directory: Path, reference: Path) -> str:
     truth = next(iter(_lines(reference).values()))
     problems = sorted(truth)
     fewest = {
-        i: min(len({tuple(t) for t in runs[label][i]["tokens"]}) for label in runs if label != "sample")
+        i: min(
+            len({tuple(t) for t in runs[label][i]["tokens"]}) for label in runs if label != "sample"
+        )
         for i in problems
     }
     measures: dict[str, dict[str, np.ndarray]] = {}
@@ -90,18 +108,28 @@ def strong(directory: Path, reference: Path) -> str:
         cells = [_cell(summarise(columns[n])) if n in columns else "–" for n in names]
         parts.append(f"| {label} | " + " | ".join(cells) + " |")
     for base in ("snis", "smc"):
-        parts += ["", f"Paired differences to {base}:", "", "| method | " + " | ".join(names) + " |"]
+        parts += [
+            "",
+            f"Paired differences to {base}:",
+            "",
+            "| method | " + " | ".join(names) + " |",
+        ]
         parts.append("|---|" + "---:|" * len(names))
         for label, columns in measures.items():
             if label in ("sample", base):
                 continue
-            cells = [_cell(paired_difference(columns[n], measures[base][n])) if n in columns else "–" for n in names]
+            cells = [
+                _cell(paired_difference(columns[n], measures[base][n])) if n in columns else "–"
+                for n in names
+            ]
             parts.append(f"| {label} | " + " | ".join(cells) + " |")
     return "\n".join(parts)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--run", type=Path, help="results of examples/etth1_alignment.yaml")
     parser.add_argument("--strong", type=Path, help="results of examples/etth1_strong.yaml")
     parser.add_argument("--reference", type=Path, help="results of examples/etth1_reference.yaml")

@@ -59,13 +59,19 @@ VARIANTS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "snis, F proposes": ({"name": "snis", "flow": True}, FEW),
     "smc, F twists": ({"name": "smc", "flow": True}, FEW),
     "s_adt: proposal": ({"name": "s_adt"}, PROPOSED),
-    "s_adt: selection mix": ({"name": "s_adt", "options": {"proposal": False, "alpha": 0.5}}, FEWER),
+    "s_adt: selection mix": (
+        {"name": "s_adt", "options": {"proposal": False, "alpha": 0.5}},
+        FEWER,
+    ),
     "s_adt: proposal, mix": ({"name": "s_adt", "options": {"alpha": 0.5}}, FEWER),
     "s_adt: leaf values": (
         {"name": "s_adt", "options": {"proposal": False, "leaf_values": True, "draw": "fall"}},
         WALKS,
     ),
-    "s_adt: all": ({"name": "s_adt", "options": {"alpha": 0.5, "leaf_values": True, "draw": "fall"}}, WALKS),
+    "s_adt: all": (
+        {"name": "s_adt", "options": {"alpha": 0.5, "leaf_values": True, "draw": "fall"}},
+        WALKS,
+    ),
 }
 
 
@@ -88,7 +94,9 @@ def run(flow: str, output: Path, resume: bool) -> None:
     output.mkdir(parents=True, exist_ok=True)
     for dataset in DATASETS:
         path = output / f"{dataset}.yaml"
-        path.write_text(yaml.safe_dump(configuration(dataset, flow), sort_keys=False), encoding="utf-8")
+        path.write_text(
+            yaml.safe_dump(configuration(dataset, flow), sort_keys=False), encoding="utf-8"
+        )
         command = [
             sys.executable,
             "-m",
@@ -110,7 +118,9 @@ def curves(output: Path) -> dict[str, Curve]:
         own = {problem.index: truth[problem.name]["spec_w1"] for problem in problems}
         for label, rows in tabulate(output / dataset).items():
             name, budget = label.split(" @")
-            columns: dict[str, list[float]] = {m: [] for m in ("log_z", "gap", "crps", "nfe", "wall_s", "ess")}
+            columns: dict[str, list[float]] = {
+                m: [] for m in ("log_z", "gap", "crps", "nfe", "wall_s", "ess")
+            }
             for index, row in sorted(rows.items()):
                 row = {**row, "gap": row["spec_w1"] - own[index]}
                 for measure, column in columns.items():
@@ -118,7 +128,11 @@ def curves(output: Path) -> dict[str, Curve]:
             curve = found.setdefault(name, {}).setdefault(int(budget), {})
             for measure, column in columns.items():
                 curve[measure] = np.concatenate([curve.get(measure, np.zeros(0)), column])
-    errors = {(name, budget): squared_errors(found, name, budget) for name, curve in found.items() for budget in curve}
+    errors = {
+        (name, budget): squared_errors(found, name, budget)
+        for name, curve in found.items()
+        for budget in curve
+    }
     for (name, budget), error in errors.items():
         found[name][budget][ERROR] = error
     return found
@@ -139,10 +153,17 @@ def _cell(values: np.ndarray, digits: int) -> str:
 
 def table(found: dict[str, Curve]) -> str:
     """Markdown: a row per method and budget."""
-    lines = [f"| method | rollouts | nfe | wall s | {' | '.join(MEASURES.values())} |", "|---|" + "---:|" * 6]
+    lines = [
+        f"| method | rollouts | nfe | wall s | {' | '.join(MEASURES.values())} |",
+        "|---|" + "---:|" * 6,
+    ]
     for name, curve in found.items():
         for budget, columns in curve.items():
-            cells = [_cell(columns["log_z"], 2), _cell(columns["gap"], 4), _cell(columns["crps"], 3)]
+            cells = [
+                _cell(columns["log_z"], 2),
+                _cell(columns["gap"], 4),
+                _cell(columns["crps"], 3),
+            ]
             nfe = columns["nfe"].mean()
             wall = columns["wall_s"].mean()
             lines.append(f"| {name} | {budget:,} | {nfe:,.0f} | {wall:.2f} | {' | '.join(cells)} |")
@@ -195,7 +216,12 @@ def squared_errors(found: dict[str, Curve], name: str, budget: int) -> np.ndarra
     Sums of unbiased Z-hat weighted by what they cost are unbiased, whatever made them; smc without F, whose variance is
     much larger, is left out.
     """
-    others = [c for n, curve in found.items() for b, c in curve.items() if n in UNBIASED and (n, b) != (name, budget)]
+    others = [
+        c
+        for n, curve in found.items()
+        for b, c in curve.items()
+        if n in UNBIASED and (n, b) != (name, budget)
+    ]
     log_cost = np.stack([np.log(c["nfe"]) for c in others])
     log_z = np.stack([c["log_z"] for c in others])
     pooled = np.logaddexp.reduce(log_z + log_cost) - np.logaddexp.reduce(log_cost)
@@ -218,7 +244,10 @@ def errors(found: dict[str, Curve]) -> str:
     """Markdown: root mean square errors of log Z-hat, and how many times a method's nfe snis pays for as small a one."""
     costs = np.array([c["nfe"].mean() for c in found[BASE].values()])
     of_base = np.array([_summary(c, ERROR)["mean"] for c in found[BASE].values()])
-    lines = ["| method | rollouts | nfe | RMSE of log Ẑ | ESS | nfe of snis / nfe |", "|---|---:|---:|---:|---:|---:|"]
+    lines = [
+        "| method | rollouts | nfe | RMSE of log Ẑ | ESS | nfe of snis / nfe |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
     for name, curve in found.items():
         for budget, columns in curve.items():
             if np.isnan(columns["log_z"]).any():
@@ -229,7 +258,9 @@ def errors(found: dict[str, Curve]) -> str:
             ratio = f"< {costs[0] / nfe:.1f}" if needed == 0 else f"{needed / nfe:.1f}"
             ratio = f"> {costs[-1] / nfe:.1f}" if np.isinf(needed) else ratio
             interval = f"{rmse['mean']:.2f} [{rmse['low']:.2f}, {rmse['high']:.2f}]"
-            lines.append(f"| {name} | {budget:,} | {nfe:,.0f} | {interval} | {columns['ess'].mean():.1f} | {ratio} |")
+            lines.append(
+                f"| {name} | {budget:,} | {nfe:,.0f} | {interval} | {columns['ess'].mean():.1f} | {ratio} |"
+            )
     return "\n".join(lines)
 
 
@@ -239,14 +270,20 @@ def draw(found: dict[str, Curve], path: Path) -> None:
 
     figure, grid = plt.subplots(2, len(DRAWN), figsize=(19, 8.5), layout="constrained")
     colours = plt.get_cmap("tab20").colors  # type: ignore[attr-defined]
-    for row, (cost, unit) in zip(grid, (("nfe", "nfe a context"), ("wall_s", "wall time a context, s")), strict=True):
+    for row, (cost, unit) in zip(
+        grid, (("nfe", "nfe a context"), ("wall_s", "wall time a context, s")), strict=True
+    ):
         for axes, (measure, title) in zip(row, DRAWN.items(), strict=True):
             for colour, (name, curve) in zip(colours, found.items(), strict=False):
-                values = [_summary(c, measure) for c in curve.values() if not np.isnan(c[measure]).any()]
+                values = [
+                    _summary(c, measure) for c in curve.values() if not np.isnan(c[measure]).any()
+                ]
                 if not values:
                     continue
                 x = [c[cost].mean() for c in curve.values()]
-                mean, low, high = (np.array([v[k] for v in values]) for k in ("mean", "low", "high"))
+                mean, low, high = (
+                    np.array([v[k] for v in values]) for k in ("mean", "low", "high")
+                )
                 style = "-o" if name in ("snis", "smc", "dts", "residual_ts") else "--s"
                 axes.plot(x, mean, style, label=name, color=colour, markersize=4)
                 if name in ("dts", "snis, F proposes"):
@@ -259,13 +296,17 @@ def draw(found: dict[str, Curve], path: Path) -> None:
     handles, names = grid[0, -1].get_legend_handles_labels()  # CRPS, which all have
     figure.legend(handles, names, loc="outside right center", frameon=False)
     num = len(next(iter(found[BASE].values()))[ERROR])
-    figure.suptitle(f"{num} held-out contexts, horizon 48, λ = 20; bands of two methods: 95% bootstrap over contexts")
+    figure.suptitle(
+        f"{num} held-out contexts, horizon 48, λ = 20; bands of two methods: 95% bootstrap over contexts"
+    )
     figure.savefig(path, dpi=130)
 
 
 def main() -> None:
     """Run what is missing, print the tables and draw the figure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--flow", help="checkpoint directory; left out, only report what is there")
     parser.add_argument("--output", type=Path, default=Path("results/amortisation"))
     parser.add_argument("--resume", action="store_true")

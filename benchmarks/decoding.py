@@ -112,7 +112,9 @@ def search_all(process: TokenProcess, prompts: Prompts, method: str, seed: int) 
     """Search all prompts together; raises what a search raised."""
     reward = as_reward(mean_token, "tokens")
     problems = [SearchProblem(i, process.root(prompt), reward) for i, prompt in enumerate(prompts)]
-    for _, outcome in run_searches(process, problems, method=method, options=METHODS[method], seed=seed):
+    for _, outcome in run_searches(
+        process, problems, method=method, options=METHODS[method], seed=seed
+    ):
         if isinstance(outcome, SdtError):
             raise outcome
         assert outcome.cost.rollouts == ROWS
@@ -125,14 +127,18 @@ def cpu_s(work: Callable[[], None]) -> float:
     return time.process_time() - begin
 
 
-def measure(module: LlamaForCausalLM, process: TokenProcess, repetition: int) -> dict[tuple[str, str], float]:
+def measure(
+    module: LlamaForCausalLM, process: TokenProcess, repetition: int
+) -> dict[tuple[str, str], float]:
     """CPU seconds a prompt of every (case, subject); yardsticks take one prompt even where a case has 16."""
     rng = np.random.default_rng(repetition)
     found = {}
     for case in CASES:
         for shared, name in enumerate(YARDSTICKS):
             prompts = rng.integers(0, VOCABULARY, (1, case.prompt_tokens)).tolist()
-            found[case.name, name] = cpu_s(lambda p=prompts, s=bool(shared): generate(module, p, shared=s))
+            found[case.name, name] = cpu_s(
+                lambda p=prompts, s=bool(shared): generate(module, p, shared=s)
+            )
         for method in METHODS:
             prompts = rng.integers(0, VOCABULARY, (case.num_prompts, case.prompt_tokens)).tolist()
             taken = cpu_s(lambda p=prompts, m=method: search_all(process, p, m, repetition))
@@ -148,11 +154,23 @@ def summarise(measured: list[dict[tuple[str, str], float]]) -> list[dict[str, An
         plain, shared = (best[case.name, name] for name in YARDSTICKS)
         for subject in (*YARDSTICKS, *METHODS):
             taken = best[case.name, subject]
-            record = {"case": case.name, "prompt_tokens": case.prompt_tokens, "num_prompts": case.num_prompts}
-            record |= {"subject": subject, "cpu_s": taken, "to_generate": taken / plain, "to_shared": taken / shared}
+            record = {
+                "case": case.name,
+                "prompt_tokens": case.prompt_tokens,
+                "num_prompts": case.num_prompts,
+            }
+            record |= {
+                "subject": subject,
+                "cpu_s": taken,
+                "to_generate": taken / plain,
+                "to_shared": taken / shared,
+            }
             if subject in METHODS:
                 record |= {"target": case.target, "met": taken / plain <= case.target}
-            records.append(record | {"repetitions": [repetition[case.name, subject] for repetition in measured]})
+            records.append(
+                record
+                | {"repetitions": [repetition[case.name, subject] for repetition in measured]}
+            )
     return records
 
 
@@ -175,7 +193,9 @@ def table(records: list[dict[str, Any]]) -> Table:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="CPU seconds of tree search against generate.")
-    parser.add_argument("--repetitions", type=int, default=REPETITIONS, help="the best of these counts")
+    parser.add_argument(
+        "--repetitions", type=int, default=REPETITIONS, help="the best of these counts"
+    )
     parser.add_argument("--output", type=Path, help="write the records as JSON")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -184,7 +204,9 @@ def main() -> None:
     process = TokenProcess(HFModel(module), PriorLaw((0, VOCABULARY)), NEW_TOKENS)
     torch.manual_seed(1)
     measure(module, process, arguments.repetitions)  # warm-up: compilation, lazy imports
-    records = summarise([measure(module, process, repetition) for repetition in range(arguments.repetitions)])
+    records = summarise(
+        [measure(module, process, repetition) for repetition in range(arguments.repetitions)]
+    )
     Console().print(table(records))
     if arguments.output is not None:
         arguments.output.write_text(json.dumps(records, indent=2) + "\n")

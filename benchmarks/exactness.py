@@ -38,7 +38,9 @@ COLUMNS = {
 }
 
 
-def _search(toy: Toy, method: str, count: int, seed: int, options: dict[str, object]) -> list[SearchResult]:
+def _search(
+    toy: Toy, method: str, count: int, seed: int, options: dict[str, object]
+) -> list[SearchResult]:
     process = TokenProcess(toy, toy.law, toy.length)
     problems = [SearchProblem(i, process.root([0]), toy) for i in range(count)]
     given = {"inverse_temperature": toy.inverse_temperature} | options
@@ -46,7 +48,9 @@ def _search(toy: Toy, method: str, count: int, seed: int, options: dict[str, obj
     return [run for _, run in runs if isinstance(run, SearchResult)]
 
 
-def total_variation(name: str, method: str, num_rollouts: int, seed: int, options: dict[str, object]) -> float:
+def total_variation(
+    name: str, method: str, num_rollouts: int, seed: int, options: dict[str, object]
+) -> float:
     """TV of one search's distribution() to pi*."""
     toy = Toy(*TOYS[name])  # type: ignore[arg-type]
     (run,) = _search(toy, method, 1, seed, options | {"num_rollouts": num_rollouts})
@@ -57,9 +61,13 @@ def total_variation(name: str, method: str, num_rollouts: int, seed: int, option
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, default=8)
-    parser.add_argument("--output", type=Path, help="also write value error against depth here, for `sdt report`")
+    parser.add_argument(
+        "--output", type=Path, help="also write value error against depth here, for `sdt report`"
+    )
     arguments = parser.parse_args()
     seeds = range(100, 100 + arguments.seeds)
     print("| toy, rollouts | " + " | ".join(COLUMNS) + " |\n|---|" + "---:|" * len(COLUMNS))
@@ -68,13 +76,18 @@ def main() -> None:
             np.mean([total_variation(name, method, count, seed, options) for seed in seeds])
             for method, options in COLUMNS.values()
         ]
-        print(f"| {name} {count} | " + " | ".join(f"{value:.3f}" for value in found) + " |", flush=True)
+        print(
+            f"| {name} {count} | " + " | ".join(f"{value:.3f}" for value in found) + " |",
+            flush=True,
+        )
     toy = Toy(3, 3, 1.0, "smooth", 5.0, 1)
     for wave_size in (1, 4):
         runs = _search(toy, "residual_ts", 10_000, 1, {"num_rollouts": 8, "wave_size": wave_size})
         ratio = np.exp(np.array([run.log_z for run in runs], dtype=np.float64) - toy.log_z)
         error = ratio.std() / np.sqrt(len(ratio))
-        print(f"\nE[Z-hat] / Z with 8 rollouts in waves of {wave_size}: {ratio.mean():.4f} +- {error:.4f}")
+        print(
+            f"\nE[Z-hat] / Z with 8 rollouts in waves of {wave_size}: {ratio.mean():.4f} +- {error:.4f}"
+        )
     if arguments.output is not None:
         print(f"\nvalue error against depth: {value_errors().save(arguments.output)}")
 
@@ -87,7 +100,9 @@ def value_errors() -> ValueErrors:
     for label, (method, options) in COLUMNS.items():
         (run,) = _search(toy, method, 1, 100, options | {"num_rollouts": 1000})
         if run.tree is not None:
-            curves[label] = value_error_by_depth(run.tree, toy, run.tree.soft_values(toy.inverse_temperature))
+            curves[label] = value_error_by_depth(
+                run.tree, toy, run.tree.soft_values(toy.inverse_temperature)
+            )
     title = f"toy C ({toy.vocab_size} tokens, length {toy.length}, λ = {toy.inverse_temperature:g}), one search of 1,000 rollouts"
     return ValueErrors(title, curves)
 

@@ -25,7 +25,16 @@ from sdt_dist.actors.config import FleetConfig, fleet_config
 from sdt_dist.actors.remote import ControllerActor
 from sdt_dist.actors.work import GivenReward, Work
 from sdt_dist.noise import mix64
-from sdt_dist.protocols import Cost, Decoded, ExpandRequest, Expansion, PriorLaw, Rollout, RolloutRequest, Root
+from sdt_dist.protocols import (
+    Cost,
+    Decoded,
+    ExpandRequest,
+    Expansion,
+    PriorLaw,
+    Rollout,
+    RolloutRequest,
+    Root,
+)
 from sdt_dist.values.records import Membership
 
 CALL_S = 0.2
@@ -60,16 +69,24 @@ class FakeModel:
 
     def _draw(self, request: RolloutRequest) -> Rollout:
         steps = np.arange(request.num_tokens, dtype=np.uint64)
-        tokens = ((steps * np.uint64(7919) + np.uint64(mix64(request.key or 0))) % np.uint64(self.vocab_size)).astype(
-            np.int32
-        )
+        tokens = (
+            (steps * np.uint64(7919) + np.uint64(mix64(request.key or 0)))
+            % np.uint64(self.vocab_size)
+        ).astype(np.int32)
         while int(tokens[0]) in request.excluded:
             tokens[0] = (tokens[0] + 1) % self.vocab_size
         remaining = np.full(request.num_tokens, self.vocab_size - 1, dtype=np.int32)
         remaining[0] -= len(request.excluded)
         log_v = np.log(float(self.vocab_size))
         cost = Cost(request.num_tokens, frozenset((self.model_calls - 1,)))
-        return Rollout(tokens, np.full(len(tokens), -log_v), np.log(remaining) - log_v, remaining, "length", cost)
+        return Rollout(
+            tokens,
+            np.full(len(tokens), -log_v),
+            np.log(remaining) - log_v,
+            remaining,
+            "length",
+            cost,
+        )
 
     def release(self, root: Root) -> None:
         """Nothing is cached."""
@@ -116,21 +133,32 @@ def _read(config: FleetConfig, namespace: str, pids: dict[int, str]) -> Reading:
     for pid, kind in pids.items():
         times = psutil.Process(pid).cpu_times()
         cpu[kind] += times.user + times.system
-    sums = {name: float(sum(state[name] for state in states)) for name in ("rows", "calls", "batches", "busy_s")}
-    return Reading(time.monotonic(), sums["rows"], sums["calls"], sums["batches"], sums["busy_s"], cpu)
+    sums = {
+        name: float(sum(state[name] for state in states))
+        for name in ("rows", "calls", "batches", "busy_s")
+    }
+    return Reading(
+        time.monotonic(), sums["rows"], sums["calls"], sums["batches"], sums["busy_s"], cpu
+    )
 
 
 def _pids() -> dict[int, str]:
     """Process ids of this run's actors by kind, from Ray's own list."""
     from ray.util.state import list_actors
 
-    kinds = {"ModelServerActor": "model-server", "SearcherActor": "searcher", "StoreShardActor": "store-shard"}
+    kinds = {
+        "ModelServerActor": "model-server",
+        "SearcherActor": "searcher",
+        "StoreShardActor": "store-shard",
+    }
     address = ray.get_runtime_context().gcs_address  # other Rays may run on this machine
     alive = list_actors(address=address, filters=[("state", "=", "ALIVE")], limit=1000, detail=True)
     return {actor.pid: kinds.get(actor.class_name, "controller") for actor in alive}
 
 
-def measure(searchers: int, servers: int, window_s: float, *, shared: bool = False) -> dict[str, float]:
+def measure(
+    searchers: int, servers: int, window_s: float, *, shared: bool = False
+) -> dict[str, float]:
     """Steady-state figures of one size of fleet."""
     config = fleet_config(
         {"searchers": searchers, "servers": servers, "problems_per_searcher": PROBLEMS, "server": {"cpus": 0.1},
@@ -139,7 +167,9 @@ def measure(searchers: int, servers: int, window_s: float, *, shared: bool = Fal
     work = _work(searchers, shared)
     namespace = f"sdt-benchmark-{secrets.token_hex(4)}"
     settings = {"max_new_tokens": HORIZON}
-    controller = ControllerActor.options(num_cpus=0).remote(config, FakeModel, work, settings, namespace)
+    controller = ControllerActor.options(num_cpus=0).remote(
+        config, FakeModel, work, settings, namespace
+    )
     try:
         ray.get(controller.start.remote())
         while True:
@@ -175,7 +205,9 @@ def _figures(first: Reading, last: Reading, busy_servers: int) -> dict[str, floa
 def _row(label: str, figures: dict[str, float]) -> str:
     cells = [f"{figures['rows_s']:,.0f}", f"{100 * figures['share']:.0f}%"]
     cells += [f"{figures['rows_per_call']:.0f}", f"{figures['rows_per_batch']:.0f}"]
-    return f"| {label} | " + " | ".join([*cells, *(f"{figures[kind]:.0f}" for kind in KINDS)]) + " |"
+    return (
+        f"| {label} | " + " | ".join([*cells, *(f"{figures[kind]:.0f}" for kind in KINDS)]) + " |"
+    )
 
 
 def extrapolate(figures: dict[str, float], searchers: int, gpus: int) -> list[str]:
@@ -194,11 +226,19 @@ def extrapolate(figures: dict[str, float], searchers: int, gpus: int) -> list[st
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--window", type=float, default=10.0)
     parser.add_argument("--sizes", default="1x1,2x1,4x1,4x2,8x4,16x8,32x8")
     arguments = parser.parse_args()
-    ray.init(address="local", num_cpus=16, include_dashboard=True, namespace="sdt-benchmark", log_to_driver=False)
+    ray.init(
+        address="local",
+        num_cpus=16,
+        include_dashboard=True,
+        namespace="sdt-benchmark",
+        log_to_driver=False,
+    )
     head = [
         "searchers x servers",
         "rows/s",

@@ -25,10 +25,21 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from sdt_dist.data.problems import ForecastProblem, load_problems
-from sdt_dist.evaluation.baselines import seasonal_naive, seasonal_naive_residuals, statsforecast_samples
+from sdt_dist.evaluation.baselines import (
+    seasonal_naive,
+    seasonal_naive_residuals,
+    statsforecast_samples,
+)
 from sdt_dist.metrics.aggregate import ratio_of_means, ratio_of_sums
 from sdt_dist.metrics.forecast import coverage_80, crps, mase, quantile_loss
 
@@ -100,8 +111,12 @@ class Scores:
 
     def mean(self, label: str, metric: str, rows: np.ndarray) -> Interval:
         """A measure over `rows` with its interval."""
-        weights = self.values[label]["wql_scale"] if metric == "wql" else np.ones(len(self.problems))
-        return ratio_of_sums(self._sums(self.values[label][metric], rows), self._sums(weights, rows))
+        weights = (
+            self.values[label]["wql_scale"] if metric == "wql" else np.ones(len(self.problems))
+        )
+        return ratio_of_sums(
+            self._sums(self.values[label][metric], rows), self._sums(weights, rows)
+        )
 
     def ratio(self, label: str, metric: str, rows: np.ndarray) -> Interval:
         """A measure of the model over that of `label`, over the same `rows`, with its interval."""
@@ -112,7 +127,11 @@ class Scores:
         """Every problem's name and measures, by label."""
         return [
             {"name": problem.name}
-            | {n: {m: v[row] for m, v in self.values[n].items()} for n in self.values if row in self.rows(n)}
+            | {
+                n: {m: v[row] for m, v in self.values[n].items()}
+                for n in self.values
+                if row in self.rows(n)
+            }
             for row, problem in enumerate(self.problems)
         ]
 
@@ -122,7 +141,9 @@ class Scores:
         return np.bincount(blocks, values[rows])
 
 
-def forecast_with_model(spec: str, scores: Scores, horizon: int, num_samples: int, tick: Callable[[], None]) -> float:
+def forecast_with_model(
+    spec: str, scores: Scores, horizon: int, num_samples: int, tick: Callable[[], None]
+) -> float:
     """Score the forecaster on every problem; tokens per second, prompts included in the time."""
     from sdt_dist.models.loading import load_model
     from sdt_dist.rewards.base import as_reward
@@ -131,7 +152,9 @@ def forecast_with_model(spec: str, scores: Scores, horizon: int, num_samples: in
 
     process = load_model(spec).process(horizon)
     reward = as_reward(lambda series: np.zeros(len(series)), "series")
-    searches = [SearchProblem(row, process.root(p.history), reward) for row, p in enumerate(scores.problems)]
+    searches = [
+        SearchProblem(row, process.root(p.history), reward) for row, p in enumerate(scores.problems)
+    ]
     begin = time.perf_counter()
     runs = run_searches(process, searches, method="sample", options={"num_samples": num_samples}, seed=SEED,
                         in_flight=max(1, ROWS // num_samples))  # fmt: skip
@@ -147,27 +170,53 @@ def evaluate(options: argparse.Namespace, scores: Scores) -> float:
     """Make and score every forecast; the model's tokens per second."""
     count = len(scores.problems)
     some = np.linspace(0, count - 1, min(options.classical_problems, count)).round().astype(int)
-    classical = [*(["AutoETS"] if len(some) else []), *(["AutoARIMA"] if options.arima and len(some) else [])]
-    columns = TextColumn("{task.description:<18}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True)) as progress:
+    classical = [
+        *(["AutoETS"] if len(some) else []),
+        *(["AutoARIMA"] if options.arima and len(some) else []),
+    ]
+    columns = (
+        TextColumn("{task.description:<18}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(
+        *columns, TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True)
+    ) as progress:
         task = progress.add_task(MODEL, total=count)
         speed = forecast_with_model(
-            options.model, scores, HORIZON[options.dataset], options.num_samples, lambda: progress.advance(task)
+            options.model,
+            scores,
+            HORIZON[options.dataset],
+            options.num_samples,
+            lambda: progress.advance(task),
         )
         for row in progress.track(range(count), description="seasonal-naive"):
             scores.add(NAIVE, row, seasonal_naive(scores.problems[row]))
-            scores.add(RESIDUALS, row, seasonal_naive_residuals(scores.problems[row], options.num_samples, SEED))
+            scores.add(
+                RESIDUALS,
+                row,
+                seasonal_naive_residuals(scores.problems[row], options.num_samples, SEED),
+            )
         for name in classical:
             for row in progress.track(some, description=name):
-                samples = statsforecast_samples(scores.problems[row], name, options.num_samples, SEED)
+                samples = statsforecast_samples(
+                    scores.problems[row], name, options.num_samples, SEED
+                )
                 scores.add(name, int(row), samples)
     return speed
 
 
 def tables(scores: Scores, rows: np.ndarray, labels: list[str]) -> tuple[Table, Table]:
     """Measures by label, and the model's over each baseline's, over the same problems."""
-    means = {label: {metric: scores.mean(label, metric, rows) for metric in METRICS} for label in labels}
-    ratios = {label: {m: scores.ratio(label, m, rows) for m in METRICS[:3]} for label in labels if label != MODEL}
+    means = {
+        label: {metric: scores.mean(label, metric, rows) for metric in METRICS} for label in labels
+    }
+    ratios = {
+        label: {m: scores.ratio(label, m, rows) for m in METRICS[:3]}
+        for label in labels
+        if label != MODEL
+    }
     return means, ratios
 
 
@@ -177,7 +226,9 @@ def show(title: str, table: Table) -> None:
     print(f"\n{title:<18}" + "".join(f"{metric:>23}" for metric in metrics))
     for label, cells in table.items():
         texts = [
-            "-" if (label, metric) == (NAIVE, "coverage_80") else f"{c['mean']:.3f} [{c['low']:.3f}, {c['high']:.3f}]"
+            "-"
+            if (label, metric) == (NAIVE, "coverage_80")
+            else f"{c['mean']:.3f} [{c['low']:.3f}, {c['high']:.3f}]"
             for metric, c in cells.items()
         ]
         print(f"{label:<18}" + "".join(f"{text:>23}" for text in texts))
@@ -193,15 +244,25 @@ def report(scores: Scores) -> dict[str, object]:
         print(f"\n{len(rows)} problems" + (f" that {name} was fitted to" if extra else ""))
         show("", means)
         show("model over", ratios)
-        found[name if extra else "all"] = {"problems": rows.tolist(), "means": means, "model_over": ratios}
+        found[name if extra else "all"] = {
+            "problems": rows.tolist(),
+            "means": means,
+            "model_over": ratios,
+        }
     return found
 
 
 def report_channels(scores: Scores) -> Table:
     """Print CRPS by channel."""
-    rows = {str(channel): np.flatnonzero(scores.channels == channel) for channel in dict.fromkeys(scores.channels)}
+    rows = {
+        str(channel): np.flatnonzero(scores.channels == channel)
+        for channel in dict.fromkeys(scores.channels)
+    }
     labels = (MODEL, NAIVE, RESIDUALS)
-    found = {name: {label: scores.mean(label, "crps", chosen) for label in labels} for name, chosen in rows.items()}
+    found = {
+        name: {label: scores.mean(label, "crps", chosen) for label in labels}
+        for name, chosen in rows.items()
+    }
     show("CRPS by channel", found)
     return found
 
@@ -212,13 +273,21 @@ def report_targets(options: argparse.Namespace, scores: Scores) -> list[dict[str
     found = []
     print("\ntargets")
     for target in TARGETS:
-        rows = np.flatnonzero(scores.channels == target.channel) if target.channel else np.arange(len(scores.problems))
+        rows = (
+            np.flatnonzero(scores.channels == target.channel)
+            if target.channel
+            else np.arange(len(scores.problems))
+        )
         if target.dataset != options.dataset or target.kind not in kinds or not len(rows):
             continue
         measure = scores.mean if target.baseline is None else scores.ratio
         value = measure(target.baseline or MODEL, target.metric, rows)
         met = target.at_least <= value["mean"] <= target.at_most
-        name = " ".join(filter(None, [target.metric, target.channel, target.baseline and f"over {target.baseline}"]))
+        name = " ".join(
+            filter(
+                None, [target.metric, target.channel, target.baseline and f"over {target.baseline}"]
+            )
+        )
         print(
             f"{target.kind:<11}{name:<32}{value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}]  wanted "
             f"{target.at_least:.2f} to {target.at_most:.2f}  {'met' if met else 'NOT met'}  ({len(rows)} problems)"
@@ -228,15 +297,30 @@ def report_targets(options: argparse.Namespace, scores: Scores) -> list[dict[str
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.forecaster", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--model", default="bundled", help="bundled, or a directory of a forecaster")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.forecaster", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument(
+        "--model", default="bundled", help="bundled, or a directory of a forecaster"
+    )
     parser.add_argument("--dataset", choices=sorted(HORIZON), default="etth1")
     parser.add_argument("--num-problems", type=int, help="an even choice of them (default: all)")
-    parser.add_argument("--num-samples", type=int, default=60, help="samples of every forecast but the point forecast")
+    parser.add_argument(
+        "--num-samples",
+        type=int,
+        default=60,
+        help="samples of every forecast but the point forecast",
+    )
     parser.add_argument("--stride", type=int, help="rows between targets of ETTh1 (default: 144)")
-    parser.add_argument("--classical-problems", type=int, default=28, help="problems for AutoETS; 0 leaves it out")
-    parser.add_argument("--arima", action="store_true", help="AutoARIMA too, half a minute a problem")
-    parser.add_argument("--output", type=Path, help="JSON file of all tables and of every problem's measures")
+    parser.add_argument(
+        "--classical-problems", type=int, default=28, help="problems for AutoETS; 0 leaves it out"
+    )
+    parser.add_argument(
+        "--arima", action="store_true", help="AutoARIMA too, half a minute a problem"
+    )
+    parser.add_argument(
+        "--output", type=Path, help="JSON file of all tables and of every problem's measures"
+    )
     return parser.parse_args(arguments)
 
 
@@ -245,7 +329,11 @@ def main(arguments: list[str] | None = None) -> None:
     horizon = HORIZON[options.dataset]
     stride = options.stride or STRIDE[options.dataset]
     problems = load_problems(
-        options.dataset, horizon=horizon, context_length=CONTEXT, stride=stride, num_problems=options.num_problems
+        options.dataset,
+        horizon=horizon,
+        context_length=CONTEXT,
+        stride=stride,
+        num_problems=options.num_problems,
     )
     print(
         f"{options.dataset}: {len(problems)} problems, context {CONTEXT}, horizon {horizon}, stride {stride}; "
@@ -255,9 +343,13 @@ def main(arguments: list[str] | None = None) -> None:
     speed = evaluate(options, scores)
     threads = torch.get_num_threads()
     print(f"{speed:,.0f} tokens/s with {threads} threads on {os.cpu_count()} cores")
-    settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
+    settings = {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in vars(options).items()
+    }
     result: dict[str, object] = {
-        "settings": settings | {"context_length": CONTEXT, "horizon": horizon, "stride": stride, "seed": SEED},
+        "settings": settings
+        | {"context_length": CONTEXT, "horizon": horizon, "stride": stride, "seed": SEED},
         "tokens_per_s": speed,
         "num_threads": threads,
         "tables": report(scores),

@@ -50,14 +50,20 @@ def local_mode(plan: Plan, output: Path, fleet: FleetConfig) -> float:
 
 def samples(directory: Path) -> list[dict[str, Any]]:
     """A run's lines without what may differ between runs."""
-    return [{k: v for k, v in line.items() if k not in _NOT_COMPARED} for line in read_lines(directory)]
+    return [
+        {k: v for k, v in line.items() if k not in _NOT_COMPARED} for line in read_lines(directory)
+    ]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--num-problems", type=int, default=28)
     parser.add_argument("--methods", default="snis,dts,residual_ts")
-    parser.add_argument("--fleets", default="[{}]", help="JSON list of FleetConfig fields, one row each")
+    parser.add_argument(
+        "--fleets", default="[{}]", help="JSON list of FleetConfig fields, one row each"
+    )
     arguments = parser.parse_args()
     changes = {"num_problems": arguments.num_problems, "methods": arguments.methods.split(",")}
     plan = make_plan(load_config("examples/etth1_alignment.yaml", changes))
@@ -65,12 +71,21 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         base = one_process(plan, Path(folder) / "one")
         print(f"| one process | {base:.0f} | 1.00 | |", flush=True)
-        ray.init(address="local", num_cpus=8, include_dashboard=True, namespace="sdt-benchmark", log_to_driver=False)
+        ray.init(
+            address="local",
+            num_cpus=8,
+            include_dashboard=True,
+            namespace="sdt-benchmark",
+            log_to_driver=False,
+        )
         for place, fields in enumerate(json.loads(arguments.fleets)):
             output = Path(folder) / f"fleet{place}"
             seconds = local_mode(plan, output, fleet_config(fields))
             same = "yes" if samples(output) == samples(Path(folder) / "one") else "NO"
-            print(f"| local mode {fields or ''} | {seconds:.0f} | {seconds / base:.2f} | {same} |", flush=True)
+            print(
+                f"| local mode {fields or ''} | {seconds:.0f} | {seconds / base:.2f} | {same} |",
+                flush=True,
+            )
         ray.shutdown()
 
 

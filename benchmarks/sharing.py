@@ -46,12 +46,16 @@ def searches(problem: int, searchers: int, num_rollouts: int, wave_size: int) ->
     work = Work(f"{problem}", problem, [0], GivenReward(Toy(*TOY)), "residual_ts", options)  # type: ignore[arg-type]
     members = SharingPlan(f"run{wave_size}", {problem: f"key{problem}"}, searchers).members(problem)
     return [
-        work if member is None else replace(work, name=f"{problem}/{member.searcher}", membership=member)
+        work
+        if member is None
+        else replace(work, name=f"{problem}/{member.searcher}", membership=member)
         for member in members
     ]
 
 
-def measure(config: FleetConfig, num_rollouts: int, wave_size: int, problem: int) -> tuple[float, float]:
+def measure(
+    config: FleetConfig, num_rollouts: int, wave_size: int, problem: int
+) -> tuple[float, float]:
     """(TV, seconds) of one problem; seconds from when all of its searches are under way."""
     work = searches(problem, config.searchers, num_rollouts, wave_size)
     began = []
@@ -76,10 +80,18 @@ def measure(config: FleetConfig, num_rollouts: int, wave_size: int, problem: int
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--problems", type=int, default=3)
     arguments = parser.parse_args()
-    ray.init(address="local", num_cpus=8, include_dashboard=False, namespace="sdt-benchmark", log_to_driver=False)
+    ray.init(
+        address="local",
+        num_cpus=8,
+        include_dashboard=False,
+        namespace="sdt-benchmark",
+        log_to_driver=False,
+    )
     print("| searchers | rollouts | wave size | TV | seconds |\n|---:|---:|---:|---:|---:|")
     for searchers_, rollouts, waves in [
         (1, 3000, (4, 8, 16, 32)),
@@ -89,9 +101,17 @@ def main() -> None:
     ]:
         config = fleet_config({"searchers": searchers_})
         for wave_size in waves:
-            found = np.array([measure(config, rollouts, wave_size, problem) for problem in range(arguments.problems)])
+            found = np.array(
+                [
+                    measure(config, rollouts, wave_size, problem)
+                    for problem in range(arguments.problems)
+                ]
+            )
             tv, seconds = found.mean(axis=0)
-            print(f"| {searchers_} | {rollouts} | {wave_size} | {tv:.3f} | {seconds:.2f} |", flush=True)
+            print(
+                f"| {searchers_} | {rollouts} | {wave_size} | {tv:.3f} | {seconds:.2f} |",
+                flush=True,
+            )
     ray.shutdown()
 
 

@@ -115,12 +115,18 @@ class Meter:
 
     def _now(self) -> np.ndarray:
         return np.array(
-            [time.perf_counter(), time.process_time(), *(getattr(self._model, name, 0) for name in COUNTERS)]
+            [
+                time.perf_counter(),
+                time.process_time(),
+                *(getattr(self._model, name, 0) for name in COUNTERS),
+            ]
         )
 
     def reading(self, tokens: int, parts: dict[str, float]) -> Reading:
         wall_s, cpu_s, *counts = self._sum.tolist()
-        return Reading(wall_s, cpu_s, tokens, dict(zip(COUNTERS, map(int, counts), strict=True)), parts)
+        return Reading(
+            wall_s, cpu_s, tokens, dict(zip(COUNTERS, map(int, counts), strict=True)), parts
+        )
 
 
 class Timed:
@@ -145,7 +151,9 @@ class Timed:
 class Recorder(Timed):
     """A process that notes its rollout calls; `then` is told of each with the meter stopped."""
 
-    def __init__(self, process: Any, spent: dict[str, float], meter: Meter, then: Callable[[Call], None]) -> None:
+    def __init__(
+        self, process: Any, spent: dict[str, float], meter: Meter, then: Callable[[Call], None]
+    ) -> None:
         super().__init__(process, spent, {"expand": "model", "decode": "reward"})
         self.calls: list[Call] = []
         self._meter = meter
@@ -155,7 +163,9 @@ class Recorder(Timed):
         replies = self._run("model", self._inner.rollout, requests)
         self._meter.stop()
         pairs = zip(requests, replies, strict=True)
-        self.calls.append([Row(asked.root.prompt, len(asked.tokens), len(reply.tokens)) for asked, reply in pairs])
+        self.calls.append(
+            [Row(asked.root.prompt, len(asked.tokens), len(reply.tokens)) for asked, reply in pairs]
+        )
         self._then(self.calls[-1])
         self._meter.start()
         return replies
@@ -180,7 +190,12 @@ class Raw:
             process.rollout([RolloutRequest(root, (), 1, 0) for root in again])
         self._paid.update(roots)
         requests = [
-            RolloutRequest(roots[row.prompt], (), row.tokens, stream_key(self._seed, "raw", self._number, place))
+            RolloutRequest(
+                roots[row.prompt],
+                (),
+                row.tokens,
+                stream_key(self._seed, "raw", self._number, place),
+            )
             for place, row in enumerate(call)
         ]
         self._meter.start()
@@ -194,9 +209,16 @@ class Raw:
     def _roots(self, prompts: set[tuple[int, ...]]) -> dict[tuple[int, ...], Root]:
         """Roots by prompt, with caches of this call's own."""
         name = f"raw/{self._number}".encode()
-        roots = [root for context in self._job.contexts if (root := self._job.process.root(context)).prompt in prompts]
+        roots = [
+            root
+            for context in self._job.contexts
+            if (root := self._job.process.root(context)).prompt in prompts
+        ]
         digests = [hashlib.blake2b(root.digest + name, digest_size=16).digest() for root in roots]
-        return {root.prompt: replace(root, digest=digest) for root, digest in zip(roots, digests, strict=True)}
+        return {
+            root.prompt: replace(root, digest=digest)
+            for root, digest in zip(roots, digests, strict=True)
+        }
 
     def reading(self) -> Reading:
         return self._meter.reading(self._tokens, {})
@@ -208,13 +230,17 @@ def search(job: Job, seed: int) -> tuple[Reading, Reading, list[Call]]:
     meter = Meter(job.process.model)
     raw = Raw(job, seed)
     process: Any = Recorder(job.process, spent, meter, raw.answer)
-    rewards: list[Any] = [Timed(r, spent, {"components": "reward", "partial": "reward"}) for r in job.rewards]
+    rewards: list[Any] = [
+        Timed(r, spent, {"components": "reward", "partial": "reward"}) for r in job.rewards
+    ]
     meter.start()
     problems = [
         SearchProblem(i, process.root(context), reward)
         for i, (context, reward) in enumerate(zip(job.contexts, rewards, strict=True))
     ]
-    for _, outcome in run_searches(process, problems, method=METHOD, options=job.options, seed=seed):
+    for _, outcome in run_searches(
+        process, problems, method=METHOD, options=job.options, seed=seed
+    ):
         if isinstance(outcome, SdtError):
             raise outcome
         assert outcome.cost.rollouts == job.options["num_rollouts"]
@@ -249,12 +275,28 @@ def on_fleet(job: Job, load: Callable[[], Any], seed: int, alone: Reading) -> Re
 
     count = len(job.contexts)
     work = [
-        Work(f"{place}/{i}", i, job.contexts[i], GivenReward(job.rewards[i]), METHOD, job.options, seed)
+        Work(
+            f"{place}/{i}",
+            i,
+            job.contexts[i],
+            GivenReward(job.rewards[i]),
+            METHOD,
+            job.options,
+            seed,
+        )
         for place in range(3)
         for i in range(count)
     ]
-    config = fleet_config({"problems_per_searcher": count, "server_threads": torch.get_num_threads()})
-    ray.init(address="local", num_cpus=4, include_dashboard=False, namespace="sdt-benchmark", log_to_driver=False)
+    config = fleet_config(
+        {"problems_per_searcher": count, "server_threads": torch.get_num_threads()}
+    )
+    ray.init(
+        address="local",
+        num_cpus=4,
+        include_dashboard=False,
+        namespace="sdt-benchmark",
+        log_to_driver=False,
+    )
     ended = list[float]()
     nfe = list[int]()
     try:
@@ -282,7 +324,9 @@ def make_job(loaded: Any, arguments: argparse.Namespace) -> Job:
     process = loaded.process(arguments.horizon)
     rng = np.random.default_rng(0)
     if getattr(loaded, "is_forecaster", False):
-        windows = load_problems(arguments.dataset, horizon=arguments.horizon, num_problems=arguments.num_problems)
+        windows = load_problems(
+            arguments.dataset, horizon=arguments.horizon, num_problems=arguments.num_problems
+        )
         factory = parse_reward(arguments.reward)
         contexts = [window.history for window in windows]
         rewards: list[Any] = [factory.build(RewardContext(history=history)) for history in contexts]
@@ -291,7 +335,10 @@ def make_job(loaded: Any, arguments: argparse.Namespace) -> Job:
         tokens = np.setdiff1d(np.arange(low, high), process.law.end_tokens)
         contexts = rng.choice(tokens, (arguments.num_problems, arguments.prompt_tokens)).tolist()
         rewards = [as_reward(partial(mean_token, high), "tokens")] * arguments.num_problems
-    options = {"num_rollouts": arguments.rounds * arguments.wave_size, "wave_size": arguments.wave_size}
+    options = {
+        "num_rollouts": arguments.rounds * arguments.wave_size,
+        "wave_size": arguments.wave_size,
+    }
     options |= {"inverse_temperature": arguments.inverse_temperature, "num_samples": 50}
     return Job(process, contexts, rewards, options | json.loads(arguments.options))
 
@@ -318,19 +365,27 @@ def ratios(pairs: Sequence[tuple[Reading, Reading]]) -> dict[str, list[float]]:
         "tokens/s": [a.tokens_s / b.tokens_s for a, b in pairs],
         "tokens/CPU s": [a.tokens / a.cpu_s / (b.tokens / b.cpu_s) for a, b in pairs],
         "distributions/s": [a.distributions_s / b.distributions_s for a, b in pairs],
-        "distributions/CPU s": [a.counters["nfe"] / a.cpu_s / (b.counters["nfe"] / b.cpu_s) for a, b in pairs],
+        "distributions/CPU s": [
+            a.counters["nfe"] / a.cpu_s / (b.counters["nfe"] / b.cpu_s) for a, b in pairs
+        ],
     }
 
 
 def _spread(values: Sequence[float]) -> str:
-    return "–" if np.isnan(values).any() else f"{np.median(values):.3f} [{min(values):.3f}, {max(values):.3f}]"
+    return (
+        "–"
+        if np.isnan(values).any()
+        else f"{np.median(values):.3f} [{min(values):.3f}, {max(values):.3f}]"
+    )
 
 
 def _row(label: str, pairs: Sequence[tuple[Reading, Reading]]) -> str:
     """A row of the table: medians of both sides, then of the turns' ratios with their smallest and largest."""
     sides = [[f"{np.median([getattr(pair[side], kind) for pair in pairs]):,.0f}" for side in (0, 1)]
              for kind in ("tokens_s", "distributions_s")]  # fmt: skip
-    cells = [cell for pair in sides for cell in pair] + [_spread(values) for values in ratios(pairs).values()]
+    cells = [cell for pair in sides for cell in pair] + [
+        _spread(values) for values in ratios(pairs).values()
+    ]
     met = "met" if np.median(ratios(pairs)["tokens/s"]) >= TARGET else "NOT met"
     return f"| {label} | " + " | ".join([*cells, f">= {TARGET} {met}"]) + " |"
 
@@ -344,10 +399,16 @@ def describe(readings: Sequence[Reading], calls: Sequence[Call]) -> str:
         f"model calls {len(calls)}, of them {len(calls) - len(long)} of one token a row; rows a call: median "
         f"{np.median(rows):.0f}, {min(rows)} to {max(rows)}; mean depth at which longer rollouts start {depth:.2f}"
     ]
-    prefix, reused = (sum(r.counters[name] for r in readings) for name in ("prefix_tokens", "reused_tokens"))
-    lines.append(f"prefix cache: {reused / prefix:.1%} of {prefix:,} prefix tokens reused" if prefix else "")
+    prefix, reused = (
+        sum(r.counters[name] for r in readings) for name in ("prefix_tokens", "reused_tokens")
+    )
+    lines.append(
+        f"prefix cache: {reused / prefix:.1%} of {prefix:,} prefix tokens reused" if prefix else ""
+    )
     share = {part: np.median([r.parts[part] / r.wall_s for r in readings]) for part in PARTS}
-    lines.append("time of the search: " + ", ".join(f"{part} {value:.1%}" for part, value in share.items()))
+    lines.append(
+        "time of the search: " + ", ".join(f"{part} {value:.1%}" for part, value in share.items())
+    )
     return "\n".join(filter(None, lines))
 
 
@@ -362,30 +423,56 @@ def measure(job: Job, load: Callable[[], Any], arguments: argparse.Namespace) ->
         pairs.append((found, raw))
         if arguments.fleet:
             fleet.append((on_fleet(job, load, turn, found), generate(job, calls, turn)))
-    columns = ["where", "tokens/s", "raw", "distributions/s", "raw", *(f"ratio {name}" for name in ratios(pairs))]
+    columns = [
+        "where",
+        "tokens/s",
+        "raw",
+        "distributions/s",
+        "raw",
+        *(f"ratio {name}" for name in ratios(pairs)),
+    ]
     print("| " + " | ".join([*columns, "target"]) + " |\n|---|" + "---:|" * len(columns))
     print(_row("one process", pairs))
     if fleet:
         print(_row("local fleet, 1x1", fleet))
     print("\n" + describe([found for found, _ in pairs], calls))
-    return {"pairs": [[asdict(r) for r in pair] for pair in pairs], "fleet": [[asdict(r) for r in p] for p in fleet]}
+    return {
+        "pairs": [[asdict(r) for r in pair] for pair in pairs],
+        "fleet": [[asdict(r) for r in p] for p in fleet],
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="hf:bundled", help=f"MODEL SPEC; {RANDOM!r} in it is a random small Llama")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--model",
+        default="hf:bundled",
+        help=f"MODEL SPEC; {RANDOM!r} in it is a random small Llama",
+    )
     parser.add_argument("--rounds", type=int, default=8, help="waves of every problem")
     parser.add_argument("--wave-size", type=int, default=8)
     parser.add_argument("--num-problems", type=int, default=16, help="problems together")
     parser.add_argument("--horizon", type=int, default=96, help="tokens of an answer")
-    parser.add_argument("--prompt-tokens", type=int, default=64, help="length of a language model's random prompts")
+    parser.add_argument(
+        "--prompt-tokens", type=int, default=64, help="length of a language model's random prompts"
+    )
     parser.add_argument("--dataset", default="etth1", help="a forecaster's data")
-    parser.add_argument("--reward", default="0.1*spectral+spectral:distance=wasserstein", help="a forecaster's")
+    parser.add_argument(
+        "--reward", default="0.1*spectral+spectral:distance=wasserstein", help="a forecaster's"
+    )
     parser.add_argument("--inverse-temperature", type=float, default=20.0)
-    parser.add_argument("--options", default="{}", help=f'more options of {METHOD} as JSON, such as {{"growth": 1.0}}')
+    parser.add_argument(
+        "--options",
+        default="{}",
+        help=f'more options of {METHOD} as JSON, such as {{"growth": 1.0}}',
+    )
     parser.add_argument("--repetitions", type=int, default=5, help="turns")
     parser.add_argument("--threads", type=int, default=1, help="torch threads on a CPU")
-    parser.add_argument("--fleet", action="store_true", help="also on local Ray (a model on the CPU)")
+    parser.add_argument(
+        "--fleet", action="store_true", help="also on local Ray (a model on the CPU)"
+    )
     parser.add_argument("--output", type=Path, help="write the readings as JSON")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

@@ -46,7 +46,9 @@ def spine() -> Tree:
         for _ in range(depth):
             start = tree.children(start)[0]
         for token in range(CHILDREN):
-            leaf = tree.attach_rollout(start, _rollout([token], -5.0 if token else -0.01, -40.0), finished=token > 0)
+            leaf = tree.attach_rollout(
+                start, _rollout([token], -5.0 if token else -0.01, -40.0), finished=token > 0
+            )
             if token > 0:
                 tree.set_reward(leaf, -10.0, 1.0)
     tree.nodes["log_unknown"][tree.size - CHILDREN] = 5.0
@@ -81,15 +83,21 @@ def bytes_per_node() -> float:
     tree = Tree()
     rng = np.random.default_rng(0)
     while tree.size < NODES:
-        tree.attach_rollout(0, _rollout(rng.integers(0, 1 << 30, 100).tolist(), -3.0, -0.1), finished=True)
+        tree.attach_rollout(
+            0, _rollout(rng.integers(0, 1 << 30, 100).tolist(), -3.0, -0.1), finished=True
+        )
     return tree.nodes.nbytes / tree.size
 
 
 def main() -> None:
     compiled, per_rollout, depth = time_rollouts()
     print(f"compilation and set-up            {compiled:8.1f} s")
-    print(f"selection + path weights + backup {per_rollout:8.1f} us per rollout (aim <= {TARGET_US:.0f})")
-    print(f"mean depth of the walks           {depth:8.1f} of {DEPTH}, {CHILDREN} children a node, {PROBLEMS} problems")
+    print(
+        f"selection + path weights + backup {per_rollout:8.1f} us per rollout (aim <= {TARGET_US:.0f})"
+    )
+    print(
+        f"mean depth of the walks           {depth:8.1f} of {DEPTH}, {CHILDREN} children a node, {PROBLEMS} problems"
+    )
     print(
         f"node records                      {bytes_per_node():8.1f} bytes a node at {NODES:,} (aim <= {TARGET_BYTES:.0f})"
     )

@@ -49,7 +49,9 @@ def build(folder: str, vocabulary: int, hidden: int) -> None:
     LlamaForCausalLM(config).save_pretrained(folder)
 
 
-def raw(model: VllmModel, roots: list[Root], temperature: float, tokens: int) -> Callable[[int], None]:
+def raw(
+    model: VllmModel, roots: list[Root], temperature: float, tokens: int
+) -> Callable[[int], None]:
     """Generation of all rows by vLLM itself, without our logits processor's work."""
     from vllm.inputs import tokens_input
     from vllm.sampling_params import RequestOutputKind, SamplingParams
@@ -59,16 +61,22 @@ def raw(model: VllmModel, roots: list[Root], temperature: float, tokens: int) ->
             max_tokens=tokens, temperature=temperature, seed=seed if temperature else None, detokenize=False, ignore_eos=True,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )  # fmt: skip
-        async for _ in model.engine.llm.generate(tokens_input([*root.prompt, 5]), parameters, request_id=name):
+        async for _ in model.engine.llm.generate(
+            tokens_input([*root.prompt, 5]), parameters, request_id=name
+        ):
             pass
 
     async def all_of(turn: int) -> None:
-        await asyncio.gather(*(one(r, f"raw {temperature} {turn} {i}", turn + i) for i, r in enumerate(roots)))
+        await asyncio.gather(
+            *(one(r, f"raw {temperature} {turn} {i}", turn + i) for i, r in enumerate(roots))
+        )
 
     return lambda turn: model.engine.wait(all_of(turn))
 
 
-def contenders(model: VllmModel, roots: list[Root], tokens: int) -> dict[str, Callable[[int], object]]:
+def contenders(
+    model: VllmModel, roots: list[Root], tokens: int
+) -> dict[str, Callable[[int], object]]:
     """Everything that takes a turn, by name; the yardsticks first."""
     law = PriorLaw((0, model.vocab_size))
     found: dict[str, Callable[[int], object]] = {
@@ -79,7 +87,9 @@ def contenders(model: VllmModel, roots: list[Root], tokens: int) -> dict[str, Ca
         ),
     }
     if tokens == 1:
-        found["expand, top 8"] = lambda turn: model.expand([ExpandRequest(r, (5,), CHILDREN) for r in roots], law)
+        found["expand, top 8"] = lambda turn: model.expand(
+            [ExpandRequest(r, (5,), CHILDREN) for r in roots], law
+        )
         found["expand, Gumbel-top-8"] = lambda turn: model.expand(
             [ExpandRequest(r, (5,), CHILDREN, 1000 * turn + i) for i, r in enumerate(roots)], law
         )
@@ -88,13 +98,17 @@ def contenders(model: VllmModel, roots: list[Root], tokens: int) -> dict[str, Ca
 
 def measure(asked: argparse.Namespace) -> dict[str, list[float]]:
     """Seconds of every contender's turns."""
-    from sdt_dist.models.vllm.loading import open_model  # here: vLLM is not where the other benchmarks run
+    from sdt_dist.models.vllm.loading import (
+        open_model,
+    )  # here: vLLM is not where the other benchmarks run
 
     with tempfile.TemporaryDirectory() as folder:
         build(folder, asked.vocabulary, asked.hidden)
         model = open_model(Path(folder))
         rng = np.random.default_rng(0)
-        prompts = [tuple(rng.integers(0, asked.vocabulary, LENGTH).tolist()) for _ in range(PROMPTS)]
+        prompts = [
+            tuple(rng.integers(0, asked.vocabulary, LENGTH).tolist()) for _ in range(PROMPTS)
+        ]
         roots = [Root(prompt, prompt_digest(prompt)) for prompt in prompts]
         turns = contenders(model, [roots[i % PROMPTS] for i in range(asked.rows)], asked.tokens)
         seconds: dict[str, list[float]] = {name: [] for name in turns}
@@ -109,10 +123,16 @@ def measure(asked: argparse.Namespace) -> dict[str, list[float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--hidden", type=int, default=512, help="width of the model, a multiple of 64")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--hidden", type=int, default=512, help="width of the model, a multiple of 64"
+    )
     parser.add_argument("--vocabulary", type=int, default=128_256)
-    parser.add_argument("--rows", type=int, default=16, help="rows of a call, spread over 16 prompts")
+    parser.add_argument(
+        "--rows", type=int, default=16, help="rows of a call, spread over 16 prompts"
+    )
     parser.add_argument("--tokens", type=int, default=1, help="new tokens a row")
     parser.add_argument("--repetitions", type=int, default=40)
     asked = parser.parse_args()

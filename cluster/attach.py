@@ -11,7 +11,9 @@ from sdt_dist.actors.config import FleetConfig
 
 
 @contextmanager
-def attached(size: FleetConfig, say: Callable[[str], None], *, shards: bool = False) -> Iterator[None]:
+def attached(
+    size: FleetConfig, say: Callable[[str], None], *, shards: bool = False
+) -> Iterator[None]:
     """Ray for a fleet of this size for as long as the context lasts; `say` is told the dashboard's address.
 
     Errors as for `connect`, and ConfigurationError for a cluster that cannot hold the fleet.
@@ -23,7 +25,9 @@ def attached(size: FleetConfig, say: Callable[[str], None], *, shards: bool = Fa
     requests = fleet_requests(size, shards=shards)
     needed = sum(request.count * request.placement.cpus for request in requests) + 1
     with connect(
-        size.address, timeout_s=size.connect_timeout_s, num_cpus=max(os.cpu_count() or 1, math.ceil(needed))
+        size.address,
+        timeout_s=size.connect_timeout_s,
+        num_cpus=max(os.cpu_count() or 1, math.ceil(needed)),
     ) as connection:
         check_placement(requests, cluster_nodes())
         if connection.dashboard_url:

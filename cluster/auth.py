@@ -33,7 +33,9 @@ class AuthState:
     @property
     def exposed(self) -> bool:
         """Whether other users of this host may read the token file."""
-        return self.file is not None and bool(self.file.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO))
+        return self.file is not None and bool(
+            self.file.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO)
+        )
 
 
 def auth_state() -> AuthState:

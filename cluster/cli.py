@@ -55,7 +55,17 @@ app = typer.Typer(
     rich_markup_mode=None,
     add_completion=False,
 )
-for _command in (evaluate, forecast, generate, train_forecaster, train_flow, tune, report, serve, doctor):
+for _command in (
+    evaluate,
+    forecast,
+    generate,
+    train_forecaster,
+    train_flow,
+    tune,
+    report,
+    serve,
+    doctor,
+):
     _name = _command.__name__.replace("_", "-")
     app.command(_name)(_stoppable(_name, _command))
 

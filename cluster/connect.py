@@ -60,14 +60,23 @@ def connect(
     import ray
 
     namespace = namespace or f"sdt-{uuid.uuid4().hex[:8]}"
-    quiet = {"namespace": namespace, "log_to_driver": False, "logging_level": "ERROR", "runtime_env": runtime_env}
+    quiet = {
+        "namespace": namespace,
+        "log_to_driver": False,
+        "logging_level": "ERROR",
+        "runtime_env": runtime_env,
+    }
     if ray.is_initialized():
         context = ray.get_runtime_context()
         return Connection(context.gcs_address, context.namespace, None, owned=False)
     if address == "local":
         create_private_token()
         started = ray.init(
-            address="local", num_cpus=num_cpus, include_dashboard=dashboard, dashboard_host="127.0.0.1", **quiet
+            address="local",
+            num_cpus=num_cpus,
+            include_dashboard=dashboard,
+            dashboard_host="127.0.0.1",
+            **quiet,
         )
     else:
         deadline = time.monotonic() + timeout_s
@@ -75,7 +84,9 @@ def connect(
         os.environ.setdefault("RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL", "minor")
         started = _attach(facts.address, quiet)
     url = started.dashboard_url
-    return Connection(started.address_info["gcs_address"], namespace, f"http://{url}" if url else None)
+    return Connection(
+        started.address_info["gcs_address"], namespace, f"http://{url}" if url else None
+    )
 
 
 def check_attachable(facts: ClusterFacts, deadline: float) -> ClusterFacts:
@@ -109,7 +120,9 @@ def _attach(target: str, options: dict[str, Any]) -> Any:
     try:
         return ray.init(address=target, **options)
     except (ConnectionError, RuntimeError) as error:
-        raise FleetError(f"cluster at {target} answers, but Ray could not attach: {error}") from error
+        raise FleetError(
+            f"cluster at {target} answers, but Ray could not attach: {error}"
+        ) from error
 
 
 def _minor(version: str) -> str:

@@ -38,7 +38,9 @@ def dashboard() -> dict[str, Any]:
         "schemaVersion": 38,
         "refresh": "5s",
         "time": {"from": "now-15m", "to": "now"},
-        "templating": {"list": [{"name": "datasource", "type": "datasource", "query": "prometheus"}]},
+        "templating": {
+            "list": [{"name": "datasource", "type": "datasource", "query": "prometheus"}]
+        },
         "panels": [_panel(number, *panel) for number, panel in enumerate(panels)],
     }
 
@@ -56,7 +58,11 @@ def place_dashboard() -> Path | None:
     from ray._private.worker import global_worker
 
     node = global_worker.node
-    folder = None if node is None else Path(node.get_session_dir_path()) / "metrics" / "grafana" / "dashboards"
+    folder = (
+        None
+        if node is None
+        else Path(node.get_session_dir_path()) / "metrics" / "grafana" / "dashboards"
+    )
     return write_dashboard(folder) if folder is not None and folder.is_dir() else None
 
 

@@ -54,14 +54,17 @@ def check_auth(state: AuthState) -> Finding:
     text = f"RAY_AUTH_MODE {state.mode}, token {f'in {state.source}' if state.source else 'absent'}"
     missing = advice = None
     if state.mode == "token" and state.source is None:
-        missing = (
-            "a token: `sdt evaluate` makes one for local runs; for a cluster copy its head's ~/.ray/auth_token here"
-        )
+        missing = "a token: `sdt evaluate` makes one for local runs; for a cluster copy its head's ~/.ray/auth_token here"
     if state.mode not in ("token", "unset"):
         advice = "token authentication is off: whoever reaches Ray's ports runs code here (CVE-2023-48022); unset RAY_AUTH_MODE"
     if state.exposed:
         advice = f"other users can read the token: chmod 600 {state.file}"
-    return Finding("auth", f"{text}{', mode 0600' if state.file and not state.exposed else ''}", missing, advice)
+    return Finding(
+        "auth",
+        f"{text}{', mode 0600' if state.file and not state.exposed else ''}",
+        missing,
+        advice,
+    )
 
 
 def model_files(spec: str) -> ModelFiles:
@@ -90,7 +93,9 @@ def model_files(spec: str) -> ModelFiles:
 
 def weight_bytes(directory: Path) -> int | None:
     """Size of the weight files that this user can read in a directory; None when there are none."""
-    files = [file for pattern in _WEIGHTS for file in directory.glob(pattern) if os.access(file, os.R_OK)]
+    files = [
+        file for pattern in _WEIGHTS for file in directory.glob(pattern) if os.access(file, os.R_OK)
+    ]
     return sum(file.stat().st_size for file in files) or None
 
 
@@ -123,18 +128,26 @@ def describe_model(name: str, files: ModelFiles) -> Finding:
 
 def this_machine(config: FleetConfig, num_gpus: int) -> Node:
     """This machine as a node, as local mode starts it: with as many CPUs in Ray's books as the fleet asks for."""
-    asked = sum(request.count * request.placement.cpus for request in fleet_requests(config, shards=True))
-    return Node("this machine", {"CPU": max(float(os.cpu_count() or 1), asked), "GPU": float(num_gpus)})
+    asked = sum(
+        request.count * request.placement.cpus for request in fleet_requests(config, shards=True)
+    )
+    return Node(
+        "this machine", {"CPU": max(float(os.cpu_count() or 1), asked), "GPU": float(num_gpus)}
+    )
 
 
 def check_fleet(config: FleetConfig, nodes: Sequence[Node]) -> tuple[list[Finding], PlacementPlan]:
     """What would be placed where, and what cannot be; store shards only where the fleet speaks of them."""
     shards = bool({"shard", "shards"} & config.model_fields_set)
     plan = plan_placement(fleet_requests(config, shards=shards), nodes)
-    found = [Finding("place", f"{part.count} x {part.kind} on {part.node.name}") for part in plan.placed]
+    found = [
+        Finding("place", f"{part.count} x {part.kind} on {part.node.name}") for part in plan.placed
+    ]
     for gap in plan.missing:
         text = f"{gap.count} x {gap.kind} nowhere"
-        found.append(Finding("place", text, missing=f"room for {gap.count} x {gap.kind}: {gap.reason}"))
+        found.append(
+            Finding("place", text, missing=f"room for {gap.count} x {gap.kind}: {gap.reason}")
+        )
     return found, plan
 
 
@@ -145,7 +158,11 @@ def check_memory(
 
     Nodes of unknown memory and kinds of unknown size are left out.
     """
-    sizes = {kind: known.server_bytes for kind, known in files.items() if known and known.server_bytes is not None}
+    sizes = {
+        kind: known.server_bytes
+        for kind, known in files.items()
+        if known and known.server_bytes is not None
+    }
     found = []
     for name, free_here in free_bytes.items():
         counts = {kind: plan.on(kind).get(name, 0) for kind in sizes}
@@ -163,7 +180,9 @@ def gpu_bytes() -> list[int]:
     """Memory of each NVIDIA GPU of this host, as its driver says; empty without one."""
     command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
     try:
-        printed = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
+        printed = subprocess.run(
+            command, capture_output=True, text=True, timeout=10, check=True
+        ).stdout
     except (OSError, subprocess.SubprocessError):
         return []
     return [int(line) * 2**20 for line in printed.split() if line.isdigit()]
@@ -185,7 +204,9 @@ def check_dashboard(url: str | None, state: AuthState) -> Finding:
     """Whether the dashboard, which runs any code it is sent, listens on the loopback interface only."""
     if url is None:
         return Finding(
-            "dashboard", "none", advice="the cluster has no dashboard: `sdt cluster submit` and `status` need one"
+            "dashboard",
+            "none",
+            advice="the cluster has no dashboard: `sdt cluster submit` and `status` need one",
         )
     host = url.removeprefix("http://").rpartition(":")[0].strip("[]")
     if host in ("localhost", "::1") or host.startswith("127."):
@@ -196,8 +217,12 @@ def check_dashboard(url: str | None, state: AuthState) -> Finding:
 
 def check_node(node: Node) -> Finding:
     """A cluster node with its resources and labels."""
-    resources = ", ".join(f"{node.resources[name]:g} {name}" for name in ("CPU", "GPU") if node.resources.get(name))
+    resources = ", ".join(
+        f"{node.resources[name]:g} {name}" for name in ("CPU", "GPU") if node.resources.get(name)
+    )
     memory = f", {node.resources['memory'] / GIB:.1f} GiB" if node.resources.get("memory") else ""
-    labels = ", ".join(f"{key}={value}" for key, value in sorted(node.labels.items()) if key != "ray.io/node-id")
+    labels = ", ".join(
+        f"{key}={value}" for key, value in sorted(node.labels.items()) if key != "ray.io/node-id"
+    )
     text = f"{node.name}: {resources or 'no CPU'}{memory}; labels {labels or 'none'}"
     return Finding("node", text if node.alive else f"{node.name}: dead")

@@ -69,7 +69,9 @@ def submit_job(client: Any, job: JobCommand, working_dir: Path) -> None:
         raise ConfigurationError(f"--working-dir: {working_dir} is no directory.")
     with _told("submitting the job"), quiet_ray():
         client.submit_job(
-            entrypoint=job.entrypoint, submission_id=job.job_id, runtime_env={"working_dir": str(working_dir)}
+            entrypoint=job.entrypoint,
+            submission_id=job.job_id,
+            runtime_env={"working_dir": str(working_dir)},
         )
 
 
@@ -88,7 +90,9 @@ def dashboard_of(address: str, timeout_s: float = 20.0) -> str:
         return check_dashboard_url(address)
     facts = probe(address, timeout_s)
     if facts.dashboard_url is None:
-        raise FleetError(f"cluster at {facts.address} has no dashboard; start its head with --include-dashboard=true.")
+        raise FleetError(
+            f"cluster at {facts.address} has no dashboard; start its head with --include-dashboard=true."
+        )
     return check_dashboard_url(facts.dashboard_url)
 
 
@@ -96,7 +100,9 @@ def check_dashboard_url(url: str, timeout_s: float = 10.0) -> str:
     """Whether something listens there; from now on Ray's clients in this process use this URL and, if local, the token."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or parts.hostname is None:
-        raise ConfigurationError(f"address {url!r} is no dashboard URL such as http://127.0.0.1:8265. Fix: {TUNNEL}.")
+        raise ConfigurationError(
+            f"address {url!r} is no dashboard URL such as http://127.0.0.1:8265. Fix: {TUNNEL}."
+        )
     try:
         port = parts.port or (443 if parts.scheme == "https" else 8265)
         socket.create_connection((parts.hostname, port), timeout=timeout_s).close()
@@ -150,7 +156,11 @@ def _told(what: str) -> Iterator[None]:
         yield
     except AuthenticationError as error:
         state = auth_state()
-        have = f"a token is in {state.source}" if state.source else "copy the head's ~/.ray/auth_token here (mode 0600)"
+        have = (
+            f"a token is in {state.source}"
+            if state.source
+            else "copy the head's ~/.ray/auth_token here (mode 0600)"
+        )
         raise FleetError(
             f"{what}: the token is missing or wrong (RAY_AUTH_MODE is {state.mode}). Fix: export RAY_AUTH_MODE=token; {have}."
         ) from error

@@ -7,7 +7,13 @@ from typing import Any
 
 from rich.console import Group
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as Bar
 from rich.text import Text
 
@@ -21,7 +27,13 @@ class LiveView(Progress):
     """One tick a finished problem and method; `watch` takes the fleet's state about once a second."""
 
     def __init__(self) -> None:
-        columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+        columns = (
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
         self._bar = Bar(TextColumn("{task.description:<14}", markup=False), *columns)
         self._task = self._bar.add_task("starting", total=None)
         self._live = Live(self._group(""), refresh_per_second=4)
@@ -68,11 +80,17 @@ class Rates:
     def of(self, status: dict[str, Any], now: float | None = None) -> dict[str, float]:
         """{name: per second} since the last look; {} at the first and after a server was replaced."""
         now = time.monotonic() if now is None else now
-        servers = [slot for name, slot in status["slots"].items() if name.startswith("model-server")]
+        servers = [
+            slot for name, slot in status["slots"].items() if name.startswith("model-server")
+        ]
         sums = {name: float(sum(slot.get(name, 0) for slot in servers)) for name in _RATES}
         before = self._before
         self._before = (now, sums)
-        if before is None or now <= before[0] or any(sums[name] < before[1][name] for name in _RATES):
+        if (
+            before is None
+            or now <= before[0]
+            or any(sums[name] < before[1][name] for name in _RATES)
+        ):
             return {}
         return {name: (sums[name] - before[1][name]) / (now - before[0]) for name in _RATES}
 
@@ -82,10 +100,17 @@ def fleet_line(status: dict[str, Any], rates: dict[str, float]) -> str:
     kinds: dict[str, list[str]] = {}
     for name, slot in status["slots"].items():
         kinds.setdefault(name.rpartition("-")[0], []).append(slot["state"])
-    parts = [f"{kind} {states.count('ready')}/{len(states)} ready" for kind, states in kinds.items()]
+    parts = [
+        f"{kind} {states.count('ready')}/{len(states)} ready" for kind, states in kinds.items()
+    ]
     parts.append(f"{status['under_way']} under way, {status['waiting']} waiting")
     parts += [f"{rates[name]:,.0f} {unit}" for name, unit in _RATES.items() if name in rates]
-    return "  ".join([*parts, *(_ailment(name, slot) for name, slot in status["slots"].items() if slot["deaths"])])
+    return "  ".join(
+        [
+            *parts,
+            *(_ailment(name, slot) for name, slot in status["slots"].items() if slot["deaths"]),
+        ]
+    )
 
 
 def _ailment(name: str, slot: dict[str, Any]) -> str:

@@ -36,7 +36,9 @@ class ClusterFacts:
     python_version: str
     nodes: tuple[Node, ...]
     dashboard_url: str | None
-    local_node: str | None  # host:port of a live node of the cluster on this host, which a driver needs
+    local_node: (
+        str | None
+    )  # host:port of a live node of the cluster on this host, which a driver needs
 
 
 def check_address(address: str, named_by: str = "address") -> None:
@@ -103,7 +105,9 @@ def check_answers(target: str, deadline: float, missing: str, silent: str) -> No
     """A gRPC server at host:port, or a FleetError: `missing` when nothing listens, `silent` when it is frozen or other."""
     host, _, port = target.rpartition(":")
     try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=_left(deadline)) as link:
+        with socket.create_connection(
+            (host.strip("[]"), int(port)), timeout=_left(deadline)
+        ) as link:
             link.settimeout(_left(deadline))
             if os.environ.get("RAY_USE_TLS", "0") == "1":
                 return
@@ -126,7 +130,9 @@ def is_this_host(host: str) -> bool:
     except OSError:
         return False
     own = {entry.address for entries in psutil.net_if_addrs().values() for entry in entries}
-    return bool(found & own) or any(address.startswith("127.") or address == "::1" for address in found)
+    return bool(found & own) or any(
+        address.startswith("127.") or address == "::1" for address in found
+    )
 
 
 def _ask(target: str) -> ClusterFacts:
@@ -134,7 +140,9 @@ def _ask(target: str) -> ClusterFacts:
     from ray._raylet import GcsClient
 
     client = GcsClient(address=target)
-    versions = json.loads(client.internal_kv_get(b"CLUSTER_METADATA", b"cluster", timeout=5) or b"{}")
+    versions = json.loads(
+        client.internal_kv_get(b"CLUSTER_METADATA", b"cluster", timeout=5) or b"{}"
+    )
     url = client.internal_kv_get(b"webui:url", b"dashboard", timeout=5)
     described = client.get_all_node_info(timeout=5)
     nodes = tuple(
@@ -162,7 +170,9 @@ def _ask(target: str) -> ClusterFacts:
     )
 
 
-def _within(deadline: float, timeout_s: float, target: str, ask: Callable[[], ClusterFacts]) -> ClusterFacts:
+def _within(
+    deadline: float, timeout_s: float, target: str, ask: Callable[[], ClusterFacts]
+) -> ClusterFacts:
     """The answer of a call that may hang inside Ray, or a FleetError at the deadline or for what Ray says."""
     from ray.exceptions import AuthenticationError
 

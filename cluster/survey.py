@@ -47,9 +47,9 @@ def survey(
     task = ray.remote(num_cpus=0, max_retries=0)(look)
     alive = [node for node in nodes if node.alive]
     calls = [
-        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.node_id, soft=False)).remote(
-            node.name, list(specs_of(node))
-        )
+        task.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node.node_id, soft=False)
+        ).remote(node.name, list(specs_of(node)))
         for node in alive
     ]
     done, _ = ray.wait(calls, num_returns=len(calls), timeout=timeout_s) if calls else ([], [])
@@ -60,10 +60,16 @@ def survey(
         except GetTimeoutError:
             views.append(_unusable(node, f"no answer within {timeout_s:g} s"))
         except (RayError, ImportError) as error:
-            first = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-            views.append(_unusable(node, f"cannot run sdt-dist ({first}); install the same sdt-dist there"))
+            first = (
+                str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+            )
+            views.append(
+                _unusable(node, f"cannot run sdt-dist ({first}); install the same sdt-dist there")
+            )
     return views
 
 
 def _unusable(node: Node, reason: str) -> NodeView:
-    return NodeView(node.name, (Finding(f"node {node.name}", reason, missing=f"node {node.name}: {reason}"),))
+    return NodeView(
+        node.name, (Finding(f"node {node.name}", reason, missing=f"node {node.name}: {reason}"),)
+    )

@@ -53,8 +53,12 @@ def read_mapping(path: Path, kind: str) -> dict[str, Any]:
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigurationError(f"{kind}: {path} is not YAML in UTF-8 ({error}).") from error
     if not isinstance(values, dict):
-        raise ConfigurationError(f"{kind}: {path} holds {type(values).__name__}, allowed: a mapping of settings.")
+        raise ConfigurationError(
+            f"{kind}: {path} holds {type(values).__name__}, allowed: a mapping of settings."
+        )
     odd = [name for name in values if not isinstance(name, str)]
     if odd:
-        raise ConfigurationError(f"{kind}: {path} has the setting {odd[0]!r}, allowed: names of settings.")
+        raise ConfigurationError(
+            f"{kind}: {path} has the setting {odd[0]!r}, allowed: names of settings."
+        )
     return values

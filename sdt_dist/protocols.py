@@ -87,7 +87,9 @@ class Flow(Protocol):
     @property
     def identity(self) -> str: ...
 
-    def log_tilts(self, states: Sequence[State], inverse_temperature: float, log_prob: np.ndarray) -> np.ndarray:
+    def log_tilts(
+        self, states: Sequence[State], inverse_temperature: float, log_prob: np.ndarray
+    ) -> np.ndarray:
         """lambda F(s a) [B, V] float64 of the children of B states, finite wherever p(a|s) > 0; log_prob [B, V]: log p(a|s)."""
         ...
 

@@ -17,8 +17,15 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-_FIRST = ("property", "ray", "conformance")  # long tests, and kernels compiled before Ray's processes need them
-_ONE_RAY = ("tests/ray/", "tests/unit/test_cli.py")  # whose runs use the Ray of their process, where there is one
+_FIRST = (
+    "property",
+    "ray",
+    "conformance",
+)  # long tests, and kernels compiled before Ray's processes need them
+_ONE_RAY = (
+    "tests/ray/",
+    "tests/unit/test_cli.py",
+)  # whose runs use the Ray of their process, where there is one
 _PACKAGES = {"mlx": "mlx_lm", "vllm": "vllm"}
 collect_ignore = [] if importlib.util.find_spec("vllm") else ["vllm"]  # it imports vLLM
 
@@ -42,7 +49,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     folder = os.environ.get("SDT_DATA_DIR")
     unwanted = [] if folder and Path(folder).is_dir() else ["data"]
     unwanted += [] if "chaos" in config.option.markexpr else ["chaos"]
-    unwanted += [name for name, package in _PACKAGES.items() if not importlib.util.find_spec(package)]
+    unwanted += [
+        name for name, package in _PACKAGES.items() if not importlib.util.find_spec(package)
+    ]
     left_out = [item for item in items if any(item.get_closest_marker(name) for name in unwanted)]
     if left_out:
         config.hook.pytest_deselected(items=left_out)

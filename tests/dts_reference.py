@@ -51,7 +51,9 @@ def dts_law(
         while len(walk) < model.length:
             if walk not in states:
                 p = np.exp(model.log_prob_tables[len(walk)][model.index(walk)])
-                states[walk] = _State(p / p.sum(), np.zeros(len(p), dtype=np.int64), np.full(len(p), np.nan))
+                states[walk] = _State(
+                    p / p.sum(), np.zeros(len(p), dtype=np.int64), np.full(len(p), np.nan)
+                )
             state = states[walk]
             state.visits += 1
             if state.draws < growth * state.visits**power:
@@ -71,7 +73,10 @@ def dts_law(
     reach: dict[tuple[int, ...], float] = {(): 1.0}
     for prefix in sorted(states, key=len):
         drawn, probabilities, _ = states[prefix].arms(strength, horvitz_thompson)
-        reach |= {(*prefix, t): reach[prefix] * q for t, q in zip(drawn.tolist(), probabilities.tolist(), strict=True)}
+        reach |= {
+            (*prefix, t): reach[prefix] * q
+            for t, q in zip(drawn.tolist(), probabilities.tolist(), strict=True)
+        }
     for walk, probability in reach.items():
         if len(walk) == model.length:
             law[model.index(walk)] = probability

@@ -30,7 +30,9 @@ from sdt_dist.serving.server import ModelServer
 
 TOY = (5, 4, 1.0, "smooth", 5.0, 0)
 LAW = PriorLaw((0, 5))
-QUICK = HealthPolicy(probe_s=0.02, probe_timeout_s=1.0, first_pause_s=0.01, longest_pause_s=0.05, steady_s=0.2)
+QUICK = HealthPolicy(
+    probe_s=0.02, probe_timeout_s=1.0, first_pause_s=0.01, longest_pause_s=0.05, steady_s=0.2
+)
 
 
 class ServerTarget:
@@ -133,7 +135,9 @@ class LearnerTarget:
 class MortalEndpoint(Endpoint):
     """An endpoint whose process can die, and whose requests and replies can get lost."""
 
-    def __init__(self, name: str, incarnation: int, target: Any, loses: Callable[[str], bool]) -> None:
+    def __init__(
+        self, name: str, incarnation: int, target: Any, loses: Callable[[str], bool]
+    ) -> None:
         super().__init__(name, incarnation)
         self.target = target
         self._loses = loses
@@ -167,7 +171,9 @@ class MortalEndpoint(Endpoint):
         except SdtError:
             raise
         except Exception as error:  # as Ray's endpoint does
-            raise FleetError(f"{method} of {self.name} raised {type(error).__name__}: {error}") from error
+            raise FleetError(
+                f"{method} of {self.name} raised {type(error).__name__}: {error}"
+            ) from error
 
 
 class PlainBackend:
@@ -228,7 +234,9 @@ async def run_controller(
     flows: Sequence[FlowFiles] = (),
 ) -> dict[str, Outcome]:
     """All outcomes by name; `meanwhile(controller)` is awaited beside the run. Fails on a result given twice."""
-    controller = Controller(config, backend, work, max_new_tokens=max_new_tokens, flows=flows, policy=QUICK)
+    controller = Controller(
+        config, backend, work, max_new_tokens=max_new_tokens, flows=flows, policy=QUICK
+    )
     controller.start()
     side = asyncio.create_task(meanwhile(controller)) if meanwhile else None
     outcomes: dict[str, Outcome] = {}
@@ -267,7 +275,9 @@ def alone(model: Toy, work: Work, flow: Flow | None = None) -> SearchResult:
     """The same search in this process, by itself."""
     process = TokenProcess(model, model.law, model.length)
     problem = SearchProblem(work.problem, process.root(work.context), model)
-    runs = run_searches(process, [problem], method=work.method, options=work.options, seed=work.seed, flow=flow)
+    runs = run_searches(
+        process, [problem], method=work.method, options=work.options, seed=work.seed, flow=flow
+    )
     ((_, outcome),) = runs
     assert not isinstance(outcome, SdtError)
     return outcome

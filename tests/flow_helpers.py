@@ -56,7 +56,9 @@ def save_small_flow(
         torch.manual_seed(seed)
         network = FlowNetwork(spec)
     network.set_scale(0.5, 0.5)
-    save_flow(directory, network, FlowInfo(card.identity, reward, inverse_temperatures, version=seed))
+    save_flow(
+        directory, network, FlowInfo(card.identity, reward, inverse_temperatures, version=seed)
+    )
     return FlowFiles.read(directory)
 
 
@@ -64,7 +66,9 @@ def shortened(trajectory: Trajectory, count: int) -> Trajectory:
     """The trajectory as if its token number `count` had ended it."""
     found = trajectory.candidates
     size = int(found.ends[count - 1])
-    columns = [column[:size] for column in (found.tokens, found.log_prob, found.log_weight, found.reward)]
+    columns = [
+        column[:size] for column in (found.tokens, found.log_prob, found.log_weight, found.reward)
+    ]
     return replace(
         trajectory,
         tokens=trajectory.tokens[:count],
@@ -107,7 +111,9 @@ class FamilyMember(Toy):
         self.max_context = self.weights + self.length
         theta = np.array(prompt) / 2 - 1
         u = np.array(list(product(np.linspace(-1, 1, 5), repeat=4)))
-        self.rewards = 0.5 + 0.125 * u @ theta[:4] + 0.25 * theta[4] * (u[:, 1:] * u[:, :-1]).mean(1)
+        self.rewards = (
+            0.5 + 0.125 * u @ theta[:4] + 0.25 * theta[4] * (u[:, 1:] * u[:, :-1]).mean(1)
+        )
 
     def compute_rows(self, sequences: list[tuple[int, ...]]) -> tuple[np.ndarray, list[int]]:
         return super().compute_rows([s[self.weights - 1 :] for s in sequences])

@@ -20,7 +20,9 @@ TOKEN = "a-token-of-the-tests-0123456789"
 def tokens_card(model: LogitsModel, law: PriorLaw, identity: str = "0" * 32) -> ModelCard:
     """A card for a backend without a name of its own."""
     spec = {"allowed": list(law.allowed), "end_tokens": list(law.end_tokens)}
-    return ModelCard("tokens", "test", identity, model.vocab_size, model.max_context, model.deterministic, spec)
+    return ModelCard(
+        "tokens", "test", identity, model.vocab_size, model.max_context, model.deterministic, spec
+    )
 
 
 class RunningServer:
@@ -39,7 +41,9 @@ class RunningServer:
         self.service = ModelService(model, card, TOKEN, limits, flows)
         self._started = threading.Event()
         self._clients = list[HttpModel]()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._main(port, tls)), daemon=True)
+        self._thread = threading.Thread(
+            target=lambda: asyncio.run(self._main(port, tls)), daemon=True
+        )
         self._thread.start()
         assert self._started.wait(20)
         self.url = f"{'http' if tls is None else 'https'}://127.0.0.1:{self.port}"
@@ -74,6 +78,9 @@ class RunningServer:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()

@@ -16,7 +16,9 @@ class _Refusal(MetaPathFinder):
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         if fullname.partition(".")[0] in _TOP:
-            raise ImportError(f"{fullname}: import sdt_dist.{fullname}, the one name of this module.")
+            raise ImportError(
+                f"{fullname}: import sdt_dist.{fullname}, the one name of this module."
+            )
         return None
 
 

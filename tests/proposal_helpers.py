@@ -24,16 +24,22 @@ class TableFlow:
         self._model = model
         self._tables = tables
 
-    def log_tilts(self, states: Sequence[State], inverse_temperature: float, log_prob: np.ndarray) -> np.ndarray:
+    def log_tilts(
+        self, states: Sequence[State], inverse_temperature: float, log_prob: np.ndarray
+    ) -> np.ndarray:
         size = self._model.vocab_size
         rows = [
-            self._tables[len(tokens) + 1][self._model.index(tokens) * size : (self._model.index(tokens) + 1) * size]
+            self._tables[len(tokens) + 1][
+                self._model.index(tokens) * size : (self._model.index(tokens) + 1) * size
+            ]
             for _, tokens in states
         ]
         return inverse_temperature * np.stack(rows)
 
     def values(self, states: Sequence[State], inverse_temperature: float) -> np.ndarray:
-        return np.array([self._tables[len(tokens)][self._model.index(tokens)] for _, tokens in states])
+        return np.array(
+            [self._tables[len(tokens)][self._model.index(tokens)] for _, tokens in states]
+        )
 
 
 def flow_of(name: str, kind: str, noise_nats: float = 1.0) -> TableFlow:
@@ -48,10 +54,14 @@ def flow_of(name: str, kind: str, noise_nats: float = 1.0) -> TableFlow:
         "shuffled": lambda v: rng.permutation(v),
         "constant": lambda v: np.full(v.shape, 0.7),
     }[kind]
-    return TableFlow(f"{name}/{kind}/{noise_nats}", model, [change(values) for values in model.soft_values])
+    return TableFlow(
+        f"{name}/{kind}/{noise_nats}", model, [change(values) for values in model.soft_values]
+    )
 
 
-def run_with_flow(name: str, method: str, flow: TableFlow | None, seeds: Sequence[int] | range, **options):
+def run_with_flow(
+    name: str, method: str, flow: TableFlow | None, seeds: Sequence[int] | range, **options
+):
     """One search a seed (as the problem's index too) of a toy with a fresh model."""
     return [_one(name, method, flow, seed, options) for seed in seeds]
 
@@ -61,19 +71,25 @@ def _one(name: str, method: str, flow: TableFlow | None, seed: int, options: dic
     process = TokenProcess(model, model.law, model.length)
     problem = SearchProblem(0, process.root([0]), model)
     options = {"inverse_temperature": model.inverse_temperature} | options
-    ((_, outcome),) = run_searches(process, [problem], method=method, options=options, seed=seed, flow=flow)
+    ((_, outcome),) = run_searches(
+        process, [problem], method=method, options=options, seed=seed, flow=flow
+    )
     if isinstance(outcome, SdtError):
         raise outcome
     return outcome
 
 
-def ratios(name: str, method: str, flow: TableFlow | None, num_runs: int, seed: int = 1, **options) -> np.ndarray:
+def ratios(
+    name: str, method: str, flow: TableFlow | None, num_runs: int, seed: int = 1, **options
+) -> np.ndarray:
     """Z-hat / Z of many searches of a toy at its own lambda."""
     model = toy(name)
     process = TokenProcess(model, model.law, model.length)
     problems = [SearchProblem(i, process.root([0]), model) for i in range(num_runs)]
     options = {"inverse_temperature": model.inverse_temperature} | options
-    runs = run_searches(process, problems, method=method, options=options, seed=seed, in_flight=512, flow=flow)
+    runs = run_searches(
+        process, problems, method=method, options=options, seed=seed, in_flight=512, flow=flow
+    )
     return np.exp([run.log_z - model.log_z for _, run in runs if isinstance(run, SearchResult)])
 
 

@@ -20,13 +20,19 @@ def actor_processes() -> dict[str, int]:
 
     The public state API needs the dashboard, which tests do without.
     """
-    alive = [a for a in ray._private.state.actors().values() if a["State"] == "ALIVE" and a["Name"].startswith("sdt:")]
+    alive = [
+        a
+        for a in ray._private.state.actors().values()
+        if a["State"] == "ALIVE" and a["Name"].startswith("sdt:")
+    ]
     return {actor["Name"].removeprefix("sdt:").partition(".")[0]: actor["Pid"] for actor in alive}
 
 
 def wait_for_deaths(pids: Iterable[int], timeout_s: float = 20.0) -> None:
     """Until none of these processes lives and Ray calls no fleet actor alive."""
-    wait_until(lambda: not any(map(psutil.pid_exists, pids)), timeout_s, "the actors' processes to end")
+    wait_until(
+        lambda: not any(map(psutil.pid_exists, pids)), timeout_s, "the actors' processes to end"
+    )
     wait_until(lambda: not actor_processes(), timeout_s, "the actors to end")
 
 
@@ -49,7 +55,9 @@ def run_all(
 ) -> dict[str, Outcome]:
     """All outcomes of a fleet by name; a name that comes twice fails."""
     outcomes: dict[str, Outcome] = {}
-    for name, outcome in run_fleet(work, fleet_config(fleet), loader, max_new_tokens=max_new_tokens, watch=watch):
+    for name, outcome in run_fleet(
+        work, fleet_config(fleet), loader, max_new_tokens=max_new_tokens, watch=watch
+    ):
         assert name not in outcomes, f"{name} came twice"
         outcomes[name] = outcome
     return outcomes

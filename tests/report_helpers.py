@@ -35,7 +35,9 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         found = dict(attrs)
-        self.links += [found[name] for name in ("src", "href", "srcset", "action", "data") if name in found]
+        self.links += [
+            found[name] for name in ("src", "href", "srcset", "action", "data") if name in found
+        ]
         self.anchors |= {found["id"]} if "id" in found else set()
         self._is_code = tag in ("script", "style")
         if tag == "table":
@@ -61,7 +63,11 @@ class Page(HTMLParser):
 
     def of(self, table: str) -> dict[tuple[str, str, str], dict]:
         """{(run, label, metric): cell} of the cells of one table that hold a number."""
-        return {place[1:]: cell for place, cell in self.cells.items() if place[0] == table and cell["lines"] != ["–"]}
+        return {
+            place[1:]: cell
+            for place, cell in self.cells.items()
+            if place[0] == table and cell["lines"] != ["–"]
+        }
 
 
 def lines_of(directory: Path) -> list[dict]:
@@ -70,14 +76,18 @@ def lines_of(directory: Path) -> list[dict]:
 
 def measures_of(directory: Path) -> dict[str, dict[int, dict[str, float]]]:
     """Measures by label and problem, from samples.jsonl and problems.json with numpy and scoringrules."""
-    problems = {record["index"]: record for record in json.loads((directory / "problems.json").read_text())}
+    problems = {
+        record["index"]: record for record in json.loads((directory / "problems.json").read_text())
+    }
     table: dict[str, dict[int, dict[str, float]]] = {}
     for line in lines_of(directory):
         problem = problems[line["problem"]]
         samples = np.array(line["samples"])
         truth = np.array(problem["truth"])
         history = np.array(problem["history"])
-        z, z_truth, z_history = ((x - problem["loc"]) / problem["scale"] for x in (samples, truth, history))
+        z, z_truth, z_history = (
+            (x - problem["loc"]) / problem["scale"] for x in (samples, truth, history)
+        )
         low, high = np.quantile(samples, [0.1, 0.9], axis=0)
         season = problem["season"]
         naive = np.mean(np.abs(history[season:] - history[:-season]))
@@ -106,20 +116,32 @@ def measures_of(directory: Path) -> dict[str, dict[int, dict[str, float]]]:
 def true_spectra(directory: Path) -> dict[int, dict[str, float]]:
     """The spectral measures of every true future by problem, from problems.json."""
     records = json.loads((directory / "problems.json").read_text())
-    series = {r["index"]: [(np.array(r[x]) - r["loc"]) / r["scale"] for x in ("truth", "history")] for r in records}
-    return {index: spectral_measures(truth[None], history) for index, (truth, history) in series.items()}
+    series = {
+        r["index"]: [(np.array(r[x]) - r["loc"]) / r["scale"] for x in ("truth", "history")]
+        for r in records
+    }
+    return {
+        index: spectral_measures(truth[None], history) for index, (truth, history) in series.items()
+    }
 
 
 def column_of(rows: dict[int, dict[str, float]], metric: str) -> np.ndarray:
     return np.array([row[metric] for row in rows.values() if row[metric] is not None], dtype=float)
 
 
-def interval_of(*columns: np.ndarray, statistic=lambda x, axis: np.mean(x, axis=axis)) -> tuple[float, float]:
+def interval_of(
+    *columns: np.ndarray, statistic=lambda x, axis: np.mean(x, axis=axis)
+) -> tuple[float, float]:
     if all(np.ptp(column) == 0 for column in columns):
         value = float(statistic(*columns, axis=-1))
         return value, value
     found = bootstrap(
-        columns, statistic, paired=len(columns) > 1, n_resamples=2000, method="percentile", rng=np.random.default_rng(0)
+        columns,
+        statistic,
+        paired=len(columns) > 1,
+        n_resamples=2000,
+        method="percentile",
+        rng=np.random.default_rng(0),
     )
     return tuple(found.confidence_interval)
 
@@ -143,7 +165,10 @@ def as_printed(text: str) -> tuple[float, float]:
 
 def check_cell(cell: dict, mean: float, low: float, high: float) -> None:
     """The visible mean and interval, and the full numbers behind them."""
-    shown = [cell["lines"][0], *re.findall(r"[-+\d.,]+(?=[,\]])", cell["lines"][1] if len(cell["lines"]) > 1 else "")]
+    shown = [
+        cell["lines"][0],
+        *re.findall(r"[-+\d.,]+(?=[,\]])", cell["lines"][1] if len(cell["lines"]) > 1 else ""),
+    ]
     wanted = [mean, low, high] if len(shown) == 3 else [mean]
     assert low == high or len(shown) == 3
     for text, value in zip(shown, wanted, strict=True):

@@ -31,7 +31,9 @@ def toy(name: str) -> Toy:
     return Toy(*PARAMETERS[name])
 
 
-def run_toy(name: str, method: str, seed: int, reward=None, index: int = 0, **options) -> SearchResult:
+def run_toy(
+    name: str, method: str, seed: int, reward=None, index: int = 0, **options
+) -> SearchResult:
     """One search of a toy with a fresh model (so that its counters start at 0)."""
     model = Toy(*PARAMETERS[name])
     process = TokenProcess(model, model.law, model.length)
@@ -55,7 +57,9 @@ def total_variation(law: np.ndarray, model: Toy) -> float:
     return float(0.5 * np.abs(law - model.target).sum())
 
 
-def run_seeds(name: str, method: str, seeds: Sequence[int], flow: Flow | None = None, **options) -> list[SearchResult]:
+def run_seeds(
+    name: str, method: str, seeds: Sequence[int], flow: Flow | None = None, **options
+) -> list[SearchResult]:
     """The searches of `run_toy` with these seeds, in this order, beside each other, so that a model call serves them all."""
     model = Toy(*PARAMETERS[name])
     process = TokenProcess(model, model.law, model.length)
@@ -65,7 +69,15 @@ def run_seeds(name: str, method: str, seeds: Sequence[int], flow: Flow | None = 
     problem = SearchProblem(0, process.root([0]), model)
     identity = None if flow is None else flow.identity
     searches = (
-        open_search(process, problem, method=method, options=given, seed=seed, cache_name=str(seed), flow=identity)
+        open_search(
+            process,
+            problem,
+            method=method,
+            options=given,
+            seed=seed,
+            cache_name=str(seed),
+            flow=identity,
+        )
         for seed in seeds
     )
     outcomes = [outcome for _, outcome in drive(process, searches, in_flight=len(seeds))]
@@ -76,7 +88,12 @@ def run_seeds(name: str, method: str, seeds: Sequence[int], flow: Flow | None = 
 
 
 def mean_total_variation(
-    name: str, method: str, num_rollouts: int, seeds: Sequence[int], flow: Flow | None = None, **options
+    name: str,
+    method: str,
+    num_rollouts: int,
+    seeds: Sequence[int],
+    flow: Flow | None = None,
+    **options,
 ) -> float:
     """Mean total variation between distribution() and pi* over search seeds."""
     model = toy(name)

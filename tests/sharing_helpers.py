@@ -45,7 +45,13 @@ def run_teams(
     plan = SharingPlan(run, {p.index: str(p.index) for p in problems}, searchers, warm)
     outcomes = list(
         run_searches(
-            process, problems, method="residual_ts", options=given, seed=seed, in_flight=in_flight, sharing=plan
+            process,
+            problems,
+            method="residual_ts",
+            options=given,
+            seed=seed,
+            in_flight=in_flight,
+            sharing=plan,
         )
     )
     results = [outcome for _, outcome in sorted(outcomes, key=lambda pair: pair[0])]
@@ -70,8 +76,12 @@ class Team:
         self.crews: dict[tuple[int, int], Crew] = {}
         self.results: list[SearchResult] = []
 
-    def start(self, searcher: int, searchers: int, incarnation: int = 0, warm: Sequence[WalkRecord] = ()) -> None:
-        membership = Membership(KEY, f"r/{self.problem.index}", searcher, searchers, incarnation, tuple(warm))
+    def start(
+        self, searcher: int, searchers: int, incarnation: int = 0, warm: Sequence[WalkRecord] = ()
+    ) -> None:
+        membership = Membership(
+            KEY, f"r/{self.problem.index}", searcher, searchers, incarnation, tuple(warm)
+        )
         entry = open_search(
             self.process,
             self.problem,
@@ -88,7 +98,9 @@ class Team:
         """One round of one member; False once it has ended."""
         crew = self.crews[member]
         this = crew.next_round()
-        replies = answer(self.process.expand, self.process.rollout, this.requests, self.store.exchange)
+        replies = answer(
+            self.process.expand, self.process.rollout, this.requests, self.store.exchange
+        )
         for ended in crew.resume(this.members, this.by_member(replies), 0.0):
             if isinstance(ended.outcome, SdtError):
                 raise ended.outcome

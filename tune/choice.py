@@ -46,28 +46,43 @@ def best_trial(sweep: SweepConfig, trials: Sequence[TrialLine]) -> TrialLine | N
     if sweep.rungs is not None and measured:
         top = max(line.rollouts or 0 for line in measured)
         measured = [line for line in measured if line.rollouts == top]
-    return min(measured, key=lambda line: OBJECTIVES[name].sign * line.objectives[name]["mean"], default=None)
+    return min(
+        measured,
+        key=lambda line: OBJECTIVES[name].sign * line.objectives[name]["mean"],
+        default=None,
+    )
 
 
 def points_of(sweep: SweepConfig, trials: Sequence[TrialLine]) -> list[Point]:
     """Every trial at every budget it had, cheapest first: each is a configuration that could be used."""
     axes = front_axes(sweep.objectives)
     found = [
-        Point(line.trial, line.parameters, rung["rollouts"], {name: rung["objectives"][name]["mean"] for name in axes})
+        Point(
+            line.trial,
+            line.parameters,
+            rung["rollouts"],
+            {name: rung["objectives"][name]["mean"] for name in axes},
+        )
         for line in trials
         for rung in line.rungs
     ]
     flagged = [replace(p, on_front=not any(_beats(q, p) for q in found)) for p in found]
-    return sorted(flagged, key=lambda point: [OBJECTIVES[n].sign * point.means[n] for n in reversed(axes)])
+    return sorted(
+        flagged, key=lambda point: [OBJECTIVES[n].sign * point.means[n] for n in reversed(axes)]
+    )
 
 
 def _beats(one: Point, other: Point) -> bool:
     """Whether a point is nowhere worse, and somewhere better."""
-    differences = [OBJECTIVES[name].sign * (one.means[name] - other.means[name]) for name in one.means]
+    differences = [
+        OBJECTIVES[name].sign * (one.means[name] - other.means[name]) for name in one.means
+    ]
     return max(differences) <= 0 and min(differences) < 0
 
 
-def common_values(sweep: SweepConfig, trials: Sequence[TrialLine]) -> tuple[list[TrialLine], list[float]]:
+def common_values(
+    sweep: SweepConfig, trials: Sequence[TrialLine]
+) -> tuple[list[TrialLine], list[float]]:
     """Trials and their quality at the first budget, which all of them had; the only fair comparison where ASHA stops some."""
     name = quality(sweep.objectives)
     held = [line for line in trials if line.rungs and name in line.rungs[0]["objectives"]]
@@ -86,8 +101,12 @@ def importances(sweep: SweepConfig, trials: Sequence[TrialLine]) -> dict[str, fl
         return {}
     study = optuna.create_study()
     for line, value in zip(held, values, strict=True):
-        domains = {name: _distribution(sweep, name, line.parameters["method"]) for name in line.parameters}
-        study.add_trial(optuna.trial.create_trial(params=line.parameters, distributions=domains, value=value))
+        domains = {
+            name: _distribution(sweep, name, line.parameters["method"]) for name in line.parameters
+        }
+        study.add_trial(
+            optuna.trial.create_trial(params=line.parameters, distributions=domains, value=value)
+        )
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=sweep.seed)
     found = optuna.importance.get_param_importances(study, evaluator=evaluator)
     return {name: float(share) for name, share in found.items()}
@@ -106,7 +125,9 @@ def _distribution(sweep: SweepConfig, name: str, method: str) -> Any:
 
 def chosen_evaluation(sweep: SweepConfig, best: TrialLine) -> EvaluationConfig:
     """The best trial's evaluation at its largest budget, on the test split."""
-    return sweep.evaluation_of(best.parameters, best.rollouts or sweep.base.num_rollouts, split="test")
+    return sweep.evaluation_of(
+        best.parameters, best.rollouts or sweep.base.num_rollouts, split="test"
+    )
 
 
 def write_choice(output: Path, sweep: SweepConfig, best: TrialLine) -> None:
@@ -132,10 +153,14 @@ def heldout_settings(config: EvaluationConfig) -> dict[str, Any]:
     }
     if config.reward != plain.reward:
         defaults["reward"] = plain.reward
-    chosen = {key: value for key, value in method.model_dump(mode="json").items() if value is not None}
+    chosen = {
+        key: value for key, value in method.model_dump(mode="json").items() if value is not None
+    }
     return config.model_dump(mode="json") | {"methods": [chosen | {"label": CHOSEN}, defaults]}
 
 
 def _yaml(settings: dict[str, Any]) -> str:
-    kept = {key: value for key, value in settings.items() if value is not None or key == "num_problems"}
+    kept = {
+        key: value for key, value in settings.items() if value is not None or key == "num_problems"
+    }
     return yaml.safe_dump(kept, sort_keys=False, default_flow_style=None)

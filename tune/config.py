@@ -32,7 +32,8 @@ class SweepConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
     evaluation: dict[str, Any] = Field(
-        default_factory=dict, description="settings of `sdt evaluate` that all trials share; split is val by default"
+        default_factory=dict,
+        description="settings of `sdt evaluate` that all trials share; split is val by default",
     )
     methods: list[str] = Field(default_factory=lambda: ["snis", "residual_ts"], min_length=1)
     space: dict[str, Domain] = Field(
@@ -42,17 +43,27 @@ class SweepConfig(BaseModel):
     objectives: list[str] = Field(
         default_factory=lambda: ["crps"], min_length=1, description="one, or several (Pareto)"
     )
-    rungs: list[int] | None = Field(None, min_length=1, description="growing budgets in rollouts, each searched afresh")
+    rungs: list[int] | None = Field(
+        None, min_length=1, description="growing budgets in rollouts, each searched afresh"
+    )
     scheduler: Literal["asha", "none"] | None = Field(
-        None, description="asha stops trials between rungs; default: asha for one objective and several rungs"
+        None,
+        description="asha stops trials between rungs; default: asha for one objective and several rungs",
     )
     num_trials: int = Field(20, ge=1, description="configurations to try")
-    max_concurrent: int = Field(4, ge=1, description="trials beside each other; they share the fleet")
-    seed: int = Field(0, ge=0, description="seed of the suggestions; searches have the evaluation's own")
-    screen: str | None = Field(
-        None, description="directory of a run with keep_evidence, to rank lambda and gamma without a search"
+    max_concurrent: int = Field(
+        4, ge=1, description="trials beside each other; they share the fleet"
     )
-    wandb: str | None = Field(None, description="project to which Tune's own W&B callback logs; needs wandb")
+    seed: int = Field(
+        0, ge=0, description="seed of the suggestions; searches have the evaluation's own"
+    )
+    screen: str | None = Field(
+        None,
+        description="directory of a run with keep_evidence, to rank lambda and gamma without a search",
+    )
+    wandb: str | None = Field(
+        None, description="project to which Tune's own W&B callback logs; needs wandb"
+    )
 
     @property
     def base(self) -> EvaluationConfig:
@@ -74,7 +85,9 @@ class SweepConfig(BaseModel):
         """The budgets of a trial in rollouts, one search of every problem each."""
         return self.rungs or [parameters.get("rollouts", self.base.num_rollouts)]
 
-    def evaluation_of(self, parameters: Parameters, rollouts: int, split: str | None = None) -> EvaluationConfig:
+    def evaluation_of(
+        self, parameters: Parameters, rollouts: int, split: str | None = None
+    ) -> EvaluationConfig:
         """The evaluation of one trial at one budget; SdtError where its parameters do not go together."""
         base = self.base
         method = MethodConfig.named(parameters["method"])
@@ -113,25 +126,39 @@ class SweepConfig(BaseModel):
     def _check_methods(self) -> None:
         if len(set(self.methods)) < len(self.methods):
             raise ConfigurationError(f"methods: {', '.join(self.methods)}, each may be given once.")
-        lines = [name for name in self.methods if get_method(MethodConfig.named(name).name).reference]
+        lines = [
+            name for name in self.methods if get_method(MethodConfig.named(name).name).reference
+        ]
         if lines:
-            raise ConfigurationError(f"methods: {lines[0]} is a reference line outside the budget; leave it out.")
-        if self.base.flow is not None and not any(MethodConfig.named(name).uses_flow for name in self.methods):
+            raise ConfigurationError(
+                f"methods: {lines[0]} is a reference line outside the budget; leave it out."
+            )
+        if self.base.flow is not None and not any(
+            MethodConfig.named(name).uses_flow for name in self.methods
+        ):
             raise ConfigurationError(
                 f"evaluation: flow: {self.base.flow!r}, but none of the methods {', '.join(self.methods)} uses it; add s_adt, "
                 "snis+flow or smc+flow to methods, or leave it out."
             )
         if len(self.methods) == 1 and not self.space:
-            raise ConfigurationError("space: empty, and there is one method; give parameters to try, or more methods.")
+            raise ConfigurationError(
+                "space: empty, and there is one method; give parameters to try, or more methods."
+            )
 
     def _check_budgets(self) -> None:
         swept = [name for name in BUDGETS if name in self.space]
         if len(swept) > 1:
-            raise ConfigurationError("space: rollouts and max_nfe are both budgets; sweep one of them.")
+            raise ConfigurationError(
+                "space: rollouts and max_nfe are both budgets; sweep one of them."
+            )
         if self.rungs is not None and swept:
-            raise ConfigurationError(f"rungs: given, but {swept[0]} is swept; budgets grow or are swept, not both.")
+            raise ConfigurationError(
+                f"rungs: given, but {swept[0]} is swept; budgets grow or are swept, not both."
+            )
         if self.rungs is not None and (self.rungs[0] < 1 or self.rungs != sorted(set(self.rungs))):
-            raise ConfigurationError(f"rungs: {self.rungs}, allowed: whole numbers above 0 that rise.")
+            raise ConfigurationError(
+                f"rungs: {self.rungs}, allowed: whole numbers above 0 that rise."
+            )
         if self.asha:
             self._check_asha()
 
@@ -142,9 +169,13 @@ class SweepConfig(BaseModel):
                 "scheduler: none, or one objective."
             )
         if self.rungs is None or len(self.rungs) < 2:
-            raise ConfigurationError("scheduler: asha needs rungs, at least two; give rungs such as [10, 30, 90].")
+            raise ConfigurationError(
+                "scheduler: asha needs rungs, at least two; give rungs such as [10, 30, 90]."
+            )
         factor = self.rungs[1] // self.rungs[0]
-        if factor < 2 or any(high != low * factor for low, high in zip(self.rungs, self.rungs[1:], strict=False)):
+        if factor < 2 or any(
+            high != low * factor for low, high in zip(self.rungs, self.rungs[1:], strict=False)
+        ):
             raise ConfigurationError(
                 f"rungs: {self.rungs}, but asha needs each to be the same whole multiple of the one before, such as "
                 "[10, 30, 90]; or give scheduler: none."
@@ -163,7 +194,9 @@ class SweepConfig(BaseModel):
                     _check_quickly(checked)
                 except (SdtError, ValueError) as error:
                     given = ", ".join(f"{k}={v}" for k, v in parameters.items() if k != "method")
-                    raise ConfigurationError(f"space: {method} with {given}: {' '.join(str(error).split())}") from error
+                    raise ConfigurationError(
+                        f"space: {method} with {given}: {' '.join(str(error).split())}"
+                    ) from error
 
 
 def _check_quickly(config: EvaluationConfig) -> None:
@@ -181,7 +214,9 @@ def check_wandb() -> None:
     from sdt_dist.errors import MissingExtraError
 
     if importlib.util.find_spec("wandb") is None:
-        raise MissingExtraError("wandb: given, but the package is not installed; pip install wandb, or leave it out.")
+        raise MissingExtraError(
+            "wandb: given, but the package is not installed; pip install wandb, or leave it out."
+        )
 
 
 def load_sweep(path: str | Path | None, overrides: dict[str, Any]) -> SweepConfig:

@@ -67,11 +67,26 @@ def history(sweep: SweepConfig, trials: Sequence[TrialLine]) -> Figure:
             if rollouts in (None, rung["rollouts"])
         ]
         label = "trial" if rollouts is None else f"{rollouts} rollouts"
-        axes.plot(*zip(*own, strict=True), _MARKERS[place % 12], color=_COLOURS[place % 8], ms=5, label=label)
+        axes.plot(
+            *zip(*own, strict=True),
+            _MARKERS[place % 12],
+            color=_COLOURS[place % 8],
+            ms=5,
+            label=label,
+        )
         if rollouts in (None, budgets[-1]):
-            best = OBJECTIVES[name].sign * np.minimum.accumulate([OBJECTIVES[name].sign * value for _, value in own])
+            best = OBJECTIVES[name].sign * np.minimum.accumulate(
+                [OBJECTIVES[name].sign * value for _, value in own]
+            )
             reach = [*(i for i, _ in own), len(trials)]
-            axes.step(reach, [*best, best[-1]], where="post", color=_COLOURS[place % 8], lw=1.2, label="best so far")
+            axes.step(
+                reach,
+                [*best, best[-1]],
+                where="post",
+                color=_COLOURS[place % 8],
+                lw=1.2,
+                label="best so far",
+            )
     axes.set(xlabel="trial, in the order of their ends", ylabel=OBJECTIVES[name].title)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
@@ -89,12 +104,23 @@ def pareto(sweep: SweepConfig, points: Sequence[Point]) -> Figure:
         own = [(p.means[x], p.means[y]) for p in points if p.parameters["method"] == method]
         if own:
             marker = _MARKERS[place % 12]
-            axes.plot(*zip(*own, strict=True), marker, color=_COLOURS[place % 8], ms=5, alpha=0.8, label=method)
+            axes.plot(
+                *zip(*own, strict=True),
+                marker,
+                color=_COLOURS[place % 8],
+                ms=5,
+                alpha=0.8,
+                label=method,
+            )
     front = sorted((p.means[x], p.means[y]) for p in points if p.on_front)
     joined: dict[str, Any] = (
-        {"drawstyle": "steps-post"} if len(sweep.objectives) < 3 else {"linestyle": "none", "marker": "."}
+        {"drawstyle": "steps-post"}
+        if len(sweep.objectives) < 3
+        else {"linestyle": "none", "marker": "."}
     )
-    axes.plot(*zip(*front, strict=True), color="black", lw=1.0, zorder=0, label="Pareto front", **joined)
+    axes.plot(
+        *zip(*front, strict=True), color="black", lw=1.0, zorder=0, label="Pareto front", **joined
+    )
     axes.set(xlabel=OBJECTIVES[x].title, ylabel=OBJECTIVES[y].title)
     if x == "nfe":
         _log_axis(axes, [point.means[x] for point in points])
@@ -107,13 +133,17 @@ def _log_axis(axes: Axes, values: list[float]) -> None:
     axes.set_xscale("log")
     axes.xaxis.set_minor_formatter(NullFormatter())
     if max(values) < 20 * min(values):
-        ticks = np.unique([float(f"{value:.2g}") for value in np.geomspace(min(values), max(values), 4)])
+        ticks = np.unique(
+            [float(f"{value:.2g}") for value in np.geomspace(min(values), max(values), 4)]
+        )
         axes.set_xticks(ticks)
         axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def importance(sweep: SweepConfig, trials: Sequence[TrialLine], found: Mapping[str, float]) -> Figure | None:
+def importance(
+    sweep: SweepConfig, trials: Sequence[TrialLine], found: Mapping[str, float]
+) -> Figure | None:
     """fANOVA importances of what all trials have; none where they are too few."""
     if not found:
         return None
@@ -122,7 +152,10 @@ def importance(sweep: SweepConfig, trials: Sequence[TrialLine], found: Mapping[s
     axes.barh(names, [found[name] for name in names], color=_COLOURS[0])
     rollouts = trials[0].rungs[0]["rollouts"]
     at = f" at {rollouts} rollouts" if sweep.rungs else ""
-    axes.set(xlim=(0, 1), xlabel=f"share of the variance of {OBJECTIVES[quality(sweep.objectives)].title}{at}")
+    axes.set(
+        xlim=(0, 1),
+        xlabel=f"share of the variance of {OBJECTIVES[quality(sweep.objectives)].title}{at}",
+    )
     return figure
 
 
@@ -145,26 +178,44 @@ def screening_map(sweep: SweepConfig, cells: Sequence[Cell]) -> Figure | None:
     points = [(cell.inverse_temperature, float(cell.gamma or 0.0)) for cell in cells]
     figure, axes = plt.subplots(figsize=(6.0, 4.2))
     thin = [not cell.believable for cell in cells]
-    _grid(axes, figure, points, [cell.objectives[name]["mean"] for cell in cells], OBJECTIVES[name].title, thin)
+    _grid(
+        axes,
+        figure,
+        points,
+        [cell.objectives[name]["mean"] for cell in cells],
+        OBJECTIVES[name].title,
+        thin,
+    )
     axes.set_title("screened by re-weighting; thin: too few effective walks", fontsize=9)
     return figure
 
 
 def _scatter_or_grid(
-    axes: Axes, figure: Figure, sweep: SweepConfig, points: list[tuple[float, float]], values: list[float]
+    axes: Axes,
+    figure: Figure,
+    sweep: SweepConfig,
+    points: list[tuple[float, float]],
+    values: list[float],
 ) -> None:
     name = OBJECTIVES[quality(sweep.objectives)].title
     if all(isinstance(sweep.space[one], list) for one in _TILT):
         cells = sorted(set(points))
-        means = [float(np.mean([v for p, v in zip(points, values, strict=True) if p == cell])) for cell in cells]
+        means = [
+            float(np.mean([v for p, v in zip(points, values, strict=True) if p == cell]))
+            for cell in cells
+        ]
         _grid(axes, figure, cells, means, name, [False] * len(cells))
         return
-    drawn = axes.scatter(*zip(*points, strict=True), c=values, cmap="viridis", s=60, edgecolor="black", lw=0.4)
+    drawn = axes.scatter(
+        *zip(*points, strict=True), c=values, cmap="viridis", s=60, edgecolor="black", lw=0.4
+    )
     for one, label in zip(_TILT, ("x", "y"), strict=True):
         domain = sweep.space[one]
         if not isinstance(domain, list) and domain.log:
             axes.set(**{f"{label}scale": "log"})
-            getattr(axes, f"{label}axis").set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            getattr(axes, f"{label}axis").set_major_formatter(
+                FuncFormatter(lambda value, _: f"{value:g}")
+            )
     axes.set(xlabel="λ (inverse temperature)", ylabel="γ (weight of the spectral term)")
     figure.colorbar(drawn, ax=axes, label=name)
 
@@ -180,7 +231,9 @@ def _grid(
     """A heat map with a value in every cell that was measured."""
     columns, rows = (sorted({point[axis] for point in points}) for axis in (0, 1))
     table = np.full((len(rows), len(columns)), np.nan)
-    drawn = axes.imshow(table, cmap="viridis", aspect="auto", origin="lower", vmin=min(values), vmax=max(values))
+    drawn = axes.imshow(
+        table, cmap="viridis", aspect="auto", origin="lower", vmin=min(values), vmax=max(values)
+    )
     middle = (min(values) + max(values)) / 2
     for (x, y), value, is_thin in zip(points, values, thin, strict=True):
         row = rows.index(y)

@@ -78,7 +78,9 @@ class SharedFleet:
         error = run.exception()
         if error is None or self._closing.is_set():
             return
-        self.error = error if isinstance(error, SdtError) else FleetError(f"the fleet failed: {error}")
+        self.error = (
+            error if isinstance(error, SdtError) else FleetError(f"the fleet failed: {error}")
+        )
         try:
             self._ask(self.exchange.fail, self.error)
         except FleetError:

@@ -34,7 +34,10 @@ def compare_on_heldout(directory: Path) -> Measured:
         )
     chosen = found[CHOSEN]
     defaults = found[DEFAULTS]
-    both = {m: [i for i, row in chosen.items() if m in row and m in defaults.get(i, {})] for m in _METRICS}
+    both = {
+        m: [i for i, row in chosen.items() if m in row and m in defaults.get(i, {})]
+        for m in _METRICS
+    }
     return {
         metric: paired_difference(
             np.array([chosen[i][metric] for i in own]), np.array([defaults[i][metric] for i in own])
@@ -55,7 +58,9 @@ def main() -> None:
         for label in (CHOSEN, DEFAULTS):
             gap = measure_rows(rows[label], problems, ["spec_w1_gap"]).get("spec_w1_gap")
             if gap is not None:
-                print(f"Spec-W1 gap of {label}: {gap['mean']:.4f} [{gap['low']:.4f}, {gap['high']:.4f}]")
+                print(
+                    f"Spec-W1 gap of {label}: {gap['mean']:.4f} [{gap['low']:.4f}, {gap['high']:.4f}]"
+                )
     except (SdtError, IndexError) as error:
         print(
             f"sdt_dist.tune.heldout: {' '.join(str(error).split())}; usage: python -m sdt_dist.tune.heldout DIR",

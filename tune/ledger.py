@@ -37,22 +37,36 @@ class TrialLine:
 
 
 def line_of(
-    parameters: Parameters, result: dict[str, Any] | None, largest: int | None, error: str | None = None
+    parameters: Parameters,
+    result: dict[str, Any] | None,
+    largest: int | None,
+    error: str | None = None,
 ) -> TrialLine:
     """The line of a trial with this last result; `largest` is its largest budget."""
     rungs = json.loads((result or {}).get("rungs", "[]"))
     last = rungs[-1] if rungs else {"rollouts": None, "objectives": {}}
-    status = "failed" if error is not None else "finished" if last["rollouts"] == largest else "stopped"
+    status = (
+        "failed" if error is not None else "finished" if last["rollouts"] == largest else "stopped"
+    )
     nfe = last["objectives"].get("nfe", {}).get("mean")
     return TrialLine(
-        trial_name(parameters), status, parameters, last["rollouts"], last["objectives"], nfe, rungs, error
+        trial_name(parameters),
+        status,
+        parameters,
+        last["rollouts"],
+        last["objectives"],
+        nfe,
+        rungs,
+        error,
     )
 
 
 def write_trials(output: Path, lines: Iterable[TrialLine]) -> None:
     """Put lines into the ledger, in the place of those that it has of the same trials; one line a set of parameters."""
     unique = {line.trial: line for line in [*read_trials(output), *lines]}
-    write_text(output / TRIALS, "".join(json.dumps(asdict(line)) + "\n" for line in unique.values()))
+    write_text(
+        output / TRIALS, "".join(json.dumps(asdict(line)) + "\n" for line in unique.values())
+    )
 
 
 def read_trials(output: Path) -> list[TrialLine]:
@@ -61,9 +75,13 @@ def read_trials(output: Path) -> list[TrialLine]:
     if not path.exists():
         return []
     try:
-        return [TrialLine(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [
+            TrialLine(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()
+        ]
     except (OSError, ValueError, TypeError) as error:
-        raise ResultsError(f"output: {path} is damaged ({error}); delete it and run again with --resume.") from error
+        raise ResultsError(
+            f"output: {path} is damaged ({error}); delete it and run again with --resume."
+        ) from error
 
 
 class Ledger(Callback):

@@ -62,7 +62,9 @@ def _spec_w1_gap(rows: list[Row], truth: list[Row]) -> dict[str, float]:
     """
     from sdt_dist.metrics.aggregate import paired_difference
 
-    signed = paired_difference(*(np.array([row["spec_w1"] for row in found]) for found in (rows, truth)))
+    signed = paired_difference(
+        *(np.array([row["spec_w1"] for row in found]) for found in (rows, truth))
+    )
     low, high = sorted((abs(signed["low"]), abs(signed["high"])))
     return {
         "mean": abs(signed["mean"]),
@@ -99,7 +101,9 @@ def check_objectives(names: list[str], swept: Iterable[str]) -> None:
     if len(set(names)) < len(names):
         raise ConfigurationError(f"objectives: {', '.join(names)}, each may be given once.")
     if names == ["nfe"]:
-        raise ConfigurationError("objectives: nfe alone, whose best is the smallest budget; give a quality beside it.")
+        raise ConfigurationError(
+            "objectives: nfe alone, whose best is the smallest budget; give a quality beside it."
+        )
     if "nfe" in names and not {"rollouts", "max_nfe"} & swept:
         raise ConfigurationError(
             "objectives: nfe, but every trial has the same budget; sweep rollouts in `space`, or leave nfe out."
@@ -114,16 +118,24 @@ def measure_directory(directory: Path) -> Measured:
     failed = [line for line in read_lines(directory) if line["status"] != "ok"]
     if failed:
         reason = " ".join(failed[0]["error"].split())
-        raise ResultsError(f"{directory}: {len(failed)} searches failed, the first because: {reason}")
+        raise ResultsError(
+            f"{directory}: {len(failed)} searches failed, the first because: {reason}"
+        )
     (rows,) = tabulate(directory).values()
     return measure_rows(rows, read_problems(directory))
 
 
-def measure_rows(rows: Rows, problems: list[ForecastProblem], names: Iterable[str] = OBJECTIVES) -> Measured:
+def measure_rows(
+    rows: Rows, problems: list[ForecastProblem], names: Iterable[str] = OBJECTIVES
+) -> Measured:
     """Objectives {name: {mean, low, high}} of rows by problem, 95% bootstrap over problems."""
     truth = truth_rows(problems)
     known = [truth[index] for index in rows]
-    chosen = (OBJECTIVES[name] for name in names if name != "spec_w1_gap" or all("spec_w1" in row for row in known))
+    chosen = (
+        OBJECTIVES[name]
+        for name in names
+        if name != "spec_w1_gap" or all("spec_w1" in row for row in known)
+    )
     return {one.name: one.of(list(rows.values()), known) for one in chosen}
 
 
@@ -132,5 +144,8 @@ def truth_rows(problems: list[ForecastProblem]) -> Rows:
     from sdt_dist.metrics.forecast import spectral_measures
 
     return {
-        p.index: spectral_measures(((p.truth - p.loc) / p.scale)[None], (p.history - p.loc) / p.scale) for p in problems
+        p.index: spectral_measures(
+            ((p.truth - p.loc) / p.scale)[None], (p.history - p.loc) / p.scale
+        )
+        for p in problems
     }

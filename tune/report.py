@@ -83,16 +83,22 @@ def write_report(output: Path, sweep: SweepConfig, problems: Sequence[ForecastPr
     shares = importances(sweep, trials)
     write_text(output / PARETO, json.dumps([asdict(point) for point in points], indent=1))
     figures = draw_sweep(output, sweep, trials, points, shares, cells)
-    against = _against_screening(sweep, problems, trials) if cells and sweep.screen is not None else []
+    against = (
+        _against_screening(sweep, problems, trials) if cells and sweep.screen is not None else []
+    )
     name = quality(sweep.objectives)
-    screened = agreement([paid for _, paid, _ in against], [c.objectives[name]["mean"] for _, _, c in against])
+    screened = agreement(
+        [paid for _, paid, _ in against], [c.objectives[name]["mean"] for _, _, c in against]
+    )
     pictures = {path.stem: path.with_suffix("") for path in figures}
     sections = [
         Section("Result", "result", _result(sweep, trials, best, len(problems))),
         Section("Trials", "trials", [*_picture(pictures, "history"), *_trials(sweep, trials)]),
         Section("Pareto front", "front", [*_picture(pictures, "pareto"), *_front(sweep, points)]),
         Section(
-            "Importance", "importance", [*_picture(pictures, "importance"), *_importance(sweep, shares, len(trials))]
+            "Importance",
+            "importance",
+            [*_picture(pictures, "importance"), *_importance(sweep, shares, len(trials))],
         ),
     ]
     if "tilt" in pictures:
@@ -102,12 +108,21 @@ def write_report(output: Path, sweep: SweepConfig, problems: Sequence[ForecastPr
             Section(
                 "Screening",
                 "screening",
-                [*_picture(pictures, "screening"), *_screening(sweep, cells), *_compared(sweep, against, screened)],
+                [
+                    *_picture(pictures, "screening"),
+                    *_screening(sweep, cells),
+                    *_compared(sweep, against, screened),
+                ],
             )
         )
-    sections.append(Section("How it was made", "made", [Code((output / CONFIG).read_text(encoding="utf-8"))]))
+    sections.append(
+        Section("How it was made", "made", [Code((output / CONFIG).read_text(encoding="utf-8"))])
+    )
     subtitle = f"Made by sdt-dist {version('sdt-dist')} from trials.jsonl."
-    write_text(output / "sweep.md", to_markdown("Sweep", [Section("", "", [Text(subtitle)]), *sections], output))
+    write_text(
+        output / "sweep.md",
+        to_markdown("Sweep", [Section("", "", [Text(subtitle)]), *sections], output),
+    )
     write_text(output / PAGE, to_html("Sweep", subtitle, sections))
     return Findings(best, trials, figures, screened)
 
@@ -116,10 +131,14 @@ def _picture(pictures: Mapping[str, Path], name: str) -> list[Block]:
     return [Picture(pictures[name], _CAPTIONS[name])] if name in pictures else []
 
 
-def _result(sweep: SweepConfig, trials: Sequence[TrialLine], best: TrialLine | None, count: int) -> list[Block]:
+def _result(
+    sweep: SweepConfig, trials: Sequence[TrialLine], best: TrialLine | None, count: int
+) -> list[Block]:
     base = sweep.base
     statuses = [line.status for line in trials]
-    told = ", ".join(f"{statuses.count(status)} {status}" for status in ("finished", "stopped", "failed"))
+    told = ", ".join(
+        f"{statuses.count(status)} {status}" for status in ("finished", "stopped", "failed")
+    )
     parts: list[Block] = [
         Text(
             f"Objectives, named beforehand: {', '.join(sweep.objectives)}. {len(trials)} trials ({told}) on {count} problems of "
@@ -131,7 +150,11 @@ def _result(sweep: SweepConfig, trials: Sequence[TrialLine], best: TrialLine | N
         and base.reward.startswith("spectral")
         and "+" not in base.reward
     ):
-        parts.append(Text("The reward has the spectral term alone, so only the product λγ matters to a sampler."))
+        parts.append(
+            Text(
+                "The reward has the spectral term alone, so only the product λγ matters to a sampler."
+            )
+        )
     if best is None:
         return [*parts, Text("No trial was measured, so there is no best one.")]
     low = OBJECTIVES[quality(sweep.objectives)]
@@ -154,8 +177,13 @@ def _result(sweep: SweepConfig, trials: Sequence[TrialLine], best: TrialLine | N
 
 def _settings(line: TrialLine) -> str:
     """The parameters of a trial beside its method."""
-    own = {_GREEK.get(name, name): value for name, value in line.parameters.items() if name != "method"}
-    return ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in own.items()) or "–"
+    own = {
+        _GREEK.get(name, name): value for name, value in line.parameters.items() if name != "method"
+    }
+    return (
+        ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in own.items())
+        or "–"
+    )
 
 
 def _trials(sweep: SweepConfig, trials: Sequence[TrialLine]) -> list[Block]:
@@ -173,9 +201,13 @@ def _trials(sweep: SweepConfig, trials: Sequence[TrialLine]) -> list[Block]:
         *(interval_cells(one, [line.objectives.get(one) for line in shown]) for one in names),
     ]
     titles = ["parameters", "status", "rollouts", *(OBJECTIVES[one].title for one in names)]
-    blocks: list[Block] = [_grid("trials", "trial", titles, [line.trial for line in shown], columns)]
+    blocks: list[Block] = [
+        _grid("trials", "trial", titles, [line.trial for line in shown], columns)
+    ]
     if len(known) > len(shown):
-        blocks.append(Text(f"The best {len(shown)} of {len(known)}; all of them are in trials.jsonl."))
+        blocks.append(
+            Text(f"The best {len(shown)} of {len(known)}; all of them are in trials.jsonl.")
+        )
     failed = [f"`{line.trial}` failed: {line.error}" for line in trials if line.status == "failed"]
     return [*blocks, *([Bullets(failed)] if failed else [])]
 
@@ -197,10 +229,20 @@ def _front(sweep: SweepConfig, points: Sequence[Point]) -> list[Block]:
 
 def _importance(sweep: SweepConfig, found: Mapping[str, float], count: int) -> list[Block]:
     if not found:
-        return [Text(f"Not computed: it needs {FEWEST} trials that differ, and tells little below a few dozen.")]
+        return [
+            Text(
+                f"Not computed: it needs {FEWEST} trials that differ, and tells little below a few dozen."
+            )
+        ]
     at = " at the first budget, which all trials had" if sweep.rungs else ""
     return [
-        _grid("importance", "parameter", ["share"], list(found), [number_cells("share", list(found.values()))]),
+        _grid(
+            "importance",
+            "parameter",
+            ["share"],
+            list(found),
+            [number_cells("share", list(found.values()))],
+        ),
         Text(
             "fANOVA (Hutter et al. 2014, by Optuna): the share of the variance of the quality over the space that a forest fitted "
             f"to {count} trials gives to each parameter that all trials have{at}. With so many trials it is a hint, no test."
@@ -222,7 +264,8 @@ def _against_screening(
             line,
             line.objectives[name]["mean"],
             screen.at(
-                line.parameters.get("inverse_temperature", base.inverse_temperature), line.parameters.get("gamma")
+                line.parameters.get("inverse_temperature", base.inverse_temperature),
+                line.parameters.get("gamma"),
             ),
         )
         for line in held
@@ -243,7 +286,9 @@ def _screening(sweep: SweepConfig, cells: Sequence[Cell]) -> list[Block]:
     titles = ["γ", OBJECTIVES[name].title, "ESS", "least ESS", "believed"]
     weak = sum(not cell.believable for cell in cells)
     return [
-        _grid("screening", "λ", titles, [f"{cell.inverse_temperature:.4g}" for cell in shown], columns),
+        _grid(
+            "screening", "λ", titles, [f"{cell.inverse_temperature:.4g}" for cell in shown], columns
+        ),
         Text(
             f"The first {len(shown)} of {len(cells)} cells of λ × γ from the walks in `{sweep.screen}`, without a search; {weak} have "
             f"a median ESS below {LEAST_ESS:.0f} and are not believed. It speaks of residual_ts's kept walks at their own budget."
@@ -252,7 +297,9 @@ def _screening(sweep: SweepConfig, cells: Sequence[Cell]) -> list[Block]:
 
 
 def _compared(
-    sweep: SweepConfig, against: Sequence[tuple[TrialLine, float, Cell]], found: dict[str, Any] | None
+    sweep: SweepConfig,
+    against: Sequence[tuple[TrialLine, float, Cell]],
+    found: dict[str, Any] | None,
 ) -> list[Block]:
     """What was paid for beside what screening says of it."""
     name = quality(sweep.objectives)
@@ -281,7 +328,16 @@ def _compared(
 
 
 def _grid(
-    name: str, corner: str, titles: Sequence[str], rows: Sequence[str], columns: Sequence[Sequence[Entry]]
+    name: str,
+    corner: str,
+    titles: Sequence[str],
+    rows: Sequence[str],
+    columns: Sequence[Sequence[Entry]],
 ) -> Grid:
     cells = by_rows(columns) if rows else []
-    return Grid(name, corner, titles, [Row(title, row, label=title) for title, row in zip(rows, cells, strict=True)])
+    return Grid(
+        name,
+        corner,
+        titles,
+        [Row(title, row, label=title) for title, row in zip(rows, cells, strict=True)],
+    )

@@ -24,7 +24,9 @@ class GrowingBudgets(ASHAScheduler):
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         super().on_trial_add(tune_controller, trial)
         for rung in json.loads((trial.last_result or {}).get("rungs", "[]")):
-            result = {"rollouts": rung["rollouts"]} | {k: v["mean"] for k, v in rung["objectives"].items()}
+            result = {"rollouts": rung["rollouts"]} | {
+                k: v["mean"] for k, v in rung["objectives"].items()
+            }
             self.on_trial_result(tune_controller, trial, result)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:

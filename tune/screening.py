@@ -61,7 +61,9 @@ class Screen:
     ConfigurationError where the run kept none for one of these problems, or the model is no forecaster on this machine.
     """
 
-    def __init__(self, directory: str | Path, config: EvaluationConfig, problems: Sequence[ForecastProblem]) -> None:
+    def __init__(
+        self, directory: str | Path, config: EvaluationConfig, problems: Sequence[ForecastProblem]
+    ) -> None:
         if not (Path(directory) / EVIDENCE).is_dir():
             raise ConfigurationError(f"screen: {directory} holds no evidence; {_EVIDENCE_FIX}.")
         self._config = config
@@ -79,14 +81,18 @@ class Screen:
 
     def at(self, inverse_temperature: float, gamma: float | None) -> Cell:
         """Objectives at (lambda, gamma), gamma None for the reward as it is."""
-        spec = self._config.reward if gamma is None else with_gamma(self._config.reward, float(gamma))
+        spec = (
+            self._config.reward if gamma is None else with_gamma(self._config.reward, float(gamma))
+        )
         factory = parse_reward(spec)
         rows = {}
         ess = []
         for problem in self._problems:
             multipliers = factory.build(RewardContext(history=problem.history)).multipliers
             law = reweigh(self._walks[problem.index], multipliers, float(inverse_temperature))
-            rows[problem.index] = row_of_law(law, problem, self._decode, self._config.num_samples, self._config.seed)
+            rows[problem.index] = row_of_law(
+                law, problem, self._decode, self._config.num_samples, self._config.seed
+            )
             ess.append(np.inf if law.exhausted else law.ess)
         shown = np.minimum(ess, [len(walks) for walks in self._walks.values()])
         return Cell(
@@ -99,13 +105,19 @@ class Screen:
         )
 
 
-def row_of_law(law: Reweighed, problem: ForecastProblem, decode: Decode, num_samples: int, seed: int) -> Row:
+def row_of_law(
+    law: Reweighed, problem: ForecastProblem, decode: Decode, num_samples: int, seed: int
+) -> Row:
     """Forecast measures of num_samples sequences drawn from a re-weighted law, as a search draws its own."""
     from sdt_dist.metrics.forecast import forecast_measures
 
-    chosen = systematic(law.probabilities, num_samples, np.random.default_rng([seed, problem.index]))
+    chosen = systematic(
+        law.probabilities, num_samples, np.random.default_rng([seed, problem.index])
+    )
     series = decode(problem, np.array([law.sequences[i] for i in chosen], dtype=np.int64))
-    return forecast_measures(series, problem.truth, problem.history, problem.season, problem.loc, problem.scale)
+    return forecast_measures(
+        series, problem.truth, problem.history, problem.season, problem.loc, problem.scale
+    )
 
 
 def decoder_of(config: EvaluationConfig) -> Decode:
@@ -119,7 +131,9 @@ def decoder_of(config: EvaluationConfig) -> Decode:
     spec = ForecasterSpec.load(directory)
 
     def decode(problem: ForecastProblem, tokens: np.ndarray) -> np.ndarray:
-        _, scale = spec.tokenizer.encode(np.asarray(problem.history, dtype=np.float64)[-spec.context_length :])
+        _, scale = spec.tokenizer.encode(
+            np.asarray(problem.history, dtype=np.float64)[-spec.context_length :]
+        )
         return spec.tokenizer.decode(tokens, scale)
 
     return decode
@@ -128,23 +142,33 @@ def decoder_of(config: EvaluationConfig) -> Decode:
 def check_screen(sweep: SweepConfig) -> None:
     """ConfigurationError for a sweep that leaves nothing to screen."""
     if not set(_TILT) & set(sweep.space):
-        raise ConfigurationError("screen: given, but neither inverse_temperature nor gamma is swept; leave it out.")
+        raise ConfigurationError(
+            "screen: given, but neither inverse_temperature nor gamma is swept; leave it out."
+        )
 
 
-def run_screening(sweep: SweepConfig, problems: Sequence[ForecastProblem], directory: str | Path) -> list[Cell]:
+def run_screening(
+    sweep: SweepConfig, problems: Sequence[ForecastProblem], directory: str | Path
+) -> list[Cell]:
     """The cells of the grid of lambda and gamma, those that can be believed first, the best of each first."""
     check_screen(sweep)
     base = sweep.base
     space = sweep.search_space
     screen = Screen(directory, sweep.base, problems)
-    strengths = space.grid("inverse_temperature", _POINTS) if _TILT[0] in sweep.space else [base.inverse_temperature]
+    strengths = (
+        space.grid("inverse_temperature", _POINTS)
+        if _TILT[0] in sweep.space
+        else [base.inverse_temperature]
+    )
     gammas = space.grid("gamma", _POINTS) if _TILT[1] in sweep.space else [None]
     cells = [screen.at(strength, gamma) for strength, gamma in itertools.product(strengths, gammas)]
     name = quality(sweep.objectives)
     return sorted(cells, key=lambda cell: (not cell.believable, cell.objectives[name]["mean"]))
 
 
-def write_screening(output: Path, sweep: SweepConfig, cells: Sequence[Cell], directory: str | Path) -> None:
+def write_screening(
+    output: Path, sweep: SweepConfig, cells: Sequence[Cell], directory: str | Path
+) -> None:
     """screening.json: the grid, ranked."""
     head = {
         "evidence": str(directory),
@@ -152,7 +176,9 @@ def write_screening(output: Path, sweep: SweepConfig, cells: Sequence[Cell], dir
         "num_samples": sweep.base.num_samples,
         "least_ess": LEAST_ESS,
     }
-    write_text(output / SCREENING, json.dumps(head | {"cells": [asdict(cell) for cell in cells]}, indent=1))
+    write_text(
+        output / SCREENING, json.dumps(head | {"cells": [asdict(cell) for cell in cells]}, indent=1)
+    )
 
 
 def read_screening(output: Path) -> list[Cell]:
@@ -164,7 +190,9 @@ def read_screening(output: Path) -> list[Cell]:
 def first_points(sweep: SweepConfig, cells: Sequence[Cell]) -> list[Parameters]:
     """Where Optuna begins: the best cells that can be believed; what they do not say it draws itself."""
     swept = [name for name in _TILT if name in sweep.space]
-    return [{name: getattr(cell, name) for name in swept} for cell in cells if cell.believable][:_FIRST]
+    return [{name: getattr(cell, name) for name in swept} for cell in cells if cell.believable][
+        :_FIRST
+    ]
 
 
 def agreement(paid: Sequence[float], screened: Sequence[float]) -> dict[str, Any] | None:

@@ -74,9 +74,13 @@ class Space:
                 continue
             _check_range(name, domain)
             if any(kind_of(name, method) not in (int, float) for method in takers):
-                raise ConfigurationError(f"space: {name} has no range of numbers; give a list of choices.")
+                raise ConfigurationError(
+                    f"space: {name} has no range of numbers; give a list of choices."
+                )
             if any(kind_of(name, method) is int for method in takers) and not _is_whole(domain):
-                raise ConfigurationError(f"space: {name}: {domain.low} to {domain.high}, allowed: whole numbers.")
+                raise ConfigurationError(
+                    f"space: {name}: {domain.low} to {domain.high}, allowed: whole numbers."
+                )
 
     def corners(self, method: str) -> Iterator[Parameters]:
         """Parameters to try before a sweep: all combinations of ends and choices, or where those are too many one after
@@ -101,10 +105,14 @@ class Space:
         return [float(domain.low), *inner, float(domain.high)]
 
     def _without_takers(self, name: str) -> ConfigurationError:
-        others = [method for method in (*method_names(), "s_adt") if kind_of(name, method) is not None]
+        others = [
+            method for method in (*method_names(), "s_adt") if kind_of(name, method) is not None
+        ]
         if not others:
             known = {option for method in self.methods for option in _options_of(method)}
-            return unknown_name("parameter of the space", name, (known | COMMON.keys()) - _FIXED.keys())
+            return unknown_name(
+                "parameter of the space", name, (known | COMMON.keys()) - _FIXED.keys()
+            )
         return ConfigurationError(
             f"space: {name}, but none of the methods {', '.join(self.methods)} has it; {', '.join(others)} have. Add one of "
             "these to `methods`, or leave it out."
@@ -132,7 +140,9 @@ def check_form(name: str, domain: Any) -> None:
     if isinstance(domain, dict):
         parse_options(Range, domain, f"space, {name}")
     elif not isinstance(domain, (list, Range)):
-        raise ConfigurationError(f"space: {name}: {domain!r}, allowed: a list of choices, or {{low, high, log}}.")
+        raise ConfigurationError(
+            f"space: {name}: {domain!r}, allowed: a list of choices, or {{low, high, log}}."
+        )
 
 
 def ends_of(domain: Domain) -> list[Value]:
@@ -142,14 +152,20 @@ def ends_of(domain: Domain) -> list[Value]:
 
 def _check_choices(name: str, choices: list[Value]) -> None:
     if not choices or len({repr(choice) for choice in choices}) < len(choices):
-        raise ConfigurationError(f"space: {name}: {choices}, allowed: choices that differ, at least one.")
+        raise ConfigurationError(
+            f"space: {name}: {choices}, allowed: choices that differ, at least one."
+        )
 
 
 def _check_range(name: str, domain: Range) -> None:
     if not domain.low < domain.high:
-        raise ConfigurationError(f"space: {name}: low {domain.low}, must be below high {domain.high}.")
+        raise ConfigurationError(
+            f"space: {name}: low {domain.low}, must be below high {domain.high}."
+        )
     if domain.log and domain.low <= 0:
-        raise ConfigurationError(f"space: {name}: low {domain.low}, must be above 0 with log: true.")
+        raise ConfigurationError(
+            f"space: {name}: low {domain.low}, must be above 0 with log: true."
+        )
 
 
 def _is_whole(domain: Range) -> bool:

@@ -23,19 +23,29 @@ _LOG = logging.getLogger(__name__)
 
 def known_parameters(output: Path) -> list[Parameters]:
     """The parameters of every trial that began, in the order in which they did."""
-    paths = sorted((output / "trials").glob(f"*/{PARAMETERS}"), key=lambda path: path.stat().st_mtime)
+    paths = sorted(
+        (output / "trials").glob(f"*/{PARAMETERS}"), key=lambda path: path.stat().st_mtime
+    )
     return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
 
 
 def ended_rungs(output: Path) -> dict[str, int]:
     """The last budget of every trial that has ended without an error: it must not be given a further one."""
-    return {line.trial: line.rollouts for line in read_trials(output) if line.status != "failed" and line.rollouts}
+    return {
+        line.trial: line.rollouts
+        for line in read_trials(output)
+        if line.status != "failed" and line.rollouts
+    }
 
 
 def is_restorable(folder: Path, begun: list[Parameters]) -> bool:
     """Whether Tune's state is whole and knows every trial that began."""
     states = sorted(folder.glob("experiment_state-*.json"))
-    pickles = [folder / "tuner.pkl", *folder.glob("searcher-state-*.pkl"), *folder.glob("search_gen_state-*.json")]
+    pickles = [
+        folder / "tuner.pkl",
+        *folder.glob("searcher-state-*.pkl"),
+        *folder.glob("search_gen_state-*.json"),
+    ]
     if not states or len(pickles) < 3 or not ray_tune.Tuner.can_restore(str(folder)):
         return False
     try:
@@ -44,11 +54,17 @@ def is_restorable(folder: Path, begun: list[Parameters]) -> bool:
         for path in pickles:
             pickle.loads(path.read_bytes())
     except Exception as error:  # noqa: BLE001 (a torn pickle may raise anything)
-        _LOG.warning("Tune's state in %s is torn (%s): a new study takes its trials up.", folder, error)
+        _LOG.warning(
+            "Tune's state in %s is torn (%s): a new study takes its trials up.", folder, error
+        )
         return False
     lost = {trial_name(parameters) for parameters in begun} - held
     if lost:
-        _LOG.warning("Tune's state in %s lacks %d trials: a new study takes all of them up.", folder, len(lost))
+        _LOG.warning(
+            "Tune's state in %s lacks %d trials: a new study takes all of them up.",
+            folder,
+            len(lost),
+        )
     return not lost
 
 

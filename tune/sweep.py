@@ -42,9 +42,7 @@ from sdt_dist.tune.trial import Common, run_trial
 
 CONFIG = "config.yaml"
 STATE = "tune"
-_MAX_FAILURES = (
-    2  # a process that died is started again; an error of its own comes back at once, as its lines are on disk
-)
+_MAX_FAILURES = 2  # a process that died is started again; an error of its own comes back at once, as its lines are on disk
 
 
 def check_directory(output: Path, sweep: SweepConfig, *, resume: bool) -> None:
@@ -52,8 +50,12 @@ def check_directory(output: Path, sweep: SweepConfig, *, resume: bool) -> None:
     path = output / CONFIG
     if not path.exists():
         before = (one.name for one in output.iterdir()) if output.is_dir() else ()
-        if any(name != SCREENING and not name.endswith(".tmp") for name in before):  # a kill may leave these
-            raise ResultsError(f"output: {output} holds no sweep but is not empty; give another directory.")
+        if any(
+            name != SCREENING and not name.endswith(".tmp") for name in before
+        ):  # a kill may leave these
+            raise ResultsError(
+                f"output: {output} holds no sweep but is not empty; give another directory."
+            )
         return
     known = saved_sweep(output).identity()
     now = sweep.identity()
@@ -65,7 +67,9 @@ def check_directory(output: Path, sweep: SweepConfig, *, resume: bool) -> None:
             "give another directory."
         )
     if not resume:
-        raise ResultsError(f"output: {output} already holds this sweep; add --resume, or give another directory.")
+        raise ResultsError(
+            f"output: {output} already holds this sweep; add --resume, or give another directory."
+        )
 
 
 def saved_sweep(output: Path) -> SweepConfig:
@@ -90,15 +94,22 @@ def run_sweep(
     Raises FleetError when the fleet cannot go on, KeyboardInterrupt when it was stopped; both leave what `resume` goes on from.
     """
     check_directory(output, sweep, resume=resume)
-    write_text(output / CONFIG, yaml.safe_dump(sweep.model_dump(mode="json"), sort_keys=False, default_flow_style=None))
+    write_text(
+        output / CONFIG,
+        yaml.safe_dump(sweep.model_dump(mode="json"), sort_keys=False, default_flow_style=None),
+    )
     base = sweep.base
     flows = [base.flow_files()] if base.flow is not None else []
     load = loader or partial(load_spec, base.model)
-    fleet = SharedFleet(size, load, horizon=base.horizon, flows=flows, watch=watch, failed=_thread.interrupt_main)
+    fleet = SharedFleet(
+        size, load, horizon=base.horizon, flows=flows, watch=watch, failed=_thread.interrupt_main
+    )
     try:
         with _quiet(), fleet:
             actors = fleet.exchange, start_measurer()
-            common = Common(sweep, list(problems), output.resolve(), Path.cwd(), *actors, ended_rungs(output))
+            common = Common(
+                sweep, list(problems), output.resolve(), Path.cwd(), *actors, ended_rungs(output)
+            )
             results = _tuner(common, first).fit()
     except KeyboardInterrupt:
         raise fleet.error or KeyboardInterrupt() from None
@@ -122,7 +133,9 @@ def _tuner(common: Common, first: Sequence[Parameters]) -> ray_tune.Tuner:
     begun = known_parameters(common.output)
     if is_restorable(folder, begun):
         return ray_tune.Tuner.restore(
-            str(folder), trainable=ray_tune.with_resources(trainable, resources), resume_errored=True
+            str(folder),
+            trainable=ray_tune.with_resources(trainable, resources),
+            resume_errored=True,
         )
     set_aside(folder)
     return ray_tune.Tuner(
@@ -145,7 +158,9 @@ def _tuner(common: Common, first: Sequence[Parameters]) -> ray_tune.Tuner:
     )
 
 
-def _optuna(sweep: SweepConfig, begun: Sequence[Parameters], first: Sequence[Parameters]) -> OptunaSearch:
+def _optuna(
+    sweep: SweepConfig, begun: Sequence[Parameters], first: Sequence[Parameters]
+) -> OptunaSearch:
     """Optuna's TPE, define-by-run; of several objectives none is told before a trial's end (Ray's `OptunaSearch`).
 
     A study that takes up trials that `begun` draws by another seed, or it would draw these once more.
@@ -166,9 +181,14 @@ def _beside_us() -> dict[str, float]:
     """The bundle of a trial: on the driver's node, where the output directory is; it asks for no CPU, as models have their own."""
     here = ray.get_runtime_context().get_node_id()
     (node,) = [node for node in ray.nodes() if node["NodeID"] == here]
-    name = next((name for name in node["Resources"] if name.startswith("node:") and "internal" not in name), None)
+    name = next(
+        (name for name in node["Resources"] if name.startswith("node:") and "internal" not in name),
+        None,
+    )
     if name is None:
-        raise FleetError(f"this node ({here}) names no resource of its own; start Ray with its usual resources.")
+        raise FleetError(
+            f"this node ({here}) names no resource of its own; start Ray with its usual resources."
+        )
     return {name: 0.001}
 
 
@@ -196,5 +216,7 @@ def _quiet() -> Iterator[None]:
     for name in ("ray.tune", "ray.air"):
         logging.getLogger(name).setLevel(logging.ERROR)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The reported value is ignored because this `step")
+        warnings.filterwarnings(
+            "ignore", message="The reported value is ignored because this `step"
+        )
         yield

@@ -72,16 +72,24 @@ def run_trial(config: dict[str, Any], common: Common) -> None:
     with _alone(directory):
         write_text(directory / PARAMETERS, json.dumps(config))
         budgets = sweep.budgets(config)
-        budgets = [rollouts for rollouts in budgets if rollouts <= common.ended.get(name, budgets[-1])]
-        begun = max((rollouts for rollouts in budgets if (directory / str(rollouts)).exists()), default=0)
+        budgets = [
+            rollouts for rollouts in budgets if rollouts <= common.ended.get(name, budgets[-1])
+        ]
+        begun = max(
+            (rollouts for rollouts in budgets if (directory / str(rollouts)).exists()), default=0
+        )
         for rollouts in budgets:
             plan = Plan(sweep.evaluation_of(config, rollouts), common.problems)
             place = directory / str(rollouts)
-            search_all(plan, place, resume=True, execute=on_exchange(common.exchange, f"{name}/{rollouts}"))
+            search_all(
+                plan, place, resume=True, execute=on_exchange(common.exchange, f"{name}/{rollouts}")
+            )
             measured = measure(common.measurer, place)
             rungs.append({"rollouts": rollouts, "objectives": measured})
             means = {objective: found["mean"] for objective, found in measured.items()}
-            ray_tune.report({"rollouts": rollouts, "begun": begun, **means, "rungs": json.dumps(rungs)})
+            ray_tune.report(
+                {"rollouts": rollouts, "begun": begun, **means, "rungs": json.dumps(rungs)}
+            )
 
 
 @contextmanager

@@ -13,7 +13,11 @@ from typing import Any
 from sdt_dist.errors import FleetError
 from sdt_dist.models.card import ModelCard
 
-_P = ("kind", "vocab_size", "spec")  # the fields of a card that define p; weights have other names in other backends
+_P = (
+    "kind",
+    "vocab_size",
+    "spec",
+)  # the fields of a card that define p; weights have other names in other backends
 _FIX = {
     True: "all nodes of a group must have the same model under the same name.",
     False: "every group must serve the run's own model: give each a copy of it, or take out the group with another one.",
@@ -27,7 +31,9 @@ class Agreement:
     def __init__(self, groups: Sequence[str]) -> None:
         self.deterministic = len(groups) == 1
         self._groups = groups
-        self._first: dict[int, tuple[str, ModelCard]] = {}  # of each group, the first server's name and card
+        self._first: dict[
+            int, tuple[str, ModelCard]
+        ] = {}  # of each group, the first server's name and card
 
     def knows(self, group: int) -> bool:
         """Whether a server of the group has said what it serves."""
@@ -58,7 +64,9 @@ class Agreement:
         other_group = group if self.knows(group) else min(self._first, default=group)
         other, known = self._first.setdefault(other_group, (server, card))
         is_shorter = group == other_group and card.max_context < known.max_context
-        found = _difference(*(_plain(one, (*_P, "max_context") if is_shorter else _P) for one in (card, known)))
+        found = _difference(
+            *(_plain(one, (*_P, "max_context") if is_shorter else _P) for one in (card, known))
+        )
         if found is not None:
             field, mine, theirs = found
             raise FleetError(

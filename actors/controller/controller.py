@@ -84,8 +84,14 @@ class Controller:
         self._flows.check_work(self._queue)
         self._searchers = [Slot("searcher", i, clock, policy) for i in range(config.searchers)]
         shares = any(work.membership is not None for work in self._queue)
-        self._shards = [Slot("store-shard", i, clock, policy) for i in range(config.shards if shares else 0)]
-        self._learning = Learning(clock, policy, config.start_timeout_s, self.load_flow, self._fail) if learns else None
+        self._shards = [
+            Slot("store-shard", i, clock, policy) for i in range(config.shards if shares else 0)
+        ]
+        self._learning = (
+            Learning(clock, policy, config.start_timeout_s, self.load_flow, self._fail)
+            if learns
+            else None
+        )
         self._leases: dict[str, _Lease] = {}
         self._suspects = set[str]()
         self._on_trial = ""
@@ -126,7 +132,9 @@ class Controller:
     async def stop(self) -> None:
         """End every wait and every actor; a supervisor that is cancelled buries its actor."""
         for endpoint in [shard.endpoint for shard in self._shards if shard.endpoint is not None]:
-            with suppress(FleetError):  # a shard that is down leaves its snapshot to the system's clean-up
+            with suppress(
+                FleetError
+            ):  # a shard that is down leaves its snapshot to the system's clean-up
                 await endpoint.call("close", timeout_s=2.0)
         tasks = [*self._tasks, *(lease.task for lease in self._leases.values() if lease.task)]
         for task in tasks:
@@ -184,14 +192,18 @@ class Controller:
     async def _supervise(self, slot: Slot) -> None:
         """One slot for ever: start, probe, watch, bury, pause, start again."""
         while slot.health.state != "given up":
-            reason = await slot.live(self._backend, self.config.start_timeout_s, self._join, self._watch)
+            reason = await slot.live(
+                self._backend, self.config.start_timeout_s, self._join, self._watch
+            )
             pause_s = slot.health.died(reason)
             self._leave(slot, reason)
             await asyncio.sleep(pause_s)
         kin = [other for other in self.slots if other.kind == slot.kind]
         what = slot.kind
         if slot in self._servers and not self._agreement.knows(slot.group):
-            kin = [other for other in kin if other.group == slot.group]  # nobody knows what the group serves
+            kin = [
+                other for other in kin if other.group == slot.group
+            ]  # nobody knows what the group serves
             what += f" of {self.config.group_names[slot.group]}" if self.config.more_servers else ""
         if slot in self._shards or all(other.health.state == "given up" for other in kin):
             self._fail(FleetError(f"no {what} can be started; {slot.name}: {slot.health.reason}"))
@@ -239,7 +251,11 @@ class Controller:
 
     def _publish_routes(self) -> None:
         """Settings and routes to ready searchers and the learner where they changed; one out of reach learns them when it is back."""
-        ready = [server.endpoint for server in self._servers if server.is_ready and server.endpoint is not None]
+        ready = [
+            server.endpoint
+            for server in self._servers
+            if server.is_ready and server.endpoint is not None
+        ]
         learning = self._learning
         callers = [searcher for searcher in self._searchers if searcher.is_ready]
         callers += [learning.learner] if learning is not None and learning.learner.is_ready else []
@@ -250,12 +266,20 @@ class Controller:
         crews = [(name, number) for name, count in num_crews.items() for number in range(count)]
         chosen = self._routes.assign(crews, [server.name for server in ready])
         places = {server.name: place for place, server in enumerate(ready)}
-        settings = SearcherSettings(card, self._max_new_tokens, self._law_options, self.config.call_timeout_s)
+        settings = SearcherSettings(
+            card, self._max_new_tokens, self._law_options, self.config.call_timeout_s
+        )
         shards = tuple(shard.endpoint if shard.is_ready else None for shard in self._shards)
-        buffer = learning.buffer.endpoint if learning is not None and learning.buffer.is_ready else None
+        buffer = (
+            learning.buffer.endpoint if learning is not None and learning.buffer.is_ready else None
+        )
         self._version += 1
         for slot in callers:
-            of_crew = tuple(places[chosen[slot.name, n]] for n in range(num_crews[slot.name])) if chosen else ()
+            of_crew = (
+                tuple(places[chosen[slot.name, n]] for n in range(num_crews[slot.name]))
+                if chosen
+                else ()
+            )
             routes = Routes(tuple(ready), of_crew, shards, buffer, self._version)
             if routes != slot.routes:
                 slot.routes = routes
@@ -303,7 +327,9 @@ class Controller:
                 lease.moved_at = now
             elif now - lease.moved_at > self.config.problem_timeout_s:
                 waited = f"no progress for {now - lease.moved_at:.0f} s, waiting for {waits_for or 'itself'}"
-                slot.report_gone(f"{name} made {waited}")  # what it waits for, or its own loop, may never answer
+                slot.report_gone(
+                    f"{name} made {waited}"
+                )  # what it waits for, or its own loop, may never answer
 
     def _dispatch(self) -> None:
         """Give queued searches to ready searchers, the least loaded first.
@@ -315,13 +341,17 @@ class Controller:
             on_trial = alone and self._queue[0].name in self._suspects
             if on_trial and self._leases:
                 return
-            open_slots = (searcher for searcher in self._searchers if self._has_room(searcher, alone))
+            open_slots = (
+                searcher for searcher in self._searchers if self._has_room(searcher, alone)
+            )
             slot = min(open_slots, key=lambda searcher: len(searcher.leases), default=None)
             if slot is None:
                 return
             work = self._flows.fix(self._queue.popleft())
             self._on_trial = work.name if on_trial else ""
-            lease = self._leases[work.name] = slot.leases[work.name] = _Lease(work, slot, moved_at=self._clock())
+            lease = self._leases[work.name] = slot.leases[work.name] = _Lease(
+                work, slot, moved_at=self._clock()
+            )
             lease.task = self._watched(self._run(lease))
 
     def _may_begin(self) -> bool:
@@ -330,12 +360,19 @@ class Controller:
         So that nfe, and what a budget of it allows, does not depend on which server was quicker. Where results are not
         promised bit by bit, nobody waits for the slowest.
         """
-        late = any(server.health.state == "starting" and not server.health.deaths for server in self._servers)
+        late = any(
+            server.health.state == "starting" and not server.health.deaths
+            for server in self._servers
+        )
         return not late or not self._agreement.deterministic
 
     def _has_room(self, slot: Slot, alone: bool) -> bool:
         own = slot.leases.values()
-        if not slot.is_ready or not slot.configured or any(lease.work.attempt >= _ALONE_FROM for lease in own):
+        if (
+            not slot.is_ready
+            or not slot.configured
+            or any(lease.work.attempt >= _ALONE_FROM for lease in own)
+        ):
             return False
         return not own if alone else len(own) < self.config.problems_per_searcher
 
@@ -351,7 +388,9 @@ class Controller:
         assert endpoint is not None
         try:
             outcome = await repeat_while_unreachable(
-                lambda: endpoint.call("search", lease.work, timeout_s=None), deadline=float("inf"), clock=self._clock
+                lambda: endpoint.call("search", lease.work, timeout_s=None),
+                deadline=float("inf"),
+                clock=self._clock,
             )
         except SdtError as error:
             lease.slot.report_gone(str(error))
@@ -379,7 +418,10 @@ class Controller:
         work = replace(lease.work, attempt=lease.work.attempt + 1)
         self._lost += 1
         if work.attempt >= self.config.max_attempts:
-            self._settle(lease, FleetError(f"set aside after {work.attempt} attempts, the last ended so: {reason}"))
+            self._settle(
+                lease,
+                FleetError(f"set aside after {work.attempt} attempts, the last ended so: {reason}"),
+            )
             return
         self._release(lease)
         self._queue.appendleft(work)

@@ -24,7 +24,9 @@ class FlowLibrary:
     timeout_s: how long a server may take to load one.
     """
 
-    def __init__(self, flows: Sequence[FlowFiles], servers: Sequence[Slot], timeout_s: float) -> None:
+    def __init__(
+        self, flows: Sequence[FlowFiles], servers: Sequence[Slot], timeout_s: float
+    ) -> None:
         self._servers = servers
         self._timeout_s = timeout_s
         self._files: dict[str, FlowFiles] = {}
@@ -47,7 +49,9 @@ class FlowLibrary:
         for one in work:
             if one.flow is not None and self.version_of(one) not in self._files:
                 have = ", ".join(self._files) or "none"
-                raise ConfigurationError(f"work {one.name}: flow {one.flow!r}, the fleet has {have}; give it as flows.")
+                raise ConfigurationError(
+                    f"work {one.name}: flow {one.flow!r}, the fleet has {have}; give it as flows."
+                )
 
     def check_card(self, own: ModelCard | None) -> None:
         """CheckpointError unless all flows were trained for the run's own model; None: not known yet.
@@ -64,7 +68,11 @@ class FlowLibrary:
     def fix(self, work: Work) -> Work:
         """The search with its version, which it keeps from now on."""
         name = self.version_of(work)
-        return work if name is None else replace(work, flow=name, flow_version=self._heads[name].info.version)
+        return (
+            work
+            if name is None
+            else replace(work, flow=name, flow_version=self._heads[name].info.version)
+        )
 
     async def publish(self, files: FlowFiles, own: ModelCard | None) -> None:
         """Let all ready servers hold a further flow; then it is the newest. Again is harmless.

@@ -57,7 +57,10 @@ class Health:
         self.state = "suspect"
         self.reason = reason
         silent_s = self._clock() - self._answered_at
-        return self._misses >= self.policy.misses and silent_s >= self.policy.misses * self.policy.probe_timeout_s
+        return (
+            self._misses >= self.policy.misses
+            and silent_s >= self.policy.misses * self.policy.probe_timeout_s
+        )
 
     def died(self, reason: str) -> float:
         """It is dead; the seconds to wait before it is started again (`given up`: it never should be)."""
@@ -72,7 +75,10 @@ class Health:
         self._deaths_in_a_row = self._deaths_in_a_row + 1
         if self._failed_starts >= self.policy.failed_starts:
             self.state = "given up"
-        return min(self.policy.first_pause_s * 2 ** (self._deaths_in_a_row - 1), self.policy.longest_pause_s)
+        return min(
+            self.policy.first_pause_s * 2 ** (self._deaths_in_a_row - 1),
+            self.policy.longest_pause_s,
+        )
 
     def restarting(self) -> None:
         """A new incarnation is being started."""

@@ -29,7 +29,12 @@ class Slot:
     """
 
     def __init__(
-        self, kind: str, index: int, clock: Callable[[], float], policy: HealthPolicy | None = None, group: int = 0
+        self,
+        kind: str,
+        index: int,
+        clock: Callable[[], float],
+        policy: HealthPolicy | None = None,
+        group: int = 0,
     ) -> None:
         self.kind = kind
         self.index = index
@@ -54,7 +59,11 @@ class Slot:
 
     def describe(self) -> dict[str, Any]:
         """State, deaths and last counters, for people and metrics."""
-        return {"state": self.health.state, "reason": self.health.reason, "deaths": self.health.deaths} | self.status
+        return {
+            "state": self.health.state,
+            "reason": self.health.reason,
+            "deaths": self.health.deaths,
+        } | self.status
 
     def report_gone(self, reason: str) -> None:
         """Somebody else saw the actor dead: do not wait for the next probe."""
@@ -113,7 +122,9 @@ class Slot:
         try:
             return backend.spawn(self.kind, self.index, number)
         except Exception as error:  # whatever is refused is a start that failed
-            raise FleetError(f"{self.name} cannot be started: {type(error).__name__}: {error}") from error
+            raise FleetError(
+                f"{self.name} cannot be started: {type(error).__name__}: {error}"
+            ) from error
 
     def _bury(self, backend: Backend) -> None:
         """Kill what may be left, so that no incarnation outlives its place."""

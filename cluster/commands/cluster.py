@@ -12,8 +12,12 @@ DASHBOARD = "http://127.0.0.1:8265"
 
 def submit(
     command: Annotated[list[str], typer.Argument(help="after --: the sdt command to run there")],
-    address: Annotated[str, typer.Option(help="dashboard URL", envvar="RAY_API_SERVER_ADDRESS")] = DASHBOARD,
-    working_dir: Annotated[Path, typer.Option(help="sent along, without what .gitignore names")] = Path("."),
+    address: Annotated[
+        str, typer.Option(help="dashboard URL", envvar="RAY_API_SERVER_ADDRESS")
+    ] = DASHBOARD,
+    working_dir: Annotated[
+        Path, typer.Option(help="sent along, without what .gitignore names")
+    ] = Path("."),
     wait: Annotated[bool, typer.Option(help="print what the job prints until it ends")] = True,
 ) -> None:
     """Run a sdt command on a cluster as a Ray job; adds `--address auto` for you.
@@ -46,7 +50,9 @@ def submit(
 
 
 def status(
-    address: Annotated[str, typer.Option(help="auto, HOST:PORT of the head, or the dashboard's URL")] = "auto",
+    address: Annotated[
+        str, typer.Option(help="auto, HOST:PORT of the head, or the dashboard's URL")
+    ] = "auto",
     dead: Annotated[bool, typer.Option("--dead", help="list actors that have died, too")] = False,
 ) -> None:
     """Show a cluster's nodes with their labels, and the actors of every sdt run with their states.
@@ -67,7 +73,9 @@ def status(
     places = {node.node_id: node.node_ip for node in nodes}
     for run in sorted({actor.ray_namespace for actor in actors}):
         print(f"\nrun {run}")
-        for actor in sorted((a for a in actors if a.ray_namespace == run), key=lambda actor: actor.name):
+        for actor in sorted(
+            (a for a in actors if a.ray_namespace == run), key=lambda actor: actor.name
+        ):
             print(f"  {_actor_line(actor, places)}")
     if not actors:
         print("\nno actor of sdt is running")
@@ -75,11 +83,17 @@ def status(
 
 def _node_line(node: Any) -> str:
     amounts = ", ".join(
-        f"{node.resources_total[name]:g} {name}" for name in ("CPU", "GPU") if name in node.resources_total
+        f"{node.resources_total[name]:g} {name}"
+        for name in ("CPU", "GPU")
+        if name in node.resources_total
     )
-    labels = ", ".join(f"{key}={value}" for key, value in sorted(node.labels.items()) if key != "ray.io/node-id")
+    labels = ", ".join(
+        f"{key}={value}" for key, value in sorted(node.labels.items()) if key != "ray.io/node-id"
+    )
     role = " (head)" if node.is_head_node else ""
-    return f"{node.node_ip:<15} {node.state:<6} {amounts or 'no CPU'}; labels {labels or 'none'}{role}"
+    return (
+        f"{node.node_ip:<15} {node.state:<6} {amounts or 'no CPU'}; labels {labels or 'none'}{role}"
+    )
 
 
 def _actor_line(actor: Any, places: dict[str, str]) -> str:
@@ -95,7 +109,9 @@ def _actor_line(actor: Any, places: dict[str, str]) -> str:
 
 def _reason(actor: Any) -> str:
     cause = actor.death_cause or {}
-    text = next((part.get("error_message", "") for part in cause.values() if isinstance(part, dict)), "")
+    text = next(
+        (part.get("error_message", "") for part in cause.values() if isinstance(part, dict)), ""
+    )
     return " ".join(str(text).split())[:120]
 
 

@@ -13,9 +13,13 @@ if TYPE_CHECKING:
 
 
 def doctor(
-    address: Annotated[str | None, typer.Option(help="look at a cluster too: auto or HOST:PORT of its head")] = None,
+    address: Annotated[
+        str | None, typer.Option(help="look at a cluster too: auto or HOST:PORT of its head")
+    ] = None,
     model: Annotated[str, typer.Option(help="MODEL SPEC that the servers would load")] = "bundled",
-    fleet: Annotated[str | None, typer.Option(help="YAML of a fleet: what would be placed where")] = None,
+    fleet: Annotated[
+        str | None, typer.Option(help="YAML of a fleet: what would be placed where")
+    ] = None,
 ) -> None:
     """Print versions, cores, memory, GPUs, authentication, the model, and what would run where.
 
@@ -65,10 +69,16 @@ def _print_host() -> int:
     print(f"memory       {memory.available / 2**30:.1f} GiB free of {memory.total / 2**30:.1f}")
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     print(f"GPUs         {', '.join(gpus) or 'none'}")
-    print(f"bundled      {'present' if forecaster_directory('bundled') else 'missing: reinstall the package'}")
+    print(
+        f"bundled      {'present' if forecaster_directory('bundled') else 'missing: reinstall the package'}"
+    )
     folder = os.environ.get("SDT_DATA_DIR")
     state = (
-        "not set: ETT and M4 are downloaded" if not folder else folder if Path(folder).is_dir() else f"{folder} missing"
+        "not set: ETT and M4 are downloaded"
+        if not folder
+        else folder
+        if Path(folder).is_dir()
+        else f"{folder} missing"
     )
     print(f"SDT_DATA_DIR {state}")
     return len(gpus)
@@ -89,9 +99,13 @@ def _on_this_machine(config: FleetConfig, model: str, num_gpus: int) -> list[Fin
     kinds = diagnosis.server_kinds(config, model)[: None if is_local else 1]
     checked = {kind: diagnosis.check_model(spec) for kind, spec, _ in kinds}
     files = {kind: found for kind, (_, found) in checked.items()}
-    memory = diagnosis.check_memory(plan, files, {here.name: float(psutil.virtual_memory().available)})
+    memory = diagnosis.check_memory(
+        plan, files, {here.name: float(psutil.virtual_memory().available)}
+    )
     for kind, _, placement in kinds:
-        memory += diagnosis.check_gpu_memory(placement, files[kind], diagnosis.gpu_bytes(), here.name)
+        memory += diagnosis.check_gpu_memory(
+            placement, files[kind], diagnosis.gpu_bytes(), here.name
+        )
     return [*(finding for finding, _ in checked.values()), *placed, *memory]
 
 
@@ -103,7 +117,9 @@ def _on_cluster(address: str, config: FleetConfig, model: str, here: Finding) ->
 
     facts = probe(address, config.connect_timeout_s)
     versions = f"{facts.address}, Ray {facts.ray_version} on Python {facts.python_version}"
-    found = _show([Finding("cluster", versions), check_dashboard(facts.dashboard_url, auth_state())])
+    found = _show(
+        [Finding("cluster", versions), check_dashboard(facts.dashboard_url, auth_state())]
+    )
     found += _show([check_node(node) for node in facts.nodes if node.alive])
     placed, plan = check_fleet(config, facts.nodes)
     found += _show(placed)
@@ -125,7 +141,9 @@ def _from_within(
 
     def specs_of(node: Node) -> list[str]:
         """The models of all servers that Ray may start there."""
-        return list(dict.fromkeys(spec for _, spec, placement in kinds if node.carries(placement.labels)))
+        return list(
+            dict.fromkeys(spec for _, spec, placement in kinds if node.carries(placement.labels))
+        )
 
     with connect(address, timeout_s=config.connect_timeout_s):
         for view in survey(nodes, specs_of):

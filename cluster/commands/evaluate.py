@@ -22,27 +22,52 @@ Whole = int | None
 def evaluate(
     config: Annotated[Text, typer.Argument(help="YAML file; options below override it")] = None,
     dataset: Annotated[Text, typer.Option(help="dataset name, or path of a CSV")] = None,
-    methods: Annotated[Text, typer.Option(help="comma-separated, e.g. sample,snis,residual_ts")] = None,
+    methods: Annotated[
+        Text, typer.Option(help="comma-separated, e.g. sample,snis,residual_ts")
+    ] = None,
     ablate: Annotated[
-        list[str] | None, typer.Option(help="values to sweep, e.g. rollouts=5,10,20; repeat for a product")
+        list[str] | None,
+        typer.Option(help="values to sweep, e.g. rollouts=5,10,20; repeat for a product"),
     ] = None,
     num_problems: Annotated[Whole, typer.Option(help="problems, evenly chosen")] = None,
-    rollouts: Annotated[Whole, typer.Option(help="budget: nfe of about so many rollouts per problem")] = None,
+    rollouts: Annotated[
+        Whole, typer.Option(help="budget: nfe of about so many rollouts per problem")
+    ] = None,
     horizon: Annotated[Whole, typer.Option(help="values to forecast")] = None,
     model: Annotated[Text, typer.Option(help="bundled, a directory or a hub id")] = None,
-    reward: Annotated[Text, typer.Option(help="e.g. spectral:gamma=1+nonneg, or path.py:function")] = None,
-    inverse_temperature: Annotated[Number, typer.Option(help="lambda of p(x) exp(lambda r(x))")] = None,
-    flow: Annotated[Text, typer.Option(help="flow checkpoint, or bundled, for s_adt, snis+flow, smc+flow")] = None,
-    searchers_per_problem: Annotated[Whole, typer.Option(help="searchers that share one problem (residual_ts)")] = None,
-    warm_start: Annotated[Text, typer.Option(help="directory with evidence of an earlier run (residual_ts)")] = None,
-    address: Annotated[Text, typer.Option(help="Ray cluster: auto or host:port; default: this machine alone")] = None,
+    reward: Annotated[
+        Text, typer.Option(help="e.g. spectral:gamma=1+nonneg, or path.py:function")
+    ] = None,
+    inverse_temperature: Annotated[
+        Number, typer.Option(help="lambda of p(x) exp(lambda r(x))")
+    ] = None,
+    flow: Annotated[
+        Text, typer.Option(help="flow checkpoint, or bundled, for s_adt, snis+flow, smc+flow")
+    ] = None,
+    searchers_per_problem: Annotated[
+        Whole, typer.Option(help="searchers that share one problem (residual_ts)")
+    ] = None,
+    warm_start: Annotated[
+        Text, typer.Option(help="directory with evidence of an earlier run (residual_ts)")
+    ] = None,
+    address: Annotated[
+        Text, typer.Option(help="Ray cluster: auto or host:port; default: this machine alone")
+    ] = None,
     servers: Annotated[Whole, typer.Option(help="model servers of --model")] = None,
     searchers: Annotated[Whole, typer.Option(help="searchers, each driving many problems")] = None,
-    fleet: Annotated[Text, typer.Option(help="YAML file with the fleet's sizes, labels and deadlines")] = None,
-    output: Annotated[Path, typer.Option(help="directory of the result files")] = Path("results/evaluation"),
-    resume: Annotated[bool, typer.Option("--resume", help="go on with what the directory holds")] = False,
+    fleet: Annotated[
+        Text, typer.Option(help="YAML file with the fleet's sizes, labels and deadlines")
+    ] = None,
+    output: Annotated[Path, typer.Option(help="directory of the result files")] = Path(
+        "results/evaluation"
+    ),
+    resume: Annotated[
+        bool, typer.Option("--resume", help="go on with what the directory holds")
+    ] = False,
     seed: Annotated[Whole, typer.Option(help="seed of every random draw")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="check everything, print the plan, load no model")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="check everything, print the plan, load no model")
+    ] = False,
 ) -> None:
     """Compare search methods on the same problems, prior and reward, at matched cost.
 
@@ -83,9 +108,13 @@ def evaluate(
         "flow": flow,
     }
     sizes = {"address": address, "servers": servers, "searchers": searchers}
-    settings = load_config(config, {name: value for name, value in given.items() if value is not None})
+    settings = load_config(
+        config, {name: value for name, value in given.items() if value is not None}
+    )
     is_forecaster = forecaster_directory(settings.model) is not None
-    size = load_fleet(fleet, {k: v for k, v in sizes.items() if v is not None}, small_model=is_forecaster)
+    size = load_fleet(
+        fleet, {k: v for k, v in sizes.items() if v is not None}, small_model=is_forecaster
+    )
     if settings.flow is not None:
         size.check_flows()
     plan = make_plan(settings)
@@ -97,7 +126,12 @@ def evaluate(
 
     with LiveView() as view:
         run_evaluation(
-            plan, output, resume=resume, progress=view, execute=_on_ray(size, view), servers=_servers(settings, size)
+            plan,
+            output,
+            resume=resume,
+            progress=view,
+            execute=_on_ray(size, view),
+            servers=_servers(settings, size),
         )
     _finish(output)
 
@@ -119,7 +153,10 @@ def _servers(config: EvaluationConfig, size: FleetConfig) -> list[dict[str, Any]
     """Who answers for the model, for environment.json."""
     from sdt_dist.evaluation.environment import server_record
 
-    groups = [(config.model, size.servers), *((group.model, group.count) for group in size.more_servers)]
+    groups = [
+        (config.model, size.servers),
+        *((group.model, group.count) for group in size.more_servers),
+    ]
     return [server_record(model, count) for model, count in groups]
 
 
@@ -127,7 +164,10 @@ def _announce(plan: Any, output: Path) -> None:
     import yaml
 
     config = plan.config
-    print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, default_flow_style=None), end="")
+    print(
+        yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, default_flow_style=None),
+        end="",
+    )
     print(
         f"plan: {len(plan.problems)} problems x {len(config.methods)} methods, at most {plan.nfe():,} next-token "
         f"distributions, into {output}"

@@ -11,7 +11,12 @@ if TYPE_CHECKING:
 
 
 def read_flow(
-    path: Path | None, method: str, model: str, reward: str, inverse_temperature: float, max_new_tokens: int
+    path: Path | None,
+    method: str,
+    model: str,
+    reward: str,
+    inverse_temperature: float,
+    max_new_tokens: int,
 ) -> FlowFiles | None:
     """The checkpoint, if one was given; SdtError unless method, backend, reward, lambda and length go with it."""
     from sdt_dist.flow.files import FlowFiles

@@ -20,24 +20,37 @@ if TYPE_CHECKING:
 
 def forecast(
     csv: Annotated[Path, typer.Argument(help="CSV with a numeric column, oldest row first")],
-    column: Annotated[str | None, typer.Option(help="column to forecast; default the last numeric one")] = None,
+    column: Annotated[
+        str | None, typer.Option(help="column to forecast; default the last numeric one")
+    ] = None,
     time_column: Annotated[
         str | None, typer.Option(help="column of times; default the first that looks like it")
     ] = None,
     horizon: Annotated[int, typer.Option(min=1, help="values to forecast")] = 24,
-    season: Annotated[int | None, typer.Option(min=1, help="season length; drawn as a naive line in the plot")] = None,
+    season: Annotated[
+        int | None, typer.Option(min=1, help="season length; drawn as a naive line in the plot")
+    ] = None,
     method: Annotated[str, typer.Option(help="search method")] = "snis",
-    model: Annotated[str, typer.Option(help="bundled, or a directory that train-forecaster wrote")] = "bundled",
+    model: Annotated[
+        str, typer.Option(help="bundled, or a directory that train-forecaster wrote")
+    ] = "bundled",
     reward: Annotated[str, typer.Option(help="e.g. spectral:gamma=1+nonneg")] = "spectral:gamma=1",
-    inverse_temperature: Annotated[float, typer.Option(help="lambda of p(x) exp(lambda r(x))")] = 3.0,
+    inverse_temperature: Annotated[
+        float, typer.Option(help="lambda of p(x) exp(lambda r(x))")
+    ] = 3.0,
     flow: Annotated[
-        Path | None, typer.Option(help="flow checkpoint, or bundled, that s_adt, snis or smc propose with")
+        Path | None,
+        typer.Option(help="flow checkpoint, or bundled, that s_adt, snis or smc propose with"),
     ] = None,
     rollouts: Annotated[int, typer.Option(min=1, help="rollouts of the search")] = 200,
     num_samples: Annotated[int, typer.Option(min=2, help="samples that make the quantiles")] = 100,
-    quantiles: Annotated[str, typer.Option(help="comma-separated")] = "0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9",
+    quantiles: Annotated[
+        str, typer.Option(help="comma-separated")
+    ] = "0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9",
     plot: Annotated[Path | None, typer.Option(help="write a fan chart (PNG)")] = None,
-    output: Annotated[Path | None, typer.Option(help="write the forecast as CSV; default: print it")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="write the forecast as CSV; default: print it")
+    ] = None,
     samples: Annotated[Path | None, typer.Option(help="write every sample as CSV")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
@@ -59,7 +72,10 @@ def forecast(
     from sdt_dist.search.methods import get_method, validate_options
 
     levels = _levels(quantiles)
-    options: dict[str, object] = {"inverse_temperature": inverse_temperature, "num_samples": num_samples}
+    options: dict[str, object] = {
+        "inverse_temperature": inverse_temperature,
+        "num_samples": num_samples,
+    }
     if not get_method(method).reference:
         options["num_rollouts"] = rollouts
     validate_options(method, options)
@@ -77,7 +93,16 @@ def forecast(
 
     loaded = load_model(model)
     held = flow_of(files, loaded)
-    result = search(loaded, history, built, method=method, max_new_tokens=horizon, seed=seed, flow=held, **options)
+    result = search(
+        loaded,
+        history,
+        built,
+        method=method,
+        max_new_tokens=horizon,
+        seed=seed,
+        flow=held,
+        **options,
+    )
     frame = _frame(result, times, levels)
     writers: list[Callable[[], None]] = [lambda: _write(frame, output)]
     if samples is not None:
@@ -85,7 +110,11 @@ def forecast(
     if plot is not None:
         from sdt_dist.report.figures.samples import fan_chart_file
 
-        writers.append(lambda: fan_chart_file(history, result, plot, name=str(table.columns[-1]), season=season))
+        writers.append(
+            lambda: fan_chart_file(
+                history, result, plot, name=str(table.columns[-1]), season=season
+            )
+        )
     _write_all(writers)
 
 
@@ -95,9 +124,13 @@ def _levels(text: str) -> list[float]:
     try:
         levels = [float(item) for item in text.split(",")]
     except ValueError as error:
-        raise ConfigurationError(f"quantiles: {text!r}, allowed: comma-separated numbers in (0, 1).") from error
+        raise ConfigurationError(
+            f"quantiles: {text!r}, allowed: comma-separated numbers in (0, 1)."
+        ) from error
     if not all(0 < level < 1 for level in levels):
-        raise ConfigurationError(f"quantiles: {text!r}, allowed: comma-separated numbers in (0, 1).")
+        raise ConfigurationError(
+            f"quantiles: {text!r}, allowed: comma-separated numbers in (0, 1)."
+        )
     return levels
 
 
@@ -107,7 +140,9 @@ def _reward(factory: RewardFactory, history: np.ndarray, horizon: int) -> Reward
     from sdt_dist.evaluation.plan import try_reward
 
     if not factory.scores_forecasts:
-        raise ConfigurationError(f"reward: {factory.spec!r} scores text; a forecast needs a reward of series.")
+        raise ConfigurationError(
+            f"reward: {factory.spec!r} scores text; a forecast needs a reward of series."
+        )
     return try_reward(factory, history, horizon)
 
 
@@ -126,14 +161,20 @@ def _future(table: pd.DataFrame, horizon: int) -> list[str]:
     if not isinstance(index, pd.DatetimeIndex):
         return [str(len(table) + i) for i in range(horizon)]
     if index.hasnans or not index.is_monotonic_increasing or not index.is_unique:
-        raise DataError("time column: times must increase from row to row, with none missing; sort or fill them.")
+        raise DataError(
+            "time column: times must increase from row to row, with none missing; sort or fill them."
+        )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # later pandas give an offset, which date_range takes too
+        warnings.simplefilter(
+            "ignore", DeprecationWarning
+        )  # later pandas give an offset, which date_range takes too
         frequency = pd.infer_freq(index[-min(len(index), 50) :]) or (index[-1] - index[-2])
     try:
         future = pd.date_range(index[-1], periods=horizon + 1, freq=frequency)[1:]
     except (OverflowError, ValueError) as error:
-        raise DataError(f"time column: {horizon} steps after {index[-1]} are no times ({error}).") from error
+        raise DataError(
+            f"time column: {horizon} steps after {index[-1]} are no times ({error})."
+        ) from error
     return [time.isoformat(sep=" ") for time in future]
 
 
@@ -148,14 +189,20 @@ def _prepare_outputs(**paths: Path | None) -> None:
         from sdt_dist.report.figures.files import image_suffixes
 
         if given["plot"].suffix.lower() not in image_suffixes():
-            raise ConfigurationError(f"plot: {str(given['plot'])!r}, allowed endings: {', '.join(image_suffixes())}.")
+            raise ConfigurationError(
+                f"plot: {str(given['plot'])!r}, allowed endings: {', '.join(image_suffixes())}."
+            )
     for name, path in given.items():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ResultsError(f"{name}: {path} cannot be written ({error.strerror}); give another path.") from error
+            raise ResultsError(
+                f"{name}: {path} cannot be written ({error.strerror}); give another path."
+            ) from error
         if path.is_dir() or not os.access(path.parent, os.W_OK):
-            raise ResultsError(f"{name}: {path} cannot be written (not a file in a writable folder).")
+            raise ResultsError(
+                f"{name}: {path} cannot be written (not a file in a writable folder)."
+            )
 
 
 def _frame(result: SearchResult, times: list[str], levels: list[float]) -> pd.DataFrame:
@@ -170,7 +217,9 @@ def _frame(result: SearchResult, times: list[str], levels: list[float]) -> pd.Da
 def _sample_frame(result: SearchResult, times: list[str]) -> pd.DataFrame:
     import pandas as pd
 
-    return pd.DataFrame({"timestamp": times, **{f"s{i}": s.series for i, s in enumerate(result.samples)}})
+    return pd.DataFrame(
+        {"timestamp": times, **{f"s{i}": s.series for i, s in enumerate(result.samples)}}
+    )
 
 
 def _write(frame: pd.DataFrame, path: Path | None) -> None:

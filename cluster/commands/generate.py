@@ -14,12 +14,20 @@ if TYPE_CHECKING:
 def generate(
     prompt: Annotated[str, typer.Argument(help="the prompt")],
     model: Annotated[str, typer.Option(help="a directory or hub id of a causal language model")],
-    reward: Annotated[str, typer.Option(help="e.g. regex:[0-9]+, answer:yes, length:target=20, or path.py:function")],
+    reward: Annotated[
+        str,
+        typer.Option(help="e.g. regex:[0-9]+, answer:yes, length:target=20, or path.py:function"),
+    ],
     method: Annotated[str, typer.Option(help="search method")] = "residual_ts",
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="tokens to generate; the prompt does not count")] = 32,
-    inverse_temperature: Annotated[float, typer.Option(help="lambda of p(x) exp(lambda r(x))")] = 1.0,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, help="tokens to generate; the prompt does not count")
+    ] = 32,
+    inverse_temperature: Annotated[
+        float, typer.Option(help="lambda of p(x) exp(lambda r(x))")
+    ] = 1.0,
     flow: Annotated[
-        Path | None, typer.Option(help="flow checkpoint, or bundled, that s_adt, snis or smc propose with")
+        Path | None,
+        typer.Option(help="flow checkpoint, or bundled, that s_adt, snis or smc propose with"),
     ] = None,
     sampling_temperature: Annotated[float, typer.Option(help="temperature of the prior p")] = 1.0,
     rollouts: Annotated[int, typer.Option(min=1, help="rollouts of the search")] = 50,
@@ -43,7 +51,10 @@ def generate(
     from sdt_dist.rewards.spec import RewardContext, parse_reward
     from sdt_dist.search.methods import get_method, validate_options
 
-    options: dict[str, object] = {"inverse_temperature": inverse_temperature, "num_samples": num_samples}
+    options: dict[str, object] = {
+        "inverse_temperature": inverse_temperature,
+        "num_samples": num_samples,
+    }
     if not get_method(method).reference:
         options["num_rollouts"] = rollouts
     validate_options(method, options)
@@ -90,4 +101,6 @@ def _show(result: SearchResult, as_json: bool) -> None:
     if not as_json:
         z = "" if result.log_z is None else f"  log Z {result.log_z:.4g}"
         ess = "" if result.ess is None else f"  ESS {result.ess:.3g}"
-        print(f"{result.method}: {result.rollouts} rollouts  nfe {result.nfe}{z}{ess}  {result.wall_s:.1f} s")
+        print(
+            f"{result.method}: {result.rollouts} rollouts  nfe {result.nfe}{z}{ess}  {result.wall_s:.1f} s"
+        )

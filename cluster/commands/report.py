@@ -12,9 +12,12 @@ def report(
     runs: Annotated[list[Path], typer.Argument(help="directories that `sdt evaluate` wrote")],
     output: Annotated[Path, typer.Option(help="directory of the report")] = Path("results/report"),
     reference: Annotated[
-        str | None, typer.Option(help="method that others are compared with; default: sample, or the first")
+        str | None,
+        typer.Option(help="method that others are compared with; default: sample, or the first"),
     ] = None,
-    problem: Annotated[int | None, typer.Option(help="number of the problem to show; default: the first")] = None,
+    problem: Annotated[
+        int | None, typer.Option(help="number of the problem to show; default: the first")
+    ] = None,
     method: Annotated[str | None, typer.Option(help="method whose search tree to show")] = None,
 ) -> None:
     """Write report.html, one page with everything in it, from the result files of one or more runs.
@@ -38,8 +41,12 @@ def report(
         if not (run / SAMPLES).exists():
             _refuse_sweep(run)
     with Console(stderr=True).status("reading") as status:
-        page = write_report(runs, output, reference=reference, problem=problem, method=method, say=status.update)
-    print(f"report: {page}, also as report.md, with every figure as PNG and PDF in {output / 'figures'}")
+        page = write_report(
+            runs, output, reference=reference, problem=problem, method=method, say=status.update
+        )
+    print(
+        f"report: {page}, also as report.md, with every figure as PNG and PDF in {output / 'figures'}"
+    )
 
 
 def _refuse_sweep(run: Path) -> None:

@@ -18,17 +18,25 @@ _TOKENS = Path("~/.config/sdt")
 def serve(
     model: Annotated[str, typer.Option(help="bundled, a directory or a hub id")] = "bundled",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 8011,
-    host: Annotated[str, typer.Option(help="address to listen on; other than loopback needs TLS")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="address to listen on; other than loopback needs TLS")
+    ] = "127.0.0.1",
     token_file: Annotated[
-        Path | None, typer.Option(help="bearer token; made if absent [default: SDT_HTTP_TOKEN, or ~/.config/sdt/...]")
+        Path | None,
+        typer.Option(
+            help="bearer token; made if absent [default: SDT_HTTP_TOKEN, or ~/.config/sdt/...]"
+        ),
     ] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="PEM certificate chain")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="PEM private key")] = None,
     max_body_mb: Annotated[float, typer.Option(min=0.001, help="largest request, in MiB")] = 32.0,
-    max_rows: Annotated[int, typer.Option(min=1, help="most requests in a message, and in one model call")] = 4096,
+    max_rows: Annotated[
+        int, typer.Option(min=1, help="most requests in a message, and in one model call")
+    ] = 4096,
     device: Annotated[str | None, typer.Option(help="torch device, e.g. mps or cuda")] = None,
     flow: Annotated[
-        list[Path] | None, typer.Option(help="flow checkpoint, or bundled, for s_adt; repeat for several")
+        list[Path] | None,
+        typer.Option(help="flow checkpoint, or bundled, for s_adt; repeat for several"),
     ] = None,
 ) -> None:
     """Serve a model to searches on other machines; Ctrl-C ends it.
@@ -91,7 +99,10 @@ def _run(
     def announce(bound_port: int) -> None:
         address = f"{'http' if tls is None else 'https'}://{f'[{host}]' if ':' in host else host}:{bound_port}"
         held = f" with {', '.join(f'flow {flow}' for flow in flows)}" if flows else ""
-        print(f"serving {card.name} ({card.kind}){held} at {address}; token in {place}; Ctrl-C ends it", flush=True)
+        print(
+            f"serving {card.name} ({card.kind}){held} at {address}; token in {place}; Ctrl-C ends it",
+            flush=True,
+        )
 
     async def run() -> None:
         stop = asyncio.Event()

@@ -15,44 +15,85 @@ Whole = int | None
 
 
 def train_flow(
-    output: Annotated[Path, typer.Option(help="directory of the flow, its versions, curves and card")],
+    output: Annotated[
+        Path, typer.Option(help="directory of the flow, its versions, curves and card")
+    ],
     more_trees: Annotated[
         list[str] | None, typer.Argument(metavar="[DIR]...", help="more directories for --trees")
     ] = None,
-    trees: Annotated[list[str] | None, typer.Option(metavar="DIR...", help="train on the searches kept there")] = None,
+    trees: Annotated[
+        list[str] | None, typer.Option(metavar="DIR...", help="train on the searches kept there")
+    ] = None,
     config: Annotated[Text, typer.Option(help="YAML file; the other options override it")] = None,
     model: Annotated[Text, typer.Option(help="bundled, a directory or a hub id")] = None,
     reward: Annotated[Text, typer.Option(help="e.g. spectral:gamma=1, or path.py:function")] = None,
-    max_new_tokens: Annotated[Whole, typer.Option(help="tokens of a sample; a forecaster's horizon")] = None,
-    rounds: Annotated[Whole, typer.Option(help="rounds, each ending with a published version")] = None,
-    contexts_per_round: Annotated[Whole, typer.Option(help="contexts that a round searches")] = None,
+    max_new_tokens: Annotated[
+        Whole, typer.Option(help="tokens of a sample; a forecaster's horizon")
+    ] = None,
+    rounds: Annotated[
+        Whole, typer.Option(help="rounds, each ending with a published version")
+    ] = None,
+    contexts_per_round: Annotated[
+        Whole, typer.Option(help="contexts that a round searches")
+    ] = None,
     rollouts: Annotated[Whole, typer.Option(help="rollouts a context")] = None,
     steps_per_round: Annotated[Whole, typer.Option(help="gradient steps a round")] = None,
     method: Annotated[Text, typer.Option(help="method of the searches without the flow")] = None,
-    flow_method: Annotated[Text, typer.Option(help="method of the searches with the newest flow")] = None,
-    flow_share: Annotated[Number, typer.Option(help="share of the rollouts that are made with it")] = None,
-    dataset: Annotated[Text, typer.Option(help="contexts from a dataset's training part; default: synthetic")] = None,
+    flow_method: Annotated[
+        Text, typer.Option(help="method of the searches with the newest flow")
+    ] = None,
+    flow_share: Annotated[
+        Number, typer.Option(help="share of the rollouts that are made with it")
+    ] = None,
+    dataset: Annotated[
+        Text, typer.Option(help="contexts from a dataset's training part; default: synthetic")
+    ] = None,
     end_row: Annotated[Whole, typer.Option(help="use rows before this one only")] = None,
-    prompts: Annotated[Text, typer.Option(help="contexts from a text file, one prompt a line")] = None,
-    lowest_inverse_temperature: Annotated[Number, typer.Option(help="smallest lambda it is trained for")] = None,
-    highest_inverse_temperature: Annotated[Number, typer.Option(help="largest lambda it is trained for")] = None,
+    prompts: Annotated[
+        Text, typer.Option(help="contexts from a text file, one prompt a line")
+    ] = None,
+    lowest_inverse_temperature: Annotated[
+        Number, typer.Option(help="smallest lambda it is trained for")
+    ] = None,
+    highest_inverse_temperature: Annotated[
+        Number, typer.Option(help="largest lambda it is trained for")
+    ] = None,
     learning_rate: Annotated[Number, typer.Option(help="AdamW's, after warm-up")] = None,
-    num_children: Annotated[Whole, typer.Option(min=0, help="candidates a step; 0 for complete rows")] = None,
+    num_children: Annotated[
+        Whole, typer.Option(min=0, help="candidates a step; 0 for complete rows")
+    ] = None,
     hidden_size: Annotated[Whole, typer.Option(help="width of the network")] = None,
     num_layers: Annotated[Whole, typer.Option(help="layers of its trunk")] = None,
-    key_size: Annotated[Whole, typer.Option(help="width in which states and tokens are multiplied")] = None,
-    setting: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="any other setting")] = None,
+    key_size: Annotated[
+        Whole, typer.Option(help="width in which states and tokens are multiplied")
+    ] = None,
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="any other setting")
+    ] = None,
     live: Annotated[
-        bool, typer.Option("--live", help="learn while a fleet searches; the same seed gives another flow")
+        bool,
+        typer.Option(
+            "--live", help="learn while a fleet searches; the same seed gives another flow"
+        ),
     ] = False,
-    address: Annotated[Text, typer.Option(help="live: Ray cluster, auto or host:port; default: this machine")] = None,
+    address: Annotated[
+        Text, typer.Option(help="live: Ray cluster, auto or host:port; default: this machine")
+    ] = None,
     servers: Annotated[Whole, typer.Option(help="live: model servers of --model")] = None,
-    searchers: Annotated[Whole, typer.Option(help="live: searchers, each driving many contexts")] = None,
-    fleet: Annotated[Text, typer.Option(help="live: YAML file with the fleet's sizes, labels and deadlines")] = None,
+    searchers: Annotated[
+        Whole, typer.Option(help="live: searchers, each driving many contexts")
+    ] = None,
+    fleet: Annotated[
+        Text, typer.Option(help="live: YAML file with the fleet's sizes, labels and deadlines")
+    ] = None,
     seed: Annotated[Whole, typer.Option(help="seed of every random draw")] = None,
     device: Annotated[Text, typer.Option(help="cpu or cuda")] = None,
-    threads: Annotated[Whole, typer.Option(help="torch threads; with 1 a training repeats to the bit")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="go on with the training in the directory")] = False,
+    threads: Annotated[
+        Whole, typer.Option(help="torch threads; with 1 a training repeats to the bit")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="go on with the training in the directory")
+    ] = False,
 ) -> None:
     """Train F(s), the learned soft value that s_adt, snis and smc propose with, on fresh searches or on saved ones.
 
@@ -79,7 +120,9 @@ def train_flow(
     from sdt_dist.training.flow.config import load_train_config
 
     if more_trees and not trees:
-        raise ConfigurationError(f"arguments: {more_trees[0]!r} is not expected; directories go after --trees.")
+        raise ConfigurationError(
+            f"arguments: {more_trees[0]!r} is not expected; directories go after --trees."
+        )
     given["trees"] = [*(trees or []), *(more_trees or [])] or None
     given["live"] = live or None
     values = {name: value for name, value in given.items() if value is not None}
@@ -88,7 +131,9 @@ def train_flow(
     settings = load_train_config(config, values | _settings(setting or []))
     sizes = {name: value for name, value in sizes.items() if value is not None}
     if not settings.live and (sizes or fleet):
-        raise ConfigurationError(f"--{next(iter(sizes), 'fleet')}: given without --live; leave it out, or learn live.")
+        raise ConfigurationError(
+            f"--{next(iter(sizes), 'fleet')}: given without --live; leave it out, or learn live."
+        )
     if settings.live:
         _train_live(settings, output, _load_fleet(fleet, sizes, settings.model), resume)
     else:
@@ -112,7 +157,9 @@ def _settings(pairs: list[str]) -> dict[str, Any]:
         try:
             found[name] = yaml.safe_load(text)
         except yaml.YAMLError as error:
-            raise ConfigurationError(f"--set: {pair!r} has no YAML value; give NAME=VALUE.") from error
+            raise ConfigurationError(
+                f"--set: {pair!r} has no YAML value; give NAME=VALUE."
+            ) from error
         if not equals:
             raise ConfigurationError(f"--set: {pair!r}, allowed: NAME=VALUE.")
     return found
@@ -132,13 +179,16 @@ def _train(settings: Any, output: Path, resume: bool) -> None:
         def searching(self, round_number: int) -> None:
             bar.start()
             bar.update(
-                task, description=f"round {round_number + 1}/{settings.rounds + settings.rounds_ahead}: gathering"
+                task,
+                description=f"round {round_number + 1}/{settings.rounds + settings.rounds_ahead}: gathering",
             )
 
         def step(self, step: int) -> None:
             bar.start()
             number = (step - 1) // settings.steps_per_round + 1
-            bar.update(task, completed=step, description=f"version {number}/{settings.rounds}: training")
+            bar.update(
+                task, completed=step, description=f"version {number}/{settings.rounds}: training"
+            )
 
     try:
         learner = train_flow(settings, output, resume=resume, watch=Bar())
@@ -146,7 +196,11 @@ def _train(settings: Any, output: Path, resume: bool) -> None:
         bar.stop()
     _finish(learner, output)
     for found in learner.facts["held_out"][-1:]:
-        verdict = "F helps" if found["flow"] < found["prior"] else "F does not help: train on more contexts"
+        verdict = (
+            "F helps"
+            if found["flow"] < found["prior"]
+            else "F does not help: train on more contexts"
+        )
         print(
             f"held out, lambda {settings.highest_inverse_temperature:g}: KL(pi*||proposal of F) {found['flow']:.2f} nats, "
             f"of p {found['prior']:.2f}. {verdict}."
@@ -167,9 +221,7 @@ def _train_live(settings: Any, output: Path, size: Any, resume: bool) -> None:
 
     def watch(status: dict[str, Any]) -> None:
         learner = status["slots"]["learner-0"]
-        words = (
-            f"version {learner.get('version', 0)}, {learner.get('received', 0)} samples from {status['done']} searches"
-        )
+        words = f"version {learner.get('version', 0)}, {learner.get('received', 0)} samples from {status['done']} searches"
         bar.update(task, completed=learner.get("step", 0), description=words)
         line = fleet_line(status, {})
         if status["deaths"] and line != seen.get("line"):

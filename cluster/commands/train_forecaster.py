@@ -9,14 +9,24 @@ import typer
 
 
 def train_forecaster(
-    output: Annotated[Path, typer.Option(help="directory of weights, spec and curve; a stopped run in it goes on")],
-    data: Annotated[Path | None, typer.Option(help="CSV to fine-tune on; default: synthetic series")] = None,
-    init: Annotated[str | None, typer.Option(help="'bundled' or a directory to start from; default: random")] = None,
-    end_row: Annotated[int | None, typer.Option(min=1, help="use rows before this one only")] = None,
+    output: Annotated[
+        Path, typer.Option(help="directory of weights, spec and curve; a stopped run in it goes on")
+    ],
+    data: Annotated[
+        Path | None, typer.Option(help="CSV to fine-tune on; default: synthetic series")
+    ] = None,
+    init: Annotated[
+        str | None, typer.Option(help="'bundled' or a directory to start from; default: random")
+    ] = None,
+    end_row: Annotated[
+        int | None, typer.Option(min=1, help="use rows before this one only")
+    ] = None,
     steps: Annotated[int, typer.Option(min=1, help="training steps")] = 300,
     batch_size: Annotated[int, typer.Option(min=1, help="windows a step")] = 16,
     muon_lr: Annotated[float, typer.Option(help="peak learning rate of hidden matrices")] = 1e-3,
-    adam_lr: Annotated[float, typer.Option(help="peak learning rate of embeddings and norms")] = 5e-4,
+    adam_lr: Annotated[
+        float, typer.Option(help="peak learning rate of embeddings and norms")
+    ] = 5e-4,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
 ) -> None:

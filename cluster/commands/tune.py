@@ -20,24 +20,46 @@ Whole = int | None
 
 
 def tune(
-    config: Annotated[Text, typer.Argument(metavar="[SWEEP.yaml]", help="the sweep; options below override it")] = None,
-    output: Annotated[Path, typer.Option(help="directory of trials, report and figures")] = Path("results/sweep"),
-    methods: Annotated[Text, typer.Option(help="comma-separated, e.g. snis,smc,residual_ts")] = None,
-    objectives: Annotated[Text, typer.Option(help="comma-separated: crps, spec_w1_gap, wql, mase, nfe")] = None,
+    config: Annotated[
+        Text, typer.Argument(metavar="[SWEEP.yaml]", help="the sweep; options below override it")
+    ] = None,
+    output: Annotated[Path, typer.Option(help="directory of trials, report and figures")] = Path(
+        "results/sweep"
+    ),
+    methods: Annotated[
+        Text, typer.Option(help="comma-separated, e.g. snis,smc,residual_ts")
+    ] = None,
+    objectives: Annotated[
+        Text, typer.Option(help="comma-separated: crps, spec_w1_gap, wql, mase, nfe")
+    ] = None,
     rungs: Annotated[Text, typer.Option(help="growing budgets in rollouts, e.g. 10,30,90")] = None,
     num_trials: Annotated[Whole, typer.Option(help="configurations to try")] = None,
-    max_concurrent: Annotated[Whole, typer.Option(help="trials beside each other, on one fleet")] = None,
+    max_concurrent: Annotated[
+        Whole, typer.Option(help="trials beside each other, on one fleet")
+    ] = None,
     dataset: Annotated[Text, typer.Option(help="dataset name, or path of a CSV")] = None,
     num_problems: Annotated[Whole, typer.Option(help="problems, evenly chosen")] = None,
-    screen: Annotated[Text, typer.Option(help="directory with evidence, to rank lambda and gamma first")] = None,
-    wandb: Annotated[Text, typer.Option(metavar="PROJECT", help="log to Weights & Biases too")] = None,
-    address: Annotated[Text, typer.Option(help="Ray cluster: auto or host:port; default: this machine alone")] = None,
+    screen: Annotated[
+        Text, typer.Option(help="directory with evidence, to rank lambda and gamma first")
+    ] = None,
+    wandb: Annotated[
+        Text, typer.Option(metavar="PROJECT", help="log to Weights & Biases too")
+    ] = None,
+    address: Annotated[
+        Text, typer.Option(help="Ray cluster: auto or host:port; default: this machine alone")
+    ] = None,
     servers: Annotated[Whole, typer.Option(help="model servers")] = None,
     searchers: Annotated[Whole, typer.Option(help="searchers, each driving many problems")] = None,
-    fleet: Annotated[Text, typer.Option(help="YAML file with the fleet's sizes, labels and deadlines")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="go on with the sweep in the directory")] = False,
+    fleet: Annotated[
+        Text, typer.Option(help="YAML file with the fleet's sizes, labels and deadlines")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="go on with the sweep in the directory")
+    ] = False,
     seed: Annotated[Whole, typer.Option(help="seed of the suggestions")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="check everything, print the plan, start nothing")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="check everything, print the plan, start nothing")
+    ] = False,
 ) -> None:
     """Sweep methods, lambda, gamma, alpha and budgets with Optuna and ASHA; all trials share one fleet.
 
@@ -151,13 +173,18 @@ def _numbers(text: str | None) -> list[int] | None:
     try:
         return None if text is None else [int(number) for number in text.split(",")]
     except ValueError as error:
-        raise ConfigurationError(f"--rungs: {text!r}, allowed: whole numbers such as 10,30,90.") from error
+        raise ConfigurationError(
+            f"--rungs: {text!r}, allowed: whole numbers such as 10,30,90."
+        ) from error
 
 
 def _announce(sweep: SweepConfig, plan: Plan, output: Path) -> None:
     import yaml
 
-    print(yaml.safe_dump(sweep.model_dump(mode="json"), sort_keys=False, default_flow_style=None), end="")
+    print(
+        yaml.safe_dump(sweep.model_dump(mode="json"), sort_keys=False, default_flow_style=None),
+        end="",
+    )
     budgets = " then ".join(str(rollouts) for rollouts in sweep.rungs) if sweep.rungs else "its own"
     how = "stopped early by ASHA" if sweep.asha else "all to the end"
     print(
@@ -179,7 +206,9 @@ def _finish(found: Findings, sweep: SweepConfig, output: Path) -> None:
         f"[{found.best.objectives[name]['low']:.4g}, {found.best.objectives[name]['high']:.4g}]"
         for name in sweep.objectives
     )
-    print(f"\nbest of {len(found.trials)} trials: {found.best.trial} at {found.best.rollouts} rollouts: {values}")
+    print(
+        f"\nbest of {len(found.trials)} trials: {found.best.trial} at {found.best.rollouts} rollouts: {values}"
+    )
     print(f"parameters: {found.best.parameters}")
     if found.screened is not None:
         print(

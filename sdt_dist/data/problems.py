@@ -52,9 +52,15 @@ def load_problems(
     """
     _check_ranges(split, horizon=horizon, num_problems=num_problems, stride=stride)
     if context_length < MIN_HISTORY:
-        raise ContextError(f"context_length: {context_length}, allowed: at least {MIN_HISTORY} values of history.")
+        raise ContextError(
+            f"context_length: {context_length}, allowed: at least {MIN_HISTORY} values of history."
+        )
     chosen = load_series(dataset, season=season, column=channels)
-    windows = [(s, start) for s in chosen for start in _targets(s, split, horizon, stride or horizon, context_length)]
+    windows = [
+        (s, start)
+        for s in chosen
+        for start in _targets(s, split, horizon, stride or horizon, context_length)
+    ]
     if not windows:
         raise DataError(
             f"dataset {dataset!r}: no window with {MIN_HISTORY} values of history and horizon {horizon} in split {split!r}; "
@@ -63,9 +69,14 @@ def load_problems(
     if num_problems is not None and num_problems < len(windows):
         picks = np.linspace(0, len(windows) - 1, num_problems).round().astype(int)
         windows = [windows[i] for i in picks]
-    problems = [_problem(i, series, start, horizon, context_length) for i, (series, start) in enumerate(windows)]
+    problems = [
+        _problem(i, series, start, horizon, context_length)
+        for i, (series, start) in enumerate(windows)
+    ]
     if all(_own_scale(problem.history) is None for problem in problems):
-        raise ContextError(f"dataset {dataset!r}: every history is constant, so nothing can be forecast by a model.")
+        raise ContextError(
+            f"dataset {dataset!r}: every history is constant, so nothing can be forecast by a model."
+        )
     return problems
 
 
@@ -77,7 +88,9 @@ def _check_ranges(split: str, **counts: int | None) -> None:
         raise DataError(f"split: {split!r}, allowed: {', '.join(SPLITS)}.")
 
 
-def _targets(series: Series, split: str, horizon: int, stride: int, context_length: int) -> list[int]:
+def _targets(
+    series: Series, split: str, horizon: int, stride: int, context_length: int
+) -> list[int]:
     """First target rows inside the split, with enough history before them."""
     total = len(series.values)
     if series.splits is None:
@@ -97,7 +110,9 @@ def _targets(series: Series, split: str, horizon: int, stride: int, context_leng
     return sorted(start for start in starts if start >= min(needed, context_length))
 
 
-def _problem(index: int, series: Series, start: int, horizon: int, context_length: int) -> ForecastProblem:
+def _problem(
+    index: int, series: Series, start: int, horizon: int, context_length: int
+) -> ForecastProblem:
     history = series.values[max(0, start - context_length) : start]
     own = _own_scale(history) or Scale(float(history.mean()), 1.0)
     return ForecastProblem(

@@ -24,8 +24,14 @@ FILES = {
     "ETTh2.csv": (_ETT_URL, None),
     "ETTm1.csv": (_ETT_URL, None),
     "ETTm2.csv": (_ETT_URL, None),
-    "M4-Hourly-train.csv": (_M4_URL + "Train/", "ea59b7783573c49077a835ab6465c7d66f1474783360f310988a9a737fbca62f"),
-    "M4-Hourly-test.csv": (_M4_URL + "Test/", "71a57fccb15e534d973626ada4fb87febf789e9317715b7cc6dd3b5f90db6f42"),
+    "M4-Hourly-train.csv": (
+        _M4_URL + "Train/",
+        "ea59b7783573c49077a835ab6465c7d66f1474783360f310988a9a737fbca62f",
+    ),
+    "M4-Hourly-test.csv": (
+        _M4_URL + "Test/",
+        "71a57fccb15e534d973626ada4fb87febf789e9317715b7cc6dd3b5f90db6f42",
+    ),
 }
 _MONTH_ROWS = {"etth1": 720, "etth2": 720, "ettm1": 2880, "ettm2": 2880}
 CLASSIC = ("co2", "sunspots", "elnino")
@@ -42,13 +48,17 @@ def check_dataset(dataset: str) -> None:
     if dataset in _NAMES or Path(dataset).is_file():
         return
     if Path(dataset).is_dir():
-        raise DataError(f"dataset: {dataset!r} is a directory, allowed: a CSV file, or {', '.join(_NAMES)}.")
+        raise DataError(
+            f"dataset: {dataset!r} is a directory, allowed: a CSV file, or {', '.join(_NAMES)}."
+        )
     if Path(dataset).suffix or "/" in dataset:
         raise DataError(f"dataset: file {dataset!r} does not exist.")
     raise unknown_name("dataset", dataset, _NAMES)
 
 
-def load_series(dataset: str, *, season: int | None = None, column: str | Sequence[str] | None = None) -> list[Series]:
+def load_series(
+    dataset: str, *, season: int | None = None, column: str | Sequence[str] | None = None
+) -> list[Series]:
     """All channels of a dataset, or those named by `column`. season: replaces the dataset's own (1 for a CSV).
 
     DataError when a file is missing and cannot be downloaded, lacks a channel, or holds bad values.
@@ -72,7 +82,9 @@ def _named(dataset: str, column: str | Sequence[str] | None) -> list[Series]:
     wanted = {column} if isinstance(column, str) else set(column)
     known = [series.name for series in found]
     if wanted - set(known):
-        raise DataError(f"channels: {min(wanted - set(known))!r}, allowed: {', '.join(known[:20])}.")
+        raise DataError(
+            f"channels: {min(wanted - set(known))!r}, allowed: {', '.join(known[:20])}."
+        )
     return [series for series in found if series.name in wanted]
 
 
@@ -92,7 +104,9 @@ def _classic(name: str) -> Series:
     if name == "sunspots":
         table = _table(sunspots)
         times = pd.to_datetime(table["YEAR"].astype(int).astype(str), format="%Y")
-        return Series("sunspots", table["SUNACTIVITY"].to_numpy(np.float64), 11, pd.DatetimeIndex(times))
+        return Series(
+            "sunspots", table["SUNACTIVITY"].to_numpy(np.float64), 11, pd.DatetimeIndex(times)
+        )
     table = _table(elnino)
     values = table.drop(columns="YEAR").to_numpy(np.float64).ravel()
     times = pd.date_range(f"{int(table['YEAR'].iloc[0])}-01-01", periods=len(values), freq="MS")
@@ -108,7 +122,11 @@ def _ett(name: str) -> list[Series]:
     file = f"ETT{name[3:]}.csv"
     table = read_csv(find_file(file), time_column="date")
     month = _MONTH_ROWS[name]
-    splits = {"train": (0, 12 * month), "val": (12 * month, 16 * month), "test": (16 * month, 20 * month)}
+    splits = {
+        "train": (0, 12 * month),
+        "val": (12 * month, 16 * month),
+        "test": (16 * month, 20 * month),
+    }
     season = 24 if name.startswith("etth") else 96
     train = table.iloc[: 12 * month]
     return [
@@ -128,7 +146,9 @@ def _m4_hourly() -> list[Series]:
         past = history.iloc[1:].to_numpy(np.float64)
         past = past[~np.isnan(past)]
         values = np.concatenate([past, future.iloc[1:].to_numpy(np.float64)])
-        found.append(Series(str(history.iloc[0]), values, 24, None, {"test": (len(past), len(values))}))
+        found.append(
+            Series(str(history.iloc[0]), values, 24, None, {"test": (len(past), len(values))})
+        )
     return found
 
 
@@ -164,7 +184,9 @@ def _download(name: str) -> bytes:
             f"dataset file {name}: not in SDT_DATA_DIR and cannot be downloaded ({reason}); {advice}"
         ) from error
     if hashlib.sha256(content).hexdigest() != digest:
-        raise DataError(f"dataset file {name}: the download's SHA-256 is not {digest}; nothing was kept.")
+        raise DataError(
+            f"dataset file {name}: the download's SHA-256 is not {digest}; nothing was kept."
+        )
     return content
 
 
@@ -176,4 +198,6 @@ def _keep(content: bytes, target: Path) -> None:
         temporary.write_bytes(content)
         temporary.replace(target)
     except OSError as error:
-        raise DataError(f"dataset file {target.name}: cannot be kept in {target.parent} ({error.strerror}).") from error
+        raise DataError(
+            f"dataset file {target.name}: cannot be kept in {target.parent} ({error.strerror})."
+        ) from error

@@ -23,12 +23,18 @@ def fit_scale(history: np.ndarray) -> Scale:
     """Mean and standard deviation of a history [L]; ContextError when it is short, not finite or constant."""
     values = np.asarray(history, dtype=np.float64)
     if values.ndim != 1 or len(values) < MIN_HISTORY:
-        raise ContextError(f"history: shape {values.shape}, allowed: one dimension with at least {MIN_HISTORY} values.")
+        raise ContextError(
+            f"history: shape {values.shape}, allowed: one dimension with at least {MIN_HISTORY} values."
+        )
     if not np.isfinite(values).all():
         position = int(np.flatnonzero(~np.isfinite(values))[0])
-        raise ContextError(f"history: {values[position]} at position {position}, allowed: finite values; fill gaps.")
+        raise ContextError(
+            f"history: {values[position]} at position {position}, allowed: finite values; fill gaps."
+        )
     loc = float(values.mean())
     scale = float(values.std())
     if scale <= 1e-12 * max(1.0, abs(loc)):
-        raise ContextError("history: constant, so it has no scale; a constant series needs no model.")
+        raise ContextError(
+            "history: constant, so it has no scale; a constant series needs no model."
+        )
     return Scale(loc, scale)

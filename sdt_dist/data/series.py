@@ -30,7 +30,9 @@ class Series:
     scale: float | None = None
 
 
-def read_csv(path: Path, *, column: str | Sequence[str] | None = None, time_column: str | None = None) -> pd.DataFrame:
+def read_csv(
+    path: Path, *, column: str | Sequence[str] | None = None, time_column: str | None = None
+) -> pd.DataFrame:
     """Numeric columns of a CSV (or `column`), indexed by its time column (the first that holds times) if there is one.
 
     Columns of text only are left out. DataError, with column and row (counted from 0), for NaN or infinity, for text
@@ -43,11 +45,15 @@ def read_csv(path: Path, *, column: str | Sequence[str] | None = None, time_colu
             raise DataError(str(unknown_name("column", name, map(str, table.columns))))
     index = _time_index(table, time_column)
     values = table.drop(columns=[index.name] if index is not None else [])
-    _refuse_text_among_numbers(values.loc[:, [name for name in values.columns if name in wanted or not wanted]])
+    _refuse_text_among_numbers(
+        values.loc[:, [name for name in values.columns if name in wanted or not wanted]]
+    )
     numeric = values.select_dtypes("number")
     for name in wanted:
         if name not in numeric.columns:
-            raise DataError(f"column {name!r}: not numeric; allowed: {', '.join(map(str, numeric.columns))}.")
+            raise DataError(
+                f"column {name!r}: not numeric; allowed: {', '.join(map(str, numeric.columns))}."
+            )
     if wanted:
         numeric = numeric.loc[:, [name for name in numeric.columns if name in wanted]]
     if numeric.empty:
@@ -55,7 +61,9 @@ def read_csv(path: Path, *, column: str | Sequence[str] | None = None, time_colu
     finite = np.isfinite(numeric.to_numpy(dtype=np.float64))
     if not finite.all():
         row, place = (int(i) for i in np.argwhere(~finite)[0])
-        raise DataError(f"column {numeric.columns[place]!r}: NaN or infinity in row {row}; fill or drop gaps first.")
+        raise DataError(
+            f"column {numeric.columns[place]!r}: NaN or infinity in row {row}; fill or drop gaps first."
+        )
     return numeric if index is None else numeric.set_index(pd.DatetimeIndex(index))
 
 
@@ -68,7 +76,9 @@ def _parse(path: Path) -> pd.DataFrame:
     except FileNotFoundError as error:
         raise DataError(f"data: file {str(path)!r} does not exist.") from error
     except OSError as error:
-        raise DataError(f"data: {path} cannot be read ({error.strerror or error}); allowed: a CSV file.") from error
+        raise DataError(
+            f"data: {path} cannot be read ({error.strerror or error}); allowed: a CSV file."
+        ) from error
     except (ValueError, pd.errors.ParserWarning) as error:
         raise DataError(f"data: {path} is not a CSV ({' '.join(str(error).split())}).") from error
 
@@ -86,7 +96,11 @@ def _refuse_text_among_numbers(table: pd.DataFrame) -> None:
 
 def _time_index(table: pd.DataFrame, time_column: str | None) -> pd.Series | None:
     """The named column, or the first one that is not numeric and holds times, checked."""
-    candidates = [time_column] if time_column else [c for c in table.columns if table[c].dtype.kind not in "fiub"]
+    candidates = (
+        [time_column]
+        if time_column
+        else [c for c in table.columns if table[c].dtype.kind not in "fiub"]
+    )
     for name in candidates:
         cells = pd.Series(table[name], name=name)
         try:
@@ -108,7 +122,11 @@ def _refuse_text_among_times(cells: pd.Series) -> None:
     is_text = (cells.notna() & times.isna()).to_numpy()
     if is_text.sum() < times.notna().sum():
         row = int(is_text.argmax())
-        what = f"{cells.iloc[row]!r} in row {row} is no ISO 8601 time" if is_text.any() else "several time zones"
+        what = (
+            f"{cells.iloc[row]!r} in row {row} is no ISO 8601 time"
+            if is_text.any()
+            else "several time zones"
+        )
         raise DataError(f"time column {cells.name!r}: {what}; correct it.")
 
 
@@ -116,7 +134,9 @@ def _refuse_disorder(times: pd.Series, cells: pd.Series) -> None:
     """DataError for an empty time, and for one that is not after the one before."""
     empty = times.isna().to_numpy()
     if empty.any():
-        raise DataError(f"time column {cells.name!r}: no time in row {int(empty.argmax())}; fill it or drop the row.")
+        raise DataError(
+            f"time column {cells.name!r}: no time in row {int(empty.argmax())}; fill it or drop the row."
+        )
     late = np.flatnonzero(np.diff(times.astype("int64").to_numpy()) <= 0)
     if len(late):
         row = int(late[0]) + 1

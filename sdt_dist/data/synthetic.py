@@ -31,7 +31,9 @@ class Sampler:
         return low + (high - low) * torch.rand(size, generator=self.generator, device=self.device)
 
     def normal(self, *shape: int) -> torch.Tensor:
-        return torch.randn((self.batch, *(shape or (1,))), generator=self.generator, device=self.device)
+        return torch.randn(
+            (self.batch, *(shape or (1,))), generator=self.generator, device=self.device
+        )
 
     def log_uniform(self, low: float, high: float, *shape: int) -> torch.Tensor:
         return self.uniform(math.log(low), math.log(high), *shape).exp()
@@ -44,7 +46,10 @@ class Sampler:
         """[B, 1] draws from a weighted list."""
         table = torch.tensor(values, device=self.device)
         index = torch.multinomial(
-            torch.tensor(weights, device=self.device), self.batch, replacement=True, generator=self.generator
+            torch.tensor(weights, device=self.device),
+            self.batch,
+            replacement=True,
+            generator=self.generator,
         )
         return table[index][:, None]
 
@@ -75,7 +80,9 @@ def quasi_periodic(s: Sampler) -> torch.Tensor:
     peak = 2 * math.pi / s.log_uniform(4.0, 200.0)
     z = torch.exp(-1j * omega)
     response = 1 / (1 - 2 * radius * torch.cos(peak) * z + radius**2 * z**2)
-    return standardised(torch.fft.irfft(torch.fft.rfft(s.normal(padded)) * response, n=padded)[:, : s.length])
+    return standardised(
+        torch.fft.irfft(torch.fft.rfft(s.normal(padded)) * response, n=padded)[:, : s.length]
+    )
 
 
 def periods(s: Sampler) -> torch.Tensor:
@@ -84,7 +91,9 @@ def periods(s: Sampler) -> torch.Tensor:
         [24.0, 12.0, 7.0, 48.0, 96.0, 52.0, 168.0, 4.0, 30.0, 144.0],
         [10.0, 2.0, 1.5, 1.0, 1.0, 0.7, 0.5, 0.5, 0.5, 0.5],
     )
-    anything = torch.where(s.chance(0.5), s.log_uniform(4.0, 400.0), s.log_uniform(4.0, 300.0).round())
+    anything = torch.where(
+        s.chance(0.5), s.log_uniform(4.0, 400.0), s.log_uniform(4.0, 300.0).round()
+    )
     period = torch.where(s.chance(0.65), calendar, anything)
     return torch.where(s.chance(_DAILY_SHARE), torch.full_like(period, 24.0), period)
 
@@ -124,7 +133,9 @@ def seasonal(s: Sampler) -> torch.Tensor:
 
 def second_season(s: Sampler) -> torch.Tensor:
     """A further sinusoidal or profiled season [B, L] of independent period."""
-    period = torch.where(s.chance(0.4), torch.full_like(s.uniform(0, 1), 168.0), s.log_uniform(4.0, 1500.0))
+    period = torch.where(
+        s.chance(0.4), torch.full_like(s.uniform(0, 1), 168.0), s.log_uniform(4.0, 1500.0)
+    )
     return profile(s, (s.time + s.uniform(0, 1) * period) / period, harmonics=4)
 
 
@@ -183,7 +194,11 @@ def deform(s: Sampler, x: torch.Tensor) -> torch.Tensor:
     z = torch.where(s.chance(0.04), torch.minimum(z, ceiling), z)
     step = s.log_uniform(0.02, 0.7)
     z = torch.where(s.chance(0.12), (z / step).round() * step, z)
-    spikes = s.normal(s.length) * s.log_uniform(1.0, 6.0) * (s.uniform(0, 1, s.length) < s.log_uniform(1e-3, 0.02))
+    spikes = (
+        s.normal(s.length)
+        * s.log_uniform(1.0, 6.0)
+        * (s.uniform(0, 1, s.length) < s.log_uniform(1e-3, 0.02))
+    )
     z = z + s.chance(0.1) * spikes
     begin = s.uniform(0, 1) * s.length
     duration = s.log_uniform(3.0, 60.0)

@@ -19,7 +19,9 @@ Point = dict[str, int | float]
 Ablation = dict[str, list[int | float]]
 
 PARAMETERS = ("rollouts", "expansion_k", "lambda", "gamma", "alpha", "block_size")
-_OPTIONS = {name: name for name in ("expansion_k", "alpha", "block_size")} | {"lambda": "inverse_temperature"}
+_OPTIONS = {name: name for name in ("expansion_k", "alpha", "block_size")} | {
+    "lambda": "inverse_temperature"
+}
 _ALIASES = {"inverse_temperature": "lambda"}
 _REALS = ("lambda", "gamma", "alpha")
 
@@ -30,9 +32,13 @@ def parse_ablations(items: Iterable[str]) -> Ablation:
     for item in items:
         name, equals, values = (part.strip() for part in item.partition("="))
         if not equals or not name:
-            raise ConfigurationError(f"ablate: {item!r}, allowed: parameter=value,value,..., such as rollouts=5,10,20.")
+            raise ConfigurationError(
+                f"ablate: {item!r}, allowed: parameter=value,value,..., such as rollouts=5,10,20."
+            )
         if name in found:
-            raise ConfigurationError(f"ablate: {name} is given twice; put all its values into one {name}=....")
+            raise ConfigurationError(
+                f"ablate: {name} is given twice; put all its values into one {name}=...."
+            )
         found[name] = [_number(name, text.strip()) for text in values.split(",")]
     return found
 
@@ -73,7 +79,10 @@ def check_points(config: EvaluationConfig) -> None:
     """ConfigurationError unless the methods are what `expanded` makes of this ablation."""
     ablation = _canonical(config.ablate)
     for method in config.method_configs():
-        if method.ablated not in _points(ablation, method) or _at(config, method, method.ablated) != method:
+        if (
+            method.ablated not in _points(ablation, method)
+            or _at(config, method, method.ablated) != method
+        ):
             raise ConfigurationError(
                 f"methods: {method.label} is not what ablate: {config.ablate} makes of it (ablated: {method.ablated}); leave "
                 "--ablate and changes to an expanded configuration out, or take its methods as they were before."
@@ -88,9 +97,13 @@ def _canonical(given: Mapping[str, Sequence[int | float]]) -> Ablation:
         if name not in PARAMETERS:
             raise unknown_name("parameter of ablate", alias, [*PARAMETERS, *_ALIASES])
         if name in found:
-            raise ConfigurationError(f"ablate: {name} is given twice, as {alias} too; give it once.")
+            raise ConfigurationError(
+                f"ablate: {name} is given twice, as {alias} too; give it once."
+            )
         if not values or len(set(values)) < len(values):
-            raise ConfigurationError(f"ablate: {alias}={list(values)}, allowed: one or more values, each of them once.")
+            raise ConfigurationError(
+                f"ablate: {alias}={list(values)}, allowed: one or more values, each of them once."
+            )
         found[name] = [float(value) for value in values] if name in _REALS else list(values)
     return found
 
@@ -118,11 +131,23 @@ def _at(config: EvaluationConfig, method: MethodConfig, point: Point) -> MethodC
         return method
     options: dict[str, Any] = dict(method.options)
     for name, value in point.items():
-        options |= config.budget_of(value) if name == "rollouts" else {_OPTIONS[name]: value} if name != "gamma" else {}
+        options |= (
+            config.budget_of(value)
+            if name == "rollouts"
+            else {_OPTIONS[name]: value}
+            if name != "gamma"
+            else {}
+        )
     label = f"{family(method)}{_suffix(point)}"
     try:
-        reward = with_gamma(config.reward_of(method), point["gamma"]) if "gamma" in point else method.reward
-        found = method.model_copy(update={"options": options, "reward": reward, "label": label, "ablated": point})
+        reward = (
+            with_gamma(config.reward_of(method), point["gamma"])
+            if "gamma" in point
+            else method.reward
+        )
+        found = method.model_copy(
+            update={"options": options, "reward": reward, "label": label, "ablated": point}
+        )
         validate_options(found.name, config.options_of(found))
     except ConfigurationError as error:
         raise ConfigurationError(f"ablate: {label}: {error}") from error
@@ -130,13 +155,21 @@ def _at(config: EvaluationConfig, method: MethodConfig, point: Point) -> MethodC
 
 
 def _suffix(point: Mapping[str, int | float]) -> str:
-    return f"[{','.join(f'{name}={write_number(value)}' for name, value in point.items())}]" if point else ""
+    return (
+        f"[{','.join(f'{name}={write_number(value)}' for name, value in point.items())}]"
+        if point
+        else ""
+    )
 
 
 def family(method: MethodConfig, *without: str) -> str:
     """What the points of one method share: its label without its place, or without its place in some parameters alone."""
     base = method.label.removesuffix(_suffix(method.ablated))
-    kept = {name: value for name, value in method.ablated.items() if name not in without} if without else {}
+    kept = (
+        {name: value for name, value in method.ablated.items() if name not in without}
+        if without
+        else {}
+    )
     return base + _suffix(kept)
 
 

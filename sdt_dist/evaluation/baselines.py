@@ -80,7 +80,9 @@ def _predict(problem: ForecastProblem, model: str, steps: int) -> tuple[np.ndarr
     try:
         from statsforecast import models
     except ImportError as error:
-        raise MissingExtraError(f"{model} needs statsforecast: pip install 'sdt-dist[baselines]'.") from error
+        raise MissingExtraError(
+            f"{model} needs statsforecast: pip install 'sdt-dist[baselines]'."
+        ) from error
     fit_scale(problem.history)  # refuses what is too short, not finite or constant
     found = getattr(models, model)(season_length=problem.season).forecast(
         y=np.asarray(problem.history, dtype=np.float64), h=steps, level=[_LEVEL]
@@ -88,7 +90,9 @@ def _predict(problem: ForecastProblem, model: str, steps: int) -> tuple[np.ndarr
     low, high = (np.asarray(found[f"{side}-{_LEVEL}"], dtype=np.float64) for side in ("lo", "hi"))
     std = (high - low) / (2 * norm.ppf(0.5 + _LEVEL / 200))
     if not (np.isfinite(found["mean"]).all() and np.isfinite(std).all()):
-        raise ContextError(f"history of {problem.name!r}: {model} predicts values that are not finite; leave it out.")
+        raise ContextError(
+            f"history of {problem.name!r}: {model} predicts values that are not finite; leave it out."
+        )
     return np.asarray(found["mean"], dtype=np.float64), std
 
 

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 EXECUTION_FIELDS = ("problems_in_flight", "flow")  # flow_identity says which flow, wherever it lies
 _WITH_FLOW = "+flow"
-_BUDGET_SHARE = 0.95  # tree rollouts start below the root, so this keeps their number within num_rollouts
+_BUDGET_SHARE = (
+    0.95  # tree rollouts start below the root, so this keeps their number within num_rollouts
+)
 
 
 class MethodConfig(BaseModel):
@@ -56,7 +58,9 @@ class MethodConfig(BaseModel):
                 f"methods: {self.label} has flow: false, but {self.name} needs one; leave flow out, or use residual_ts."
             )
         if self.uses_flow and not is_given:
-            raise ConfigurationError(f"methods: {self.label} needs a flow; give --flow PATH or leave it out.")
+            raise ConfigurationError(
+                f"methods: {self.label} needs a flow; give --flow PATH or leave it out."
+            )
 
 
 class EvaluationConfig(BaseModel):
@@ -66,26 +70,46 @@ class EvaluationConfig(BaseModel):
 
     dataset: str = Field("classic", description="dataset name, or path of a CSV")
     channels: list[str] | None = Field(None, description="channels to use; default all")
-    split: Literal["train", "val", "test"] = Field("test", description="part whose rows are targets")
+    split: Literal["train", "val", "test"] = Field(
+        "test", description="part whose rows are targets"
+    )
     num_problems: int | None = Field(12, ge=1, description="problems, evenly chosen; null for all")
     horizon: int = Field(24, ge=1, description="values to forecast")
     context_length: int = Field(512, ge=16, description="values of history")
     stride: int | None = Field(None, ge=1, description="rows between targets; default the horizon")
     model: str = Field("bundled", description="MODEL SPEC")
     reward: str = Field("spectral:gamma=1", description="REWARD SPEC")
-    methods: list[str | MethodConfig] = Field(default_factory=lambda: list(method_names()), min_length=1)
-    ablate: dict[str, list[int | float]] = Field(default_factory=dict, description="values of parameters to sweep")
+    methods: list[str | MethodConfig] = Field(
+        default_factory=lambda: list(method_names()), min_length=1
+    )
+    ablate: dict[str, list[int | float]] = Field(
+        default_factory=dict, description="values of parameters to sweep"
+    )
     inverse_temperature: float = Field(3.0, gt=0, description="lambda of p(x) exp(lambda r(x))")
-    num_rollouts: int = Field(100, ge=1, description="budget: every method gets the nfe of about so many rollouts")
+    num_rollouts: int = Field(
+        100, ge=1, description="budget: every method gets the nfe of about so many rollouts"
+    )
     num_samples: int = Field(50, ge=2, description="samples a method returns")
     wave_size: int = Field(10, ge=1, description="leaves a tree evaluates per model call")
     seed: int = Field(0, ge=0, description="seed of every random draw")
-    flow: str | None = Field(None, description="flow checkpoint, or bundled, for s_adt and methods with flow: true")
-    flow_identity: str | None = Field(None, description="which flow that is; filled in, and no other is taken")
-    searchers_per_problem: int = Field(1, ge=1, description="searches that share one problem's budget and evidence")
-    warm_start: str | None = Field(None, description="output directory of an earlier run that kept its evidence")
-    keep_evidence: bool = Field(False, description="keep every walk, for warm starts and re-weighting")
-    problems_in_flight: int = Field(16, ge=1, description="problems searched together; does not change results")
+    flow: str | None = Field(
+        None, description="flow checkpoint, or bundled, for s_adt and methods with flow: true"
+    )
+    flow_identity: str | None = Field(
+        None, description="which flow that is; filled in, and no other is taken"
+    )
+    searchers_per_problem: int = Field(
+        1, ge=1, description="searches that share one problem's budget and evidence"
+    )
+    warm_start: str | None = Field(
+        None, description="output directory of an earlier run that kept its evidence"
+    )
+    keep_evidence: bool = Field(
+        False, description="keep every walk, for warm starts and re-weighting"
+    )
+    problems_in_flight: int = Field(
+        16, ge=1, description="problems searched together; does not change results"
+    )
 
     @field_validator("inverse_temperature", mode="before")
     @classmethod
@@ -100,7 +124,10 @@ class EvaluationConfig(BaseModel):
     def options_of(self, method: MethodConfig) -> dict[str, Any]:
         """Options of one method: the shared settings, a matched nfe budget, then its own."""
         chosen = get_method(method.name)
-        options: dict[str, Any] = {"inverse_temperature": self.inverse_temperature, "num_samples": self.num_samples}
+        options: dict[str, Any] = {
+            "inverse_temperature": self.inverse_temperature,
+            "num_samples": self.num_samples,
+        }
         if not chosen.reference:
             options |= self.budget_of(self.num_rollouts)
         if issubclass(chosen.options, TreeOptions):

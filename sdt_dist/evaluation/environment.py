@@ -75,14 +75,23 @@ def read_environment(directory: Path) -> list[dict[str, Any]]:
         entries = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ResultsError(f"results: {path} is damaged ({error}); move the file away.") from error
-    if not isinstance(entries, list) or not all(isinstance(e, dict) and e.keys() >= _FIELDS for e in entries):
-        raise ResultsError(f"results: {path} is none that `sdt evaluate` wrote; move the file away.")
+    if not isinstance(entries, list) or not all(
+        isinstance(e, dict) and e.keys() >= _FIELDS for e in entries
+    ):
+        raise ResultsError(
+            f"results: {path} is none that `sdt evaluate` wrote; move the file away."
+        )
     return entries
 
 
 def backends_of(entries: Sequence[dict[str, Any]]) -> str:
     """The backends that answered a run, for people; a dash where it noted none."""
-    return ", ".join(dict.fromkeys(server["backend"] for entry in entries for server in entry["servers"])) or "–"
+    return (
+        ", ".join(
+            dict.fromkeys(server["backend"] for entry in entries for server in entry["servers"])
+        )
+        or "–"
+    )
 
 
 def _version(package: str) -> str | None:
@@ -96,13 +105,17 @@ def _cpu() -> str:
     """The processor's name, where Linux or a Mac says it."""
     info = Path("/proc/cpuinfo")
     if info.is_file():
-        names = re.findall(r"^model name\s*:\s*(.+)$", info.read_text(encoding="utf-8"), flags=re.MULTILINE)
+        names = re.findall(
+            r"^model name\s*:\s*(.+)$", info.read_text(encoding="utf-8"), flags=re.MULTILINE
+        )
         return names[0] if names else platform.machine()
     return _output("sysctl", "-n", "machdep.cpu.brand_string") or platform.machine()
 
 
 def _gpus() -> list[str]:
-    return _output("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader").splitlines()
+    return _output(
+        "nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"
+    ).splitlines()
 
 
 def _output(*command: str) -> str:
@@ -110,7 +123,9 @@ def _output(*command: str) -> str:
     if shutil.which(command[0]) is None:
         return ""
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=10, check=True
+        ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return ""
 

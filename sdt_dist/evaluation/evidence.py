@@ -73,12 +73,16 @@ def evidence_path(output: Path, label: str, problem: int) -> Path:
     return output / EVIDENCE / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', label)}-{problem}.npz"
 
 
-def keep_evidence(output: Path, label: str, problem: int, key: str, snapshot: Snapshot, run: str) -> None:
+def keep_evidence(
+    output: Path, label: str, problem: int, key: str, snapshot: Snapshot, run: str
+) -> None:
     """Keep the walks of a finished search. ResultsError when the disk refuses.
 
     run: a name that no other run has; the walks of a search on its own are named by it and the label.
     """
-    write_evidence(evidence_path(output, label, problem), {key: (walks_of(snapshot, f"{run}/{label}"), {})})
+    write_evidence(
+        evidence_path(output, label, problem), {key: (walks_of(snapshot, f"{run}/{label}"), {})}
+    )
 
 
 def load_evidence(directory: str | Path) -> EvidenceStore:
@@ -120,15 +124,23 @@ class Evidence:
     warm_start fits no problem of a method.
     """
 
-    def __init__(self, config: EvaluationConfig, problems: Sequence[ForecastProblem], output: Path) -> None:
+    def __init__(
+        self, config: EvaluationConfig, problems: Sequence[ForecastProblem], output: Path
+    ) -> None:
         self._config = config
         self._output = output
         self._run = secrets.token_hex(8)
         is_used = config.shares_evidence or config.keep_evidence
-        users = [method for method in config.method_configs() if is_used and method.name in SHARING_METHODS]
+        users = [
+            method
+            for method in config.method_configs()
+            if is_used and method.name in SHARING_METHODS
+        ]
         self._terms = {method.label: reward_identity(config.reward_of(method)) for method in users}
         rewards = {self._terms[method.label]: config.reward_of(method) for method in users}
-        self._keys = {terms: evidence_keys(config, problems, reward) for terms, reward in rewards.items()}
+        self._keys = {
+            terms: evidence_keys(config, problems, reward) for terms, reward in rewards.items()
+        }
         self._warm: EvidenceStore | None = None
         if config.warm_start is not None:
             self._warm = load_evidence(config.warm_start)
@@ -140,7 +152,9 @@ class Evidence:
         if not self._config.shares_evidence:
             return None
         run = f"{self._run}/{method.label}"
-        return SharingPlan(run, self._keys_of(method), self._config.searchers_per_problem, self._warm)
+        return SharingPlan(
+            run, self._keys_of(method), self._config.searchers_per_problem, self._warm
+        )
 
     def is_kept(self, method: MethodConfig) -> bool:
         """Whether the walks of a method's searches are written beside the results."""
@@ -148,7 +162,9 @@ class Evidence:
 
     def keep(self, method: MethodConfig, problem: int, snapshot: Snapshot) -> None:
         """Keep the walks of a finished search. ResultsError when the disk refuses."""
-        keep_evidence(self._output, method.label, problem, self._keys_of(method)[problem], snapshot, self._run)
+        keep_evidence(
+            self._output, method.label, problem, self._keys_of(method)[problem], snapshot, self._run
+        )
 
     def _keys_of(self, method: MethodConfig) -> dict[int, str]:
         return self._keys[self._terms[method.label]]

@@ -31,7 +31,11 @@ def load_config(path: str | None, overrides: dict[str, Any]) -> EvaluationConfig
         values = read_mapping(Path(path), "config")
     config = expanded(parse_options(EvaluationConfig, values | overrides, "an evaluation"))
     check_config(config)
-    return config if config.flow is None else config.model_copy(update={"flow_identity": config.flow_files().identity})
+    return (
+        config
+        if config.flow is None
+        else config.model_copy(update={"flow_identity": config.flow_files().identity})
+    )
 
 
 def check_config(config: EvaluationConfig) -> None:
@@ -43,7 +47,9 @@ def check_config(config: EvaluationConfig) -> None:
     for method in config.method_configs():
         options = validate_options(method.name, config.options_of(method))
         method.check_flow(config.flow is not None)
-        check_sharing(method.name, options, config.searchers_per_problem, config.warm_start is not None)
+        check_sharing(
+            method.name, options, config.searchers_per_problem, config.warm_start is not None
+        )
     _check_evidence(config)
     labels = [method.label for method in config.method_configs()]
     if len(set(labels)) < len(labels):
@@ -66,7 +72,9 @@ def _check_reward(config: EvaluationConfig, spec: str) -> None:
 
     reward = parse_reward(spec)
     if not reward.scores_forecasts:
-        raise ConfigurationError(f"reward: {spec!r} scores text; an evaluation of forecasts needs series.")
+        raise ConfigurationError(
+            f"reward: {spec!r} scores text; an evaluation of forecasts needs series."
+        )
     reward.check_horizon(config.horizon)
 
 
@@ -76,7 +84,9 @@ def _check_flow(config: EvaluationConfig) -> None:
 
     if config.flow is None:
         if config.flow_identity is not None:
-            raise ConfigurationError("flow_identity: given, but no flow; give --flow PATH, or leave it out.")
+            raise ConfigurationError(
+                "flow_identity: given, but no flow; give --flow PATH, or leave it out."
+            )
         return
     users = [method for method in config.method_configs() if method.uses_flow]
     if not users:
@@ -87,7 +97,11 @@ def _check_flow(config: EvaluationConfig) -> None:
     check_flow_backend(config.model)
     head = config.flow_files().head
     for method in users:
-        head.check_use(config.reward_of(method), config.options_of(method)["inverse_temperature"], config.horizon)
+        head.check_use(
+            config.reward_of(method),
+            config.options_of(method)["inverse_temperature"],
+            config.horizon,
+        )
 
 
 def _check_evidence(config: EvaluationConfig) -> None:

@@ -41,7 +41,9 @@ def check_directory(
     """
     has_results = (directory / SAMPLES).exists()
     if has_results and not resume:
-        raise ResultsError(f"output: {directory} already holds results; add --resume, or give another directory.")
+        raise ResultsError(
+            f"output: {directory} already holds results; add --resume, or give another directory."
+        )
     if not has_results and not (directory / CONFIG).exists():
         return
     known = saved_config(directory).identity()
@@ -117,10 +119,14 @@ class ResultLog:
                     handle.truncate(len(whole))
             lines = [json.loads(line) for line in whole.splitlines()]
         except (OSError, ValueError) as error:
-            raise ResultsError(f"output: {self.path} has a damaged line ({error}); move the file away.") from error
+            raise ResultsError(
+                f"output: {self.path} has a damaged line ({error}); move the file away."
+            ) from error
         for number, line in enumerate(lines, start=1):
             if not isinstance(line, dict) or not line.keys() >= _HEAD:
-                raise ResultsError(f"output: {self.path} has a damaged line {number}; move the file away.")
+                raise ResultsError(
+                    f"output: {self.path} has a damaged line {number}; move the file away."
+                )
         return lines
 
     def done(self) -> set[tuple[int, str]]:
@@ -148,15 +154,30 @@ def read_lines(directory: Path) -> list[Line]:
     """
     places = {label: place for place, label in enumerate(methods_by_label(directory))}
     return sorted(
-        ResultLog(directory).lines, key=lambda line: (places.get(line["label"], len(places)), line["problem"])
+        ResultLog(directory).lines,
+        key=lambda line: (places.get(line["label"], len(places)), line["problem"]),
     )
 
 
-def result_line(problem: ForecastProblem, method: str, label: str, seed: int, outcome: SearchResult | SdtError) -> Line:
+def result_line(
+    problem: ForecastProblem, method: str, label: str, seed: int, outcome: SearchResult | SdtError
+) -> Line:
     """The line of one problem and method: all that is needed to compute every metric again."""
-    head: Line = {"problem": problem.index, "name": problem.name, "method": method, "label": label, "seed": seed}
+    head: Line = {
+        "problem": problem.index,
+        "name": problem.name,
+        "method": method,
+        "label": label,
+        "seed": seed,
+    }
     if isinstance(outcome, SdtError):
-        return head | {"status": "failed", "error": str(outcome), "samples": [], "rewards": [], "weights": []}
+        return head | {
+            "status": "failed",
+            "error": str(outcome),
+            "samples": [],
+            "rewards": [],
+            "weights": [],
+        }
     cost = outcome.cost
     return head | {
         "status": "ok",
@@ -220,11 +241,16 @@ def read_problems(directory: Path) -> list[ForecastProblem]:
     """The problems of a run; ResultsError when the directory holds none."""
     path = directory / PROBLEMS
     if not path.is_file():
-        raise ResultsError(f"results: {directory} holds no {PROBLEMS}; give a directory that `sdt evaluate` wrote.")
+        raise ResultsError(
+            f"results: {directory} holds no {PROBLEMS}; give a directory that `sdt evaluate` wrote."
+        )
     try:
         records = json.loads(path.read_text(encoding="utf-8"))
         return [
-            ForecastProblem(**(r | {"history": np.array(r["history"]), "truth": np.array(r["truth"])})) for r in records
+            ForecastProblem(
+                **(r | {"history": np.array(r["history"]), "truth": np.array(r["truth"])})
+            )
+            for r in records
         ]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ResultsError(

@@ -91,7 +91,12 @@ def search_all(
     done = log.done()
     evidence = Evidence(config, plan.problems, output)
     todo = [
-        Task(problem, method, evidence.sharing(method), problem.index == 0 or evidence.is_kept(method))
+        Task(
+            problem,
+            method,
+            evidence.sharing(method),
+            problem.index == 0 or evidence.is_kept(method),
+        )
         for method in config.method_configs()
         for problem in plan.problems
         if (problem.index, method.label) not in done
@@ -102,7 +107,9 @@ def search_all(
             note_environment(output, servers)
         for task, outcome in (execute or in_process())(config, todo):
             _keep(task, outcome, output, evidence)
-            line = result_line(task.problem, task.method.name, task.method.label, config.seed, outcome)
+            line = result_line(
+                task.problem, task.method.name, task.method.label, config.seed, outcome
+            )
             log.append(line)
             progress.done(line)
 
@@ -156,7 +163,9 @@ def _run_method(
     for task in tasks:
         try:
             reward = factory.build(RewardContext(history=task.problem.history))
-            searches.append(SearchProblem(task.problem.index, process.root(task.problem.history), reward))
+            searches.append(
+                SearchProblem(task.problem.index, process.root(task.problem.history), reward)
+            )
         except SdtError as error:
             yield task, error
     runs = run_searches(

@@ -39,21 +39,29 @@ def between_methods(table: Table, reference: str) -> Differences:
     """{label: {metric: difference to the reference}} of a run; Holm's correction is over all of them."""
     base = table[reference]
     others = [label for label in table if label != reference]
-    return _corrected({label: _differences(table[label], base, [(i, i) for i in base]) for label in others})
+    return _corrected(
+        {label: _differences(table[label], base, [(i, i) for i in base]) for label in others}
+    )
 
 
 def between_runs(before: Table, after: Table, pairs: Pairs) -> Differences:
     """{label: {metric: after minus before}} of labels that both have; pairs: indices of the same problem in each."""
     shared = [label for label in after if label in before]
     turned = [(new, old) for old, new in pairs]
-    return _corrected({label: _differences(after[label], before[label], turned) for label in shared})
+    return _corrected(
+        {label: _differences(after[label], before[label], turned) for label in shared}
+    )
 
 
 def _differences(rows: dict[int, Row], base: dict[int, Row], pairs: Pairs) -> dict[str, Difference]:
     """{metric: difference}, not yet corrected, over the pairs in which both have the metric."""
     found = {}
     for metric in METRICS:
-        both = [(own, other) for own, other in pairs if metric in rows.get(own, {}) and metric in base.get(other, {})]
+        both = [
+            (own, other)
+            for own, other in pairs
+            if metric in rows.get(own, {}) and metric in base.get(other, {})
+        ]
         if both:
             own, other = zip(*both, strict=True)
             found[metric] = _difference(
@@ -78,9 +86,13 @@ def _corrected(found: Differences) -> Differences:
     places = [(label, metric) for label, row in found.items() for metric in row]
     if not places:
         return found
-    corrected = np.asarray(multipletests([found[label][metric].p for label, metric in places], method="holm")[1])
+    corrected = np.asarray(
+        multipletests([found[label][metric].p for label, metric in places], method="holm")[1]
+    )
     by_place = dict(zip(places, corrected.tolist(), strict=True))
     return {
-        label: {metric: value._replace(p_holm=by_place[label, metric]) for metric, value in row.items()}
+        label: {
+            metric: value._replace(p_holm=by_place[label, metric]) for metric, value in row.items()
+        }
         for label, row in found.items()
     }

@@ -28,7 +28,9 @@ def measures_of(line: Line, problem: ForecastProblem) -> Row:
     from sdt_dist.metrics.text import distinct_n, perplexity
 
     samples = np.array(line["samples"], dtype=np.float64)
-    row = forecast_measures(samples, problem.truth, problem.history, problem.season, problem.loc, problem.scale)
+    row = forecast_measures(
+        samples, problem.truth, problem.history, problem.season, problem.loc, problem.scale
+    )
     mean = (samples.mean(axis=0, keepdims=True) - problem.loc) / problem.scale
     lengths = [len(tokens) for tokens in line["tokens"]]
     of_mean = spectral_measures(mean, (problem.history - problem.loc) / problem.scale)
@@ -44,7 +46,11 @@ def measures_of(line: Line, problem: ForecastProblem) -> Row:
         **{f"distinct_{n}": distinct_n(line["tokens"], n) for n in (1, 2, 3)},
         **{name: float(line[name]) for name in _COSTS},
     }
-    row |= {name: float(line[name]) for name in ("log_z", "log_z_error", "ess") if line[name] is not None}
+    row |= {
+        name: float(line[name])
+        for name in ("log_z", "log_z_error", "ess")
+        if line[name] is not None
+    }
     stats = line["tree_stats"]
     names = {"nodes": "nodes", "depth_max": "depth", "branching_mean": "branching"}
     return row | {target: stats[source] for source, target in names.items() if source in stats}
@@ -82,10 +88,14 @@ def summarise_table(table: Table) -> Summary:
     summary: Summary = {}
     for label, rows in table.items():
         names = sorted({name for row in rows.values() for name in row} - {"wql_loss", "wql_scale"})
-        summary[label] = {n: summarise(np.array([row[n] for row in rows.values() if n in row])) for n in names}
+        summary[label] = {
+            n: summarise(np.array([row[n] for row in rows.values() if n in row])) for n in names
+        }
         scored = [row for row in rows.values() if "wql_loss" in row]
         if scored:
-            losses, scales = (np.array([row[key] for row in scored]) for key in ("wql_loss", "wql_scale"))
+            losses, scales = (
+                np.array([row[key] for row in scored]) for key in ("wql_loss", "wql_scale")
+            )
             summary[label]["wql"] = ratio_of_sums(losses, scales)
     return summary
 
@@ -95,9 +105,15 @@ def truth_measures(problems: list[ForecastProblem]) -> dict[str, Any]:
     from sdt_dist.metrics.aggregate import summarise
     from sdt_dist.metrics.forecast import spectral_measures
 
-    rows = [spectral_measures(((p.truth - p.loc) / p.scale)[None], (p.history - p.loc) / p.scale) for p in problems]
+    rows = [
+        spectral_measures(((p.truth - p.loc) / p.scale)[None], (p.history - p.loc) / p.scale)
+        for p in problems
+    ]
     means = {name: summarise(np.array([row[name] for row in rows])) for name in rows[0]}
-    return {"summary": means, "problems": {p.name: row for p, row in zip(problems, rows, strict=True)}}
+    return {
+        "summary": means,
+        "problems": {p.name: row for p, row in zip(problems, rows, strict=True)},
+    }
 
 
 def recompute(directory: Path) -> Summary:

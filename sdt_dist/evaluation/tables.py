@@ -54,7 +54,13 @@ def cell(summary: Summary, label: str, metric: str) -> str:
 def number(value: float) -> str:
     """Three digits after the point, none for large and whole numbers, more for small ones."""
     size = abs(value)
-    return f"{value:.0f}" if size >= 100 or value == int(value) else f"{value:.3g}" if size < 0.01 else f"{value:.3f}"
+    return (
+        f"{value:.0f}"
+        if size >= 100 or value == int(value)
+        else f"{value:.3g}"
+        if size < 0.01
+        else f"{value:.3f}"
+    )
 
 
 def to_markdown(summary: Summary, truth: dict[str, Any], table: Table) -> str:
@@ -62,7 +68,9 @@ def to_markdown(summary: Summary, truth: dict[str, Any], table: Table) -> str:
     known: dict[str, dict[str, float]] = truth["summary"]
     shown = [column for column in COLUMNS if any(column.metric in row for row in summary.values())]
     rows = {label: [cell(summary, label, column.metric) for column in shown] for label in summary}
-    rows["*true future*"] = [number(known[c.metric]["mean"]) if c.metric in known else "" for c in shown]
+    rows["*true future*"] = [
+        number(known[c.metric]["mean"]) if c.metric in known else "" for c in shown
+    ]
     problems = len({index for found in table.values() for index in found})
     parts = [
         _grid([f"{column.title} ({column.better})" for column in shown], rows),
@@ -77,7 +85,9 @@ def to_markdown(summary: Summary, truth: dict[str, Any], table: Table) -> str:
 
 def _grid(titles: list[str], rows: dict[str, list[str]]) -> str:
     lines = ["| method | " + " | ".join(titles) + " |", "|---|" + "---:|" * len(titles)]
-    return "\n".join(lines + [f"| {label} | " + " | ".join(cells) + " |" for label, cells in rows.items()])
+    return "\n".join(
+        lines + [f"| {label} | " + " | ".join(cells) + " |" for label, cells in rows.items()]
+    )
 
 
 def _intervals(summary: Summary, truth: dict[str, dict[str, float]]) -> str:
@@ -101,7 +111,9 @@ def _compared(table: Table) -> list[str]:
     return [
         f"### Compared with `{BASE}`",
         f"Mean divided by the mean of `{BASE}` on the same problems [95% interval]; CRPS is better below 1.",
-        _comparison(table, _SPECTRAL_AND_CRPS, lambda values, base: _interval(ratio_of_means(values, base))),
+        _comparison(
+            table, _SPECTRAL_AND_CRPS, lambda values, base: _interval(ratio_of_means(values, base))
+        ),
         f"Mean of the paired differences to `{BASE}` [95% interval].",
         _comparison(
             table,
@@ -111,14 +123,20 @@ def _compared(table: Table) -> list[str]:
     ]
 
 
-def _comparison(table: Table, metrics: tuple[str, ...], compare: Callable[[np.ndarray, np.ndarray], str]) -> str:
+def _comparison(
+    table: Table, metrics: tuple[str, ...], compare: Callable[[np.ndarray, np.ndarray], str]
+) -> str:
     base = table[BASE]
     rows = {}
     for label in (label for label in table if label != BASE):
         cells = []
         for metric in metrics:
-            both = [i for i, row in table[label].items() if metric in row and metric in base.get(i, {})]
-            values, others = (np.array([found[i][metric] for i in both]) for found in (table[label], base))
+            both = [
+                i for i, row in table[label].items() if metric in row and metric in base.get(i, {})
+            ]
+            values, others = (
+                np.array([found[i][metric] for i in both]) for found in (table[label], base)
+            )
             cells.append(compare(values, others) if both and others.any() else "–")
         rows[label] = cells
     return _grid([_TITLES[metric] for metric in metrics], rows)

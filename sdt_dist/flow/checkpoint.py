@@ -42,13 +42,17 @@ __all__ = [
 
 def save_flow(directory: Path, network: FlowNetwork, info: FlowInfo) -> None:
     """Write a checkpoint directory; ResultsError when the disk refuses, CheckpointError for weights that are not finite."""
-    weights = {name: value.detach().contiguous().cpu() for name, value in network.state_dict().items()}
+    weights = {
+        name: value.detach().contiguous().cpu() for name, value in network.state_dict().items()
+    }
     _check_finite(weights, str(directory))
     text = FlowHead(network.spec, info, weights_digest(weights)).to_json()
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ResultsError(f"output: {directory} cannot be a directory ({error.strerror}); give another.") from error
+        raise ResultsError(
+            f"output: {directory} cannot be a directory ({error.strerror}); give another."
+        ) from error
     replace_file(directory / WEIGHTS_FILE, lambda path: save_file(weights, path))
     replace_file(directory / INFO_FILE, lambda path: path.write_text(text, encoding="utf-8"))
 
@@ -64,7 +68,9 @@ def network_of(files: FlowFiles) -> tuple[FlowNetwork, FlowInfo, str]:
     head = files.head
     weights = load(files.weights)
     with torch.device("meta"):  # shapes only, so that a damaged spec fills no memory
-        expected = {name: value.shape for name, value in FlowNetwork(head.spec).state_dict().items()}
+        expected = {
+            name: value.shape for name, value in FlowNetwork(head.spec).state_dict().items()
+        }
     found = {name: value.shape for name, value in weights.items()}
     if found != expected:
         different = sorted({k for k, _ in set(found.items()) ^ set(expected.items())})[:2]

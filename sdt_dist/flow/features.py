@@ -33,7 +33,9 @@ def welch_basis(length: int, segment: int) -> np.ndarray:
 
     The sum over segments of |X|^2 is the power spectral density of `metrics.spectrum.power_spectrum`, 1 <= segment <= T.
     """
-    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(segment) / segment) if segment > 1 else np.ones(1)
+    window = (
+        0.5 - 0.5 * np.cos(2 * np.pi * np.arange(segment) / segment) if segment > 1 else np.ones(1)
+    )
     frequency = np.arange(num_frequencies(segment))
     rows = window[:, None] * np.exp(-2j * np.pi * np.arange(segment)[:, None] * frequency / segment)
     rows = rows - rows.sum(axis=0) / segment  # constant detrending is linear too
@@ -46,7 +48,9 @@ def welch_basis(length: int, segment: int) -> np.ndarray:
     return basis
 
 
-def reference_power(values: torch.Tensor, lengths: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
+def reference_power(
+    values: torch.Tensor, lengths: torch.Tensor, basis: torch.Tensor
+) -> torch.Tensor:
     """Mean spectrum [B, F], floored, of pieces as long as a sample of series [B, L] whose first `lengths` [B] are real.
 
     As `metrics.spectrum.reference_spectrum`: pieces of T values, evenly spaced from the first to the last value. A series

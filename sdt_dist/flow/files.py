@@ -67,7 +67,9 @@ class FlowFiles:
         try:
             arrays = load(self.weights)
         except (SafetensorError, KeyError, ValueError, TypeError) as error:
-            raise CheckpointError(f"flow: {place} cannot be read ({error}); give a whole checkpoint.") from error
+            raise CheckpointError(
+                f"flow: {place} cannot be read ({error}); give a whole checkpoint."
+            ) from error
         bad = [name for name, array in arrays.items() if not np.isfinite(array).all()]
         if bad:
             raise CheckpointError(

@@ -16,14 +16,24 @@ from sdt_dist.errors import ConfigurationError
 from sdt_dist.flow.checkpoint import network_of, weights_digest
 from sdt_dist.flow.features import moments
 from sdt_dist.flow.files import FlowFiles
-from sdt_dist.flow.info import FlowHead, FlowInfo, check_inverse_temperature, check_model, check_reward
+from sdt_dist.flow.info import (
+    FlowHead,
+    FlowInfo,
+    check_inverse_temperature,
+    check_model,
+    check_reward,
+)
 from sdt_dist.flow.network import FlowNetwork
 from sdt_dist.models.card import ModelCard
 from sdt_dist.protocols import Root, State
 
 _Name = tuple[bytes, float, tuple[int, ...]]
-_ROWS = 8  # rows are padded to multiples, because smaller products take other code paths in the BLAS
-_NARROWEST = 16  # columns of a product; in narrower ones a row's bits depend on its place among the rows
+_ROWS = (
+    8  # rows are padded to multiples, because smaller products take other code paths in the BLAS
+)
+_NARROWEST = (
+    16  # columns of a product; in narrower ones a row's bits depend on its place among the rows
+)
 _MOST_ROWS = 1024
 _ROOT: tuple[int, ...] = ()
 
@@ -46,10 +56,14 @@ class Flow:
             self._keys = _padded(network.keys(), _NARROWEST)
         self._sizes = [self.spec.num_layers * self.spec.hidden_size, network.context_size]
         self._most_states = max(1, cache_bytes // (4 * (sum(self._sizes) + network.hidden_size)))
-        self._states: OrderedDict[_Name, torch.Tensor] = OrderedDict()  # trunk states, context, what the heads read
+        self._states: OrderedDict[_Name, torch.Tensor] = (
+            OrderedDict()
+        )  # trunk states, context, what the heads read
 
     @classmethod
-    def load(cls, path: str | Path, *, card: ModelCard | None = None, reward: str | None = None) -> Flow:
+    def load(
+        cls, path: str | Path, *, card: ModelCard | None = None, reward: str | None = None
+    ) -> Flow:
         """The flow in a checkpoint directory, refused with CheckpointError unless it is whole and, where they are given,
         was trained for the model of `card` and the REWARD SPEC `reward`."""
         files = FlowFiles.read(path)
@@ -70,7 +84,9 @@ class Flow:
         """ConfigurationError unless the flow was trained at this inverse temperature."""
         check_inverse_temperature(self.info, inverse_temperature)
 
-    def log_tilts(self, states: Sequence[State], inverse_temperature: float, log_prob: np.ndarray) -> np.ndarray:
+    def log_tilts(
+        self, states: Sequence[State], inverse_temperature: float, log_prob: np.ndarray
+    ) -> np.ndarray:
         """lambda F(s.a) [B, V] float64 of states (root, generated tokens) for every token a; 0 outside the allowed range.
 
         log_prob [B, V]: the states' rows of p, on which F(s.a) may depend. ConfigurationError for an inverse temperature
@@ -86,7 +102,9 @@ class Flow:
                 values = self.network.token_values(_padded(rows), self._moments(of_p), self._keys)[
                     : len(rows), : high - low
                 ]
-            tilts[begin : begin + len(rows), low:high] = inverse_temperature * values.double().numpy()
+            tilts[begin : begin + len(rows), low:high] = (
+                inverse_temperature * values.double().numpy()
+            )
         return tilts
 
     def _moments(self, log_prob: np.ndarray) -> torch.Tensor | None:
@@ -94,7 +112,8 @@ class Flow:
         if self.spec.values is None:
             return None
         found = moments(
-            torch.from_numpy(np.ascontiguousarray(log_prob)), self._keys[: self.spec.num_tokens, 0].double()
+            torch.from_numpy(np.ascontiguousarray(log_prob)),
+            self._keys[: self.spec.num_tokens, 0].double(),
         ).float()
         return _padded(found)
 
@@ -120,7 +139,9 @@ class Flow:
         """Forget what is cached for all problems: a backend holds its flows for good, their caches need not stay."""
         self._states.clear()
 
-    def _tops(self, states: Sequence[State], inverse_temperature: float, most_tokens: int) -> torch.Tensor:
+    def _tops(
+        self, states: Sequence[State], inverse_temperature: float, most_tokens: int
+    ) -> torch.Tensor:
         """What the heads read [B, D]."""
         self.check(inverse_temperature)
         for _, tokens in states:
@@ -183,14 +204,20 @@ class Flow:
         states = states.unflatten(1, (self.spec.num_layers, -1)).transpose(0, 1).contiguous()
         return self._advance(names, states, context.contiguous())
 
-    def _advance(self, names: Sequence[_Name], states: torch.Tensor, context: torch.Tensor) -> list[torch.Tensor]:
+    def _advance(
+        self, names: Sequence[_Name], states: torch.Tensor, context: torch.Tensor
+    ) -> list[torch.Tensor]:
         """What is kept of each state, from the trunk states of their parents and their contexts, padded to whole rows."""
         tokens = np.full((len(context), self.spec.max_new_tokens), self.spec.allowed[0])
         lengths = np.zeros(len(context), dtype=np.int64)
         for i, (_, _, prefix) in enumerate(names):
             tokens[i, : len(prefix)], lengths[i] = prefix, len(prefix)
-        read, states = self.network.step(torch.from_numpy(tokens), torch.from_numpy(lengths), context, states)
-        return list(torch.cat([states.transpose(0, 1).flatten(1), context, read], dim=1)[: len(names)])
+        read, states = self.network.step(
+            torch.from_numpy(tokens), torch.from_numpy(lengths), context, states
+        )
+        return list(
+            torch.cat([states.transpose(0, 1).flatten(1), context, read], dim=1)[: len(names)]
+        )
 
     def _remember(self, found: dict[_Name, torch.Tensor]) -> None:
         for name, state in found.items():

@@ -36,19 +36,29 @@ class FlowInfo:
     def of(cls, values: Any, owner: str) -> FlowInfo:
         """The info in JSON values; CheckpointError, naming the field, when it is none."""
         if not isinstance(values, dict) or sorted(values) != sorted(f.name for f in fields(cls)):
-            raise CheckpointError(f"{owner}: info must have the fields {', '.join(f.name for f in fields(cls))}.")
-        pairs: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+            raise CheckpointError(
+                f"{owner}: info must have the fields {', '.join(f.name for f in fields(cls))}."
+            )
+        pairs: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
+        }
         info = cls(**pairs)
         for name in ("model", "reward"):
             if type(getattr(info, name)) is not str:
-                raise CheckpointError(f"{owner}: {name}: {getattr(info, name)!r}, allowed: a string.")
+                raise CheckpointError(
+                    f"{owner}: {name}: {getattr(info, name)!r}, allowed: a string."
+                )
         if type(info.version) is not int or info.version < 0:
-            raise CheckpointError(f"{owner}: version: {info.version!r}, allowed: a whole number >= 0.")
+            raise CheckpointError(
+                f"{owner}: version: {info.version!r}, allowed: a whole number >= 0."
+            )
         pair = info.inverse_temperatures
         if not (isinstance(pair, tuple) and len(pair) == 2 and all(type(x) is float for x in pair)):
             raise CheckpointError(f"{owner}: inverse_temperatures: {pair!r}, allowed: two numbers.")
         if not 0 < pair[0] <= pair[1] < math.inf:
-            raise CheckpointError(f"{owner}: inverse_temperatures: {pair!r}, allowed: 0 < lowest <= highest, finite.")
+            raise CheckpointError(
+                f"{owner}: inverse_temperatures: {pair!r}, allowed: 0 < lowest <= highest, finite."
+            )
         if not isinstance(info.metrics, dict):
             raise CheckpointError(f"{owner}: metrics: {info.metrics!r}, allowed: numbers by name.")
         return info
@@ -68,7 +78,9 @@ class FlowHead:
         try:
             values = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise CheckpointError(f"flow: {source} cannot be read ({error}); give a directory saved by us.") from error
+            raise CheckpointError(
+                f"flow: {source} cannot be read ({error}); give a directory saved by us."
+            ) from error
         if not isinstance(values, dict) or values.get("format") != FORMAT:
             found = values.get("format") if isinstance(values, dict) else type(values).__name__
             raise CheckpointError(
@@ -76,20 +88,36 @@ class FlowHead:
             )
         missing = {"spec", "info", "weights"} - values.keys()
         if missing or not isinstance(values["spec"], dict):
-            raise CheckpointError(f"flow: {source} lacks {sorted(missing) or 'a spec'}; give a directory saved by us.")
+            raise CheckpointError(
+                f"flow: {source} lacks {sorted(missing) or 'a spec'}; give a directory saved by us."
+            )
         owner = f"flow: {source}"
-        return cls(FlowSpec.of(values["spec"], owner), FlowInfo.of(values["info"], owner), values["weights"])
+        return cls(
+            FlowSpec.of(values["spec"], owner),
+            FlowInfo.of(values["info"], owner),
+            values["weights"],
+        )
 
     def to_json(self) -> str:
         """The text of flow.json."""
         info = {**asdict(self.info), "inverse_temperatures": list(self.info.inverse_temperatures)}
-        values = {"format": FORMAT, "spec": self.spec.to_dict(), "info": info, "weights": self.weights}
+        values = {
+            "format": FORMAT,
+            "spec": self.spec.to_dict(),
+            "info": info,
+            "weights": self.weights,
+        }
         return json.dumps(values, indent=2) + "\n"
 
     @property
     def identity(self) -> str:
         """32 hex digits that name this very version, metrics and version number aside."""
-        facts = [self.spec.to_dict(), self.info.model, self.info.reward, list(self.info.inverse_temperatures)]
+        facts = [
+            self.spec.to_dict(),
+            self.info.model,
+            self.info.reward,
+            list(self.info.inverse_temperatures),
+        ]
         named = json.dumps([*facts, self.weights], sort_keys=True)
         return hashlib.blake2b(named.encode(), digest_size=16).hexdigest()
 
@@ -112,13 +140,17 @@ class FlowHead:
 def check_model(spec: FlowSpec, info: FlowInfo, card: ModelCard) -> None:
     """CheckpointError unless a flow was trained for the model of this card."""
     if spec.vocab_size != card.vocab_size:
-        raise CheckpointError(f"flow: vocab_size {spec.vocab_size}, model {card.name!r} has {card.vocab_size}; {_FIX}")
+        raise CheckpointError(
+            f"flow: vocab_size {spec.vocab_size}, model {card.name!r} has {card.vocab_size}; {_FIX}"
+        )
     if spec.allowed != allowed_of(card):
         raise CheckpointError(
             f"flow: allowed tokens {spec.allowed}, model {card.name!r} has {allowed_of(card)}; {_FIX}"
         )
     if info.model != card.identity:
-        raise CheckpointError(f"flow: trained for model {info.model}, {card.name!r} is {card.identity}; {_FIX}")
+        raise CheckpointError(
+            f"flow: trained for model {info.model}, {card.name!r} is {card.identity}; {_FIX}"
+        )
 
 
 def check_reward(info: FlowInfo, reward: str) -> None:

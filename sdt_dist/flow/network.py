@@ -47,7 +47,9 @@ class FlowNetwork(nn.Module):
         entering = (width if self.spectral is None else _VALUE_FEATURES) + seen
         self.enter = _mlp(entering + _POSITION_FEATURES + size, size, size)
         self.trunk = nn.GRU(size, size, spec.num_layers, batch_first=True)
-        self.state_head = _mlp(2 * size + seen + (0 if self.spectral is None else TILT_FEATURES), size, 1)
+        self.state_head = _mlp(
+            2 * size + seen + (0 if self.spectral is None else TILT_FEATURES), size, 1
+        )
         if self.spectral is None:
             self.query = _mlp(2 * size, size, width + 1)
             self.key = nn.Linear(width, width, bias=False)
@@ -62,14 +64,18 @@ class FlowNetwork(nn.Module):
     @property
     def hidden_size(self) -> int:
         """D, width of what the heads read of a state."""
-        return 2 * self.spec.hidden_size + (0 if self.spectral is None else self.spectral.packed_size)
+        return 2 * self.spec.hidden_size + (
+            0 if self.spectral is None else self.spectral.packed_size
+        )
 
     def set_scale(self, mean: float, scale: float) -> None:
         """Let outputs start around rewards of this mean and standard deviation (> 0)."""
         self.reward_mean.fill_(mean)
         self.reward_scale.fill_(scale)
 
-    def context(self, prompts: torch.Tensor, lengths: torch.Tensor, inverse_temperature: torch.Tensor) -> torch.Tensor:
+    def context(
+        self, prompts: torch.Tensor, lengths: torch.Tensor, inverse_temperature: torch.Tensor
+    ) -> torch.Tensor:
         """What the network keeps of prompts and inverse temperatures: [B, context_size].
 
         prompts [B, L] int, padded on the right to any length, lengths [B], inverse_temperature [B].
@@ -79,20 +85,34 @@ class FlowNetwork(nn.Module):
         position = lengths[:, None] - padded + torch.arange(padded, device=lengths.device)
         is_real = (position >= 0) & (position >= lengths[:, None] - spec.context_length)
         tokens = prompts.gather(1, position.clamp(min=0))
-        features = self.values_of(tokens)[..., None] if self.embedding is None else self.embedding(tokens)
-        features = torch.cat([features, torch.ones_like(features[..., :1])], dim=-1) * is_real[..., None]
-        _, last = self.reader(self.read(features.reshape(len(tokens), -1, features.shape[-1] * spec.patch)).tanh())
+        features = (
+            self.values_of(tokens)[..., None] if self.embedding is None else self.embedding(tokens)
+        )
+        features = (
+            torch.cat([features, torch.ones_like(features[..., :1])], dim=-1) * is_real[..., None]
+        )
+        _, last = self.reader(
+            self.read(features.reshape(len(tokens), -1, features.shape[-1] * spec.patch)).tanh()
+        )
         tilt = self._tilt(inverse_temperature)
         if self.spectral is None:
             return self.summary(torch.cat([last[0], tilt], dim=-1))
-        recent = (self.values_of(tokens) * is_real).flip(-1)  # real values first; reversed time has the same power
+        recent = (self.values_of(tokens) * is_real).flip(
+            -1
+        )  # real values first; reversed time has the same power
         power = reference_power(recent, is_real.sum(-1), self.spectral.basis)
-        return torch.cat([self.summary(torch.cat([last[0], power.log() / 3], dim=-1)), power.log(), tilt], dim=-1)
+        return torch.cat(
+            [self.summary(torch.cat([last[0], power.log() / 3], dim=-1)), power.log(), tilt], dim=-1
+        )
 
     def initial(self, context: torch.Tensor) -> torch.Tensor:
         """Trunk states [num_layers, B, H] before the root's own step."""
         state = self.start(self._summary(context)).tanh()
-        return state.reshape(-1, self.spec.num_layers, self.spec.hidden_size).transpose(0, 1).contiguous()
+        return (
+            state.reshape(-1, self.spec.num_layers, self.spec.hidden_size)
+            .transpose(0, 1)
+            .contiguous()
+        )
 
     def hidden(self, context: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """What the heads read [B, T+1, D] after 0..T of the tokens [B, T] int, T <= max_new_tokens, padded with any token."""
@@ -105,7 +125,11 @@ class FlowNetwork(nn.Module):
         return self._join(self.trunk(inputs, self.initial(context))[0], context, packed)
 
     def step(
-        self, tokens: torch.Tensor, lengths: torch.Tensor, context: torch.Tensor, states: torch.Tensor
+        self,
+        tokens: torch.Tensor,
+        lengths: torch.Tensor,
+        context: torch.Tensor,
+        states: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(what the heads read [B, D], trunk states [num_layers, B, H]) of prefixes from their parents' trunk states.
 
@@ -114,7 +138,9 @@ class FlowNetwork(nn.Module):
         real = torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
         packed = None
         if self.spectral is not None:
-            packed = self.spectral.pack(self.values_of(tokens) * real, lengths, self._known(context))[:, None]
+            packed = self.spectral.pack(
+                self.values_of(tokens) * real, lengths, self._known(context)
+            )[:, None]
         last = tokens.gather(1, (lengths - 1).clamp(min=0)[:, None])
         last = torch.where(lengths[:, None] > 0, last, torch.full_like(last, self.spec.allowed[0]))
         outputs, states = self.trunk(self._inputs(last, lengths[:, None], packed, context), states)
@@ -154,10 +180,14 @@ class FlowNetwork(nn.Module):
         if tokens.shape[-1] * 4 >= self.spec.num_tokens:
             return self.token_values(hidden, None).gather(-1, tokens - low)
         query = self.query(hidden)
-        scores = (self.keys()[tokens - low] @ query[..., :-1, None])[..., 0] / math.sqrt(self.spec.key_size)
+        scores = (self.keys()[tokens - low] @ query[..., :-1, None])[..., 0] / math.sqrt(
+            self.spec.key_size
+        )
         return self.reward_mean + self.reward_scale * (query[..., -1:] + scores)
 
-    def path_loss(self, hidden: torch.Tensor, tokens: torch.Tensor, moments: torch.Tensor) -> torch.Tensor | None:
+    def path_loss(
+        self, hidden: torch.Tensor, tokens: torch.Tensor, moments: torch.Tensor
+    ) -> torch.Tensor | None:
         """Minus the log-likelihood [B, T] of what the samples' spectra became (`SpectralHead.path_loss`), or None."""
         if self.spectral is None:
             return None
@@ -167,9 +197,15 @@ class FlowNetwork(nn.Module):
     def keys(self) -> torch.Tensor:
         """What is known of the allowed tokens beforehand: keys [V', key_size], or their values [V', 1]."""
         tokens = torch.arange(*self.spec.allowed, device=self.reward_mean.device)
-        return self.values_of(tokens)[:, None] if self.embedding is None else self.key(self.embedding(tokens))
+        return (
+            self.values_of(tokens)[:, None]
+            if self.embedding is None
+            else self.key(self.embedding(tokens))
+        )
 
-    def _by_spectrum(self, hidden: torch.Tensor, moments: torch.Tensor | None, values: torch.Tensor) -> torch.Tensor:
+    def _by_spectrum(
+        self, hidden: torch.Tensor, moments: torch.Tensor | None, values: torch.Tensor
+    ) -> torch.Tensor:
         assert self.spectral is not None and moments is not None
         states, packed = self._split(hidden)
         return self.reward_mean + self.reward_scale * self.spectral(states, packed, moments, values)
@@ -179,7 +215,9 @@ class FlowNetwork(nn.Module):
         size = 2 * self.spec.hidden_size
         return hidden[..., :size], hidden[..., size:]
 
-    def _join(self, outputs: torch.Tensor, context: torch.Tensor, packed: torch.Tensor | None) -> torch.Tensor:
+    def _join(
+        self, outputs: torch.Tensor, context: torch.Tensor, packed: torch.Tensor | None
+    ) -> torch.Tensor:
         parts = [outputs, self._summary(context)[:, None].expand_as(outputs)]
         return torch.cat(parts if packed is None else [*parts, packed], dim=-1)
 
@@ -206,7 +244,11 @@ class FlowNetwork(nn.Module):
         return torch.stack([torch.log(t), 4 * t / (1 + t) - 2], dim=-1)
 
     def _inputs(
-        self, last: torch.Tensor, position: torch.Tensor, packed: torch.Tensor | None, context: torch.Tensor
+        self,
+        last: torch.Tensor,
+        position: torch.Tensor,
+        packed: torch.Tensor | None,
+        context: torch.Tensor,
     ) -> torch.Tensor:
         """Trunk inputs [B, T, H] of last tokens [B, T] at positions [B, T]; those of roots stand for "no token yet"."""
         if self.spectral is None:

@@ -56,7 +56,11 @@ class FlowSpec:
     @property
     def step(self) -> float:
         """Distance of the values of two neighbouring tokens; 0 without values."""
-        return 0.0 if self.values is None else (self.values[1] - self.values[0]) / max(1, self.num_tokens - 1)
+        return (
+            0.0
+            if self.values is None
+            else (self.values[1] - self.values[0]) / max(1, self.num_tokens - 1)
+        )
 
     @classmethod
     def of_card(cls, card: ModelCard, max_new_tokens: int, **sizes: Any) -> FlowSpec:
@@ -76,11 +80,15 @@ class FlowSpec:
     @classmethod
     def of(cls, values: dict[str, Any], owner: str) -> FlowSpec:
         """The spec with these fields, from JSON; CheckpointError, naming their owner, when they describe no network."""
-        pairs: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        pairs: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
+        }
         try:
             return cls(**pairs)
         except TypeError as error:
-            raise CheckpointError(f"{owner}: missing or unknown fields ({error}); give a flow saved by us.") from error
+            raise CheckpointError(
+                f"{owner}: missing or unknown fields ({error}); give a flow saved by us."
+            ) from error
         except ConfigurationError as error:
             raise CheckpointError(f"{owner}: {error}") from error
 
@@ -90,18 +98,29 @@ class FlowSpec:
 
     def _check(self) -> None:
         """ConfigurationError, naming the field, when this describes no network."""
-        for name in (field.name for field in fields(self) if field.name not in ("allowed", "values")):
+        for name in (
+            field.name for field in fields(self) if field.name not in ("allowed", "values")
+        ):
             value = getattr(self, name)
             most = _MOST.get(name, _MOST_SIZE)
             if type(value) is not int or not 1 <= value <= most:
-                raise ConfigurationError(f"flow spec: {name}: {value!r}, allowed: a whole number from 1 to {most}.")
-        if not _is_pair(self.allowed, int) or not 0 <= self.allowed[0] < self.allowed[1] <= self.vocab_size:
+                raise ConfigurationError(
+                    f"flow spec: {name}: {value!r}, allowed: a whole number from 1 to {most}."
+                )
+        if (
+            not _is_pair(self.allowed, int)
+            or not 0 <= self.allowed[0] < self.allowed[1] <= self.vocab_size
+        ):
             raise ConfigurationError(
                 f"flow spec: allowed: {self.allowed!r}, must be a non-empty range within [0, {self.vocab_size})."
             )
-        rises = _is_pair(self.values, float) and -math.inf < self.values[0] < self.values[1] < math.inf
+        rises = (
+            _is_pair(self.values, float) and -math.inf < self.values[0] < self.values[1] < math.inf
+        )
         if self.values is not None and not rises:
-            raise ConfigurationError(f"flow spec: values: {self.values!r}, allowed: None or two finite rising floats.")
+            raise ConfigurationError(
+                f"flow spec: values: {self.values!r}, allowed: None or two finite rising floats."
+            )
 
 
 def allowed_of(card: ModelCard) -> tuple[int, int]:
@@ -111,9 +130,13 @@ def allowed_of(card: ModelCard) -> tuple[int, int]:
     try:
         low, high = card.spec["allowed"]
     except (KeyError, TypeError, ValueError) as error:
-        raise ConfigurationError(f"model card of {card.name!r}: no range of allowed tokens ({error}).") from error
+        raise ConfigurationError(
+            f"model card of {card.name!r}: no range of allowed tokens ({error})."
+        ) from error
     return int(low), int(high)
 
 
 def _is_pair(value: Any, kind: type[Any]) -> TypeGuard[tuple[Any, Any]]:
-    return isinstance(value, tuple) and len(value) == 2 and all(type(item) is kind for item in value)
+    return (
+        isinstance(value, tuple) and len(value) == 2 and all(type(item) is kind for item in value)
+    )

@@ -31,20 +31,28 @@ class SpectralHead(nn.Module):
     """See the module. Inputs are packed as `SpectralHead.pack` does, so that states can be cached as vectors."""
 
     basis: torch.Tensor  # [T, S, F, 2]
-    left: torch.Tensor  # [T + 1, S, F]: share of a coefficient's expected power that is still to come
+    left: (
+        torch.Tensor
+    )  # [T + 1, S, F]: share of a coefficient's expected power that is still to come
     trapezoid: torch.Tensor  # [F]: weights of frequencies in an integral over [0, 1]
 
     def __init__(self, spec: FlowSpec) -> None:
         super().__init__()
-        basis = torch.view_as_real(torch.from_numpy(welch_basis(spec.max_new_tokens, spec.running_segment)))
+        basis = torch.view_as_real(
+            torch.from_numpy(welch_basis(spec.max_new_tokens, spec.running_segment))
+        )
         power = (basis**2).sum(-1)
-        gone = torch.cat([torch.zeros_like(power[:1]), power.cumsum(0)]) / power.sum(0).clamp(min=1e-30)
+        gone = torch.cat([torch.zeros_like(power[:1]), power.cumsum(0)]) / power.sum(0).clamp(
+            min=1e-30
+        )
         weights = torch.ones(num_frequencies(spec.running_segment), dtype=torch.float64)
         weights[[0, -1]] *= 0.5
         self.register_buffer("basis", basis.float(), persistent=False)
         self.register_buffer("left", (1 - gone).clamp(min=0).float(), persistent=False)
         self.register_buffer("trapezoid", (weights / weights.sum()).float(), persistent=False)
-        self.num_coefficients = num_segments(spec.max_new_tokens, spec.running_segment) * len(weights)
+        self.num_coefficients = num_segments(spec.max_new_tokens, spec.running_segment) * len(
+            weights
+        )
         self.num_frequencies = len(weights)
         size = spec.hidden_size
         self.known_size = self.num_frequencies + TILT_FEATURES
@@ -60,7 +68,9 @@ class SpectralHead(nn.Module):
             for parameter in last.parameters():
                 nn.init.zeros_(parameter)
 
-    def pack(self, values: torch.Tensor, position: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    def pack(
+        self, values: torch.Tensor, position: torch.Tensor, known: torch.Tensor
+    ) -> torch.Tensor:
         """[B, packed_size] of the values so far [B, T] (0 where there are none yet), how many [B], and what is known of the
         context: log S [F] and features of lambda [2], together [B, known_size]."""
         coefficients = values @ self.basis.flatten(1)
@@ -72,7 +82,9 @@ class SpectralHead(nn.Module):
         added = values[..., None] * self.basis.flatten(1)[:count]
         coefficients = torch.nn.functional.pad(added.cumsum(1), (0, 0, 1, 0))
         position = torch.arange(count + 1, device=values.device).to(values).expand(len(values), -1)
-        return torch.cat([coefficients, known[:, None].expand(-1, count + 1, -1), position[..., None]], dim=-1)
+        return torch.cat(
+            [coefficients, known[:, None].expand(-1, count + 1, -1), position[..., None]], dim=-1
+        )
 
     def tilt_features(self, packed: torch.Tensor) -> torch.Tensor:
         """Features [..., 2] of lambda."""
@@ -85,7 +97,11 @@ class SpectralHead(nn.Module):
         return torch.cat([torch.asinh(2 * scaled).flatten(-3), torch.log(power + 1e-2)], dim=-1)
 
     def forward(
-        self, states: torch.Tensor, packed: torch.Tensor, moments: torch.Tensor, values: torch.Tensor
+        self,
+        states: torch.Tensor,
+        packed: torch.Tensor,
+        moments: torch.Tensor,
+        values: torch.Tensor,
     ) -> torch.Tensor:
         """F(s.a) [..., K], in units of the reward's spread, of values v_a [..., K]; states [..., 2H] from the trunk,
         moments [..., 2] of p(.|s)."""
@@ -93,21 +109,37 @@ class SpectralHead(nn.Module):
         mean = mean.detach()
         response = response.detach()
         variance = variance.detach().sum(-2)
-        constant, linear, square = ((a * b).sum((-1, -3)) for a, b in ((mean, mean), (mean, response), (response,) * 2))
+        constant, linear, square = (
+            (a * b).sum((-1, -3)) for a, b in ((mean, mean), (mean, response), (response,) * 2)
+        )
         known = [self.tilt_features(packed), torch.log(variance + _TINY) / 3]
         inputs = self._inputs(states.detach(), packed, moments, *known)
-        gate, widen, shape, knots = self.tilt(inputs).split([*[self.num_frequencies] * 2, 2, _NUM_KNOTS], dim=-1)
+        gate, widen, shape, knots = self.tilt(inputs).split(
+            [*[self.num_frequencies] * 2, 2, _NUM_KNOTS], dim=-1
+        )
         centre = moments[..., :1]
         spread = moments[..., 1:].clamp(min=_LEAST_SPREAD)
         gap = values - centre
         step = gap[..., None]
-        power = constant[..., None, :] + 2 * step * linear[..., None, :] + step**2 * square[..., None, :]
+        power = (
+            constant[..., None, :]
+            + 2 * step * linear[..., None, :]
+            + step**2 * square[..., None, :]
+        )
         log_power = torch.log(power.clamp(min=0) + (variance * widen.exp())[..., None, :] + _TINY)
         width = torch.nn.functional.softplus(shape[..., :1] - 1.5)[..., None]
         distance = torch.sqrt(log_power**2 + width**2) - width
         position = packed[..., -1:] + 1
-        gate = self.trapezoid * torch.exp(gate + 4 * (position / len(self.basis) - 1)) / _TYPICAL_SPREAD
-        return shape[..., 1:] - (gate[..., None, :] * distance).sum(-1) + _interpolate(knots, gap / spread)
+        gate = (
+            self.trapezoid
+            * torch.exp(gate + 4 * (position / len(self.basis) - 1))
+            / _TYPICAL_SPREAD
+        )
+        return (
+            shape[..., 1:]
+            - (gate[..., None, :] * distance).sum(-1)
+            + _interpolate(knots, gap / spread)
+        )
 
     def predict(
         self, states: torch.Tensor, packed: torch.Tensor, moments: torch.Tensor
@@ -127,7 +159,11 @@ class SpectralHead(nn.Module):
         return mean, response, variance
 
     def path_loss(
-        self, states: torch.Tensor, packed: torch.Tensor, moments: torch.Tensor, values: torch.Tensor
+        self,
+        states: torch.Tensor,
+        packed: torch.Tensor,
+        moments: torch.Tensor,
+        values: torch.Tensor,
     ) -> torch.Tensor:
         """Minus the log-likelihood [B, T], per coefficient, of what samples with values [B, T] became; packed [B, T+1, ...]."""
         mean, response, variance = self.predict(states, packed[:, :-1], moments)
@@ -136,7 +172,9 @@ class SpectralHead(nn.Module):
         error = ((final - mean - gap * response) ** 2).sum(-1)
         position = packed[:, :-1, -1].long() + 1
         open_ = self.left[position] > 1e-4
-        each = torch.where(open_, (error / variance + torch.log(variance)).clamp(max=50.0), torch.zeros_like(error))
+        each = torch.where(
+            open_, (error / variance + torch.log(variance)).clamp(max=50.0), torch.zeros_like(error)
+        )
         return each.mean((-1, -2))
 
     def _scaled(self, packed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -24,7 +24,11 @@ def interval(statistic: Callable[..., np.ndarray], *columns: np.ndarray) -> dict
         arrays, statistic, paired=len(arrays) > 1, vectorized=True, n_resamples=_RESAMPLES, method="percentile",
         rng=np.random.default_rng(_SEED),
     )  # fmt: skip
-    return {"mean": value, "low": float(found.confidence_interval.low), "high": float(found.confidence_interval.high)}
+    return {
+        "mean": value,
+        "low": float(found.confidence_interval.low),
+        "high": float(found.confidence_interval.high),
+    }
 
 
 def _mean(values: np.ndarray, axis: int = -1) -> np.ndarray:

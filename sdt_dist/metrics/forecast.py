@@ -6,7 +6,13 @@ import numpy as np
 import scoringrules
 
 from sdt_dist.metrics.dtw import dtw_distances
-from sdt_dist.metrics.spectrum import MIN_SEGMENT, log_l1, power_spectrum, reference_spectrum, spectral_w1
+from sdt_dist.metrics.spectrum import (
+    MIN_SEGMENT,
+    log_l1,
+    power_spectrum,
+    reference_spectrum,
+    spectral_w1,
+)
 
 QUANTILES = np.arange(1, 10) / 10
 
@@ -18,7 +24,9 @@ def crps(samples: np.ndarray, truth: np.ndarray) -> float:
     """
     if len(samples) == 1:
         return float(np.abs(samples[0] - truth).mean())
-    return float(np.mean(np.asarray(scoringrules.crps_ensemble(truth, samples.T, estimator="fair"))))
+    return float(
+        np.mean(np.asarray(scoringrules.crps_ensemble(truth, samples.T, estimator="fair")))
+    )
 
 
 def quantile_loss(samples: np.ndarray, truth: np.ndarray) -> float:
@@ -39,7 +47,10 @@ def seasonal_scale(history: np.ndarray, season: int) -> float:
 
 def mase(samples: np.ndarray, truth: np.ndarray, history: np.ndarray, season: int) -> float:
     """Mean absolute error of the median over `seasonal_scale` (Hyndman and Koehler 2006)."""
-    return float(np.abs(np.median(samples, axis=0) - truth).mean() / max(seasonal_scale(history, season), 1e-12))
+    return float(
+        np.abs(np.median(samples, axis=0) - truth).mean()
+        / max(seasonal_scale(history, season), 1e-12)
+    )
 
 
 def coverage_80(samples: np.ndarray, truth: np.ndarray) -> float:
@@ -62,8 +73,12 @@ def spectral_measures(series: np.ndarray, history: np.ndarray) -> dict[str, floa
     if length < MIN_SEGMENT:
         return {}
     half = max(MIN_SEGMENT, length // 2)
-    whole_reference, half_reference = (reference_spectrum(history, length, segment) for segment in (length, half))
-    (whole_axis, whole), (half_axis, halved) = (power_spectrum(series, segment) for segment in (length, half))
+    whole_reference, half_reference = (
+        reference_spectrum(history, length, segment) for segment in (length, half)
+    )
+    (whole_axis, whole), (half_axis, halved) = (
+        power_spectrum(series, segment) for segment in (length, half)
+    )
     return {
         "spec_w1": float(spectral_w1(whole, whole_reference, whole_axis).mean()),
         "spec_w1_half": float(spectral_w1(halved, half_reference, half_axis).mean()),
@@ -72,7 +87,12 @@ def spectral_measures(series: np.ndarray, history: np.ndarray) -> dict[str, floa
 
 
 def forecast_measures(
-    samples: np.ndarray, truth: np.ndarray, history: np.ndarray, season: int, loc: float, scale: float
+    samples: np.ndarray,
+    truth: np.ndarray,
+    history: np.ndarray,
+    season: int,
+    loc: float,
+    scale: float,
 ) -> dict[str, float]:
     """All forecast measures of one problem; series are z-scored by (loc, scale) first.
 

@@ -26,7 +26,9 @@ def power_spectrum(series: np.ndarray, segment: int) -> tuple[np.ndarray, np.nda
         raise ContextError(
             f"segment: {segment}, allowed: {MIN_SEGMENT} up to the series' length of {series.shape[-1]}."
         )
-    return welch(series, fs=2.0, nperseg=segment, noverlap=segment // 2, window="hann", detrend="constant")
+    return welch(
+        series, fs=2.0, nperseg=segment, noverlap=segment // 2, window="hann", detrend="constant"
+    )
 
 
 def reference_spectrum(history: np.ndarray, length: int, segment: int) -> np.ndarray:
@@ -36,14 +38,18 @@ def reference_spectrum(history: np.ndarray, length: int, segment: int) -> np.nda
     multiple of `length`. ContextError when the history is shorter than one sample.
     """
     if len(history) < length:
-        raise ContextError(f"history: {len(history)} values, allowed: at least the horizon of {length} for a spectrum.")
+        raise ContextError(
+            f"history: {len(history)} values, allowed: at least the horizon of {length} for a spectrum."
+        )
     count = -(-len(history) // length)
     starts = np.linspace(0, len(history) - length, count).round().astype(int)
     pieces = np.stack([history[start : start + length] for start in starts])
     return power_spectrum(pieces, segment)[1].mean(axis=0)
 
 
-def log_l1(spectrum: np.ndarray, reference: np.ndarray, frequencies: np.ndarray | None = None) -> np.ndarray:
+def log_l1(
+    spectrum: np.ndarray, reference: np.ndarray, frequencies: np.ndarray | None = None
+) -> np.ndarray:
     """Integral over normalised frequency of |log S - log S_ref| [...], in nats, both floored.
 
     frequencies [F], here and below: the axis from `power_spectrum`; default that of an even segment.
@@ -53,7 +59,9 @@ def log_l1(spectrum: np.ndarray, reference: np.ndarray, frequencies: np.ndarray 
     return trapezoid(gap, _axis(reference, frequencies), axis=-1)
 
 
-def spectral_w1(spectrum: np.ndarray, reference: np.ndarray, frequencies: np.ndarray | None = None) -> np.ndarray:
+def spectral_w1(
+    spectrum: np.ndarray, reference: np.ndarray, frequencies: np.ndarray | None = None
+) -> np.ndarray:
     """W1 distance [...] of normalised spectra over frequency in [0, 1]; 1 where a spectrum has no power.
 
     Wasserstein–Fourier distance with p = 1 (Cazelles et al. 2021, arXiv 1912.05509, definition 3).
@@ -61,13 +69,17 @@ def spectral_w1(spectrum: np.ndarray, reference: np.ndarray, frequencies: np.nda
     axis = _axis(reference, frequencies)
     rows = spectrum.reshape(-1, spectrum.shape[-1])
     found = [
-        wasserstein_distance(axis, axis, row, reference) if min(row.sum(), reference.sum()) > _NO_POWER else MAX_W1
+        wasserstein_distance(axis, axis, row, reference)
+        if min(row.sum(), reference.sum()) > _NO_POWER
+        else MAX_W1
         for row in rows
     ]
     return np.array(found).reshape(spectrum.shape[:-1])
 
 
-def spectral_kl(spectrum: np.ndarray, reference: np.ndarray, frequencies: np.ndarray | None = None) -> np.ndarray:
+def spectral_kl(
+    spectrum: np.ndarray, reference: np.ndarray, frequencies: np.ndarray | None = None
+) -> np.ndarray:
     """KL divergence [...] of the normalised spectrum from the normalised reference, both floored, in nats.
 
     Bins are equally wide, so the axis does not matter.

@@ -38,6 +38,8 @@ def generation(predicted: Sequence[str], references: Sequence[str]) -> dict[str,
     BLEU takes the n-gram orders that the answers are long enough for, so that a perfect answer of one word scores 100.
     """
     scorer = RougeScorer(["rougeL"], use_stemmer=True)
-    rouge = [scorer.score(r, p)["rougeL"].fmeasure for p, r in zip(predicted, references, strict=True)]
+    rouge = [
+        scorer.score(r, p)["rougeL"].fmeasure for p, r in zip(predicted, references, strict=True)
+    ]
     bleu = corpus_bleu(list(predicted), [list(references)], use_effective_order=True)
     return {"bleu": float(bleu.score), "rouge_l": float(np.mean(rouge))}

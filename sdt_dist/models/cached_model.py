@@ -16,7 +16,16 @@ from sdt_dist.models.prefix_cache import PrefixCache
 from sdt_dist.models.proposal import Flows, RowAsk, Step, expansion, rollout
 from sdt_dist.models.reduction import law_scores
 from sdt_dist.noise import position_key
-from sdt_dist.protocols import Cost, ExpandRequest, Expansion, Flow, PriorLaw, Rollout, RolloutRequest, Root
+from sdt_dist.protocols import (
+    Cost,
+    ExpandRequest,
+    Expansion,
+    Flow,
+    PriorLaw,
+    Rollout,
+    RolloutRequest,
+    Root,
+)
 
 _Reduce = Callable[[list[int], np.ndarray], list[int]]
 
@@ -32,7 +41,13 @@ class CachedModel:
     """
 
     def __init__(
-        self, decoder: Decoder, *, vocab_size: int, max_context: int, deterministic: bool, cache_bytes: int
+        self,
+        decoder: Decoder,
+        *,
+        vocab_size: int,
+        max_context: int,
+        deterministic: bool,
+        cache_bytes: int,
     ) -> None:
         self._decoder = decoder
         self.vocab_size = vocab_size
@@ -59,7 +74,13 @@ class CachedModel:
         def reduce(rows: list[int], scores: np.ndarray) -> list[int]:
             asked = [requests[row] for row in rows]
             asks = [RowAsk((r.root, r.tokens), r.key, r.excluded, r.tilt) for r in asked]
-            found.update(zip(rows, self._flows.largest(scores, [r.num_children for r in asked], asks), strict=True))
+            found.update(
+                zip(
+                    rows,
+                    self._flows.largest(scores, [r.num_children for r in asked], asks),
+                    strict=True,
+                )
+            )
             return [-1] * len(rows)
 
         self._run(runs, law, reduce)
@@ -89,7 +110,9 @@ class CachedModel:
             run.prompt = self._prompt(run)
         at_root = [i for i, run in enumerate(runs) if not run.known]
         if at_root:
-            self._reduce(runs, at_root, np.stack([runs[i].prompt.logits for i in at_root]), law, reduce)
+            self._reduce(
+                runs, at_root, np.stack([runs[i].prompt.logits for i in at_root]), law, reduce
+            )
         active = [i for i, run in enumerate(runs) if run.wants_more(law)]
         if not active:
             return
@@ -104,7 +127,9 @@ class CachedModel:
             working = [place for place, i in enumerate(active) if runs[i].wants_more(law)]
             active, batch = self._leave(runs, active, working, batch)
 
-    def _leave(self, runs: list[_Run], active: list[int], working: list[int], batch: Batch) -> tuple[list[int], Batch]:
+    def _leave(
+        self, runs: list[_Run], active: list[int], working: list[int], batch: Batch
+    ) -> tuple[list[int], Batch]:
         """Drop finished rows from the batch, keeping their KV; the batch shrinks at once."""
         if len(working) == len(active):
             return active, batch
@@ -145,7 +170,9 @@ class CachedModel:
             self.recomputed_tokens += again
         return prompt
 
-    def _reduce(self, runs: list[_Run], rows: list[int], logits: np.ndarray, law: PriorLaw, reduce: _Reduce) -> None:
+    def _reduce(
+        self, runs: list[_Run], rows: list[int], logits: np.ndarray, law: PriorLaw, reduce: _Reduce
+    ) -> None:
         scores = law_scores(logits, law)
         for row, token in zip(rows, reduce(rows, scores), strict=True):
             runs[row].take(token)
@@ -203,9 +230,14 @@ class _Run:
         """What its next row is asked."""
         step = len(self.generated)
         key = None if request.key is None else position_key(request.key, step)
-        state = (self.root, (*self.known, *self.generated) if request.tilt is not None else self.known)
+        state = (
+            self.root,
+            (*self.known, *self.generated) if request.tilt is not None else self.known,
+        )
         return RowAsk(state, key, () if step else request.excluded, request.tilt)
 
     def rollout(self, law: PriorLaw, request: RolloutRequest) -> Rollout:
         ended = bool(self.generated) and self.generated[-1] in law.end_tokens
-        return rollout(self.generated, self.steps, "eos" if ended else "length", self.cost(), request.tilt)
+        return rollout(
+            self.generated, self.steps, "eos" if ended else "length", self.cost(), request.tilt
+        )

@@ -61,7 +61,9 @@ class ModelCard:
             if type(values[name]) is not kind:
                 raise ConfigurationError(f"model card: {name} must be of type {kind.__name__}.")
         if values["kind"] not in get_args(Kind):
-            raise ConfigurationError(f"model card: kind {values['kind']!r}, allowed: {', '.join(get_args(Kind))}.")
+            raise ConfigurationError(
+                f"model card: kind {values['kind']!r}, allowed: {', '.join(get_args(Kind))}."
+            )
         return cls(**values)
 
 
@@ -101,7 +103,9 @@ def card_of(loaded: Any, name: str = "") -> ModelCard:
     )
 
 
-def process_of(card: ModelCard, model: LogitsModel, max_new_tokens: int, **law_options: Any) -> TokenProcess:
+def process_of(
+    card: ModelCard, model: LogitsModel, max_new_tokens: int, **law_options: Any
+) -> TokenProcess:
     """The process that the card's loaded model gives for `max_new_tokens`, over any backend that answers for it."""
     if card.kind == "forecaster":
         spec = ForecasterSpec.of(card.spec, f"model card of {card.name!r}:")
@@ -109,11 +113,15 @@ def process_of(card: ModelCard, model: LogitsModel, max_new_tokens: int, **law_o
     try:
         law = PriorLaw(tuple(card.spec["allowed"]), tuple(card.spec["end_tokens"]), **law_options)
     except (KeyError, TypeError) as error:
-        raise ConfigurationError(f"model card of {card.name!r}: its definition of p is malformed ({error}).") from error
+        raise ConfigurationError(
+            f"model card of {card.name!r}: its definition of p is malformed ({error})."
+        ) from error
     if card.kind == "tokens":
         return TokenProcess(model, law, max_new_tokens)
     codec = TextCodec.load(card.spec.get("tokenizer"))
-    return TokenProcess(model, law, max_new_tokens, encode_text=codec.encode, decode_text=codec.decode)
+    return TokenProcess(
+        model, law, max_new_tokens, encode_text=codec.encode, decode_text=codec.decode
+    )
 
 
 def _describe(loaded: Any) -> tuple[Kind, Any, dict[str, Any]]:
@@ -122,7 +130,11 @@ def _describe(loaded: Any) -> tuple[Kind, Any, dict[str, Any]]:
     if is_forecaster:
         return "forecaster", loaded.model, asdict(loaded.spec)
     if is_forecaster is not None:
-        return "language", loaded.model, {**_law_spec(loaded.law()), "tokenizer": asdict(loaded.codec())}
+        return (
+            "language",
+            loaded.model,
+            {**_law_spec(loaded.law()), "tokenizer": asdict(loaded.codec())},
+        )
     law = getattr(loaded, "law", None)
     if not isinstance(law, PriorLaw):
         raise ConfigurationError(
@@ -143,8 +155,13 @@ def _identity(model: Any, described: dict[str, Any]) -> str:
         described = {**described, "identity": str(given)}
     elif hasattr(model, "config_values") and described["kind"] != "forecaster":
         config = model.config_values()
-        described = {**described, "config": {k: v for k, v in config.items() if k not in _NOT_THE_MODEL}}
-    digest = hashlib.blake2b(json.dumps(described, sort_keys=True, default=str).encode(), digest_size=16)
+        described = {
+            **described,
+            "config": {k: v for k, v in config.items() if k not in _NOT_THE_MODEL},
+        }
+    digest = hashlib.blake2b(
+        json.dumps(described, sort_keys=True, default=str).encode(), digest_size=16
+    )
     for label, array in () if given is not None else _weights(model):
         digest.update(f"{label}:{array.shape}".encode())
         digest.update(np.ascontiguousarray(array).data)

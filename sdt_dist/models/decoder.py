@@ -48,6 +48,8 @@ class Decoder(Protocol):
 
     def encode(self, prompt: Sequence[int]) -> Prompt: ...
 
-    def open(self, prompts: Sequence[Prompt], known: Sequence[list[np.ndarray]], capacity: int) -> Batch:
+    def open(
+        self, prompts: Sequence[Prompt], known: Sequence[list[np.ndarray]], capacity: int
+    ) -> Batch:
         """Rows that continue `prompts`, starting from `known` KV pieces, with room for `capacity` tokens each."""
         ...

@@ -20,15 +20,21 @@ def model_directory(name: str) -> Path:
     directory = Path(name)
     if not directory.is_dir():
         if name.startswith((".", "/", "~")) or name.count("/") != 1:
-            raise ConfigurationError(f"model: {name!r} is neither 'bundled', a directory, nor a hub id 'owner/name'.")
+            raise ConfigurationError(
+                f"model: {name!r} is neither 'bundled', a directory, nor a hub id 'owner/name'."
+            )
         from huggingface_hub import snapshot_download
 
         try:
             directory = Path(snapshot_download(name, allow_patterns=_DOWNLOADS))
         except (OSError, ValueError) as error:
-            raise ConfigurationError(f"model: {name!r} cannot be loaded: {first_line(error)}") from error
+            raise ConfigurationError(
+                f"model: {name!r} cannot be loaded: {first_line(error)}"
+            ) from error
     if not list(directory.glob(_WEIGHTS)):
-        raise CheckpointError(f"model: {name} holds no {_WEIGHTS} weights; pickled checkpoints are refused.")
+        raise CheckpointError(
+            f"model: {name} holds no {_WEIGHTS} weights; pickled checkpoints are refused."
+        )
     return directory
 
 
@@ -39,4 +45,6 @@ def check_weights(directory: Path) -> None:
             with safe_open(path, framework="numpy"):
                 pass
         except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"model: {path} has damaged weights: {first_line(error)}") from error
+            raise CheckpointError(
+                f"model: {path} has damaged weights: {first_line(error)}"
+            ) from error

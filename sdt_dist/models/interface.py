@@ -51,13 +51,19 @@ def end_tokens(eos_token_id: int | list[int] | None) -> tuple[int, ...]:
 
 def interface_process(interface: Any, max_new_tokens: int, **law_options: Any) -> TokenProcess:
     """The process of an `LLMInterface` object; `law_options` are sampling_temperature, top_k and top_p."""
-    missing = [name for name in ("get_next_token_logits", "vocab_size", "eos_token_id") if not hasattr(interface, name)]
+    missing = [
+        name
+        for name in ("get_next_token_logits", "vocab_size", "eos_token_id")
+        if not hasattr(interface, name)
+    ]
     if missing:
         raise ConfigurationError(
             f"model: {type(interface).__name__} lacks {', '.join(missing)}; give a model from sdt.load_model, or an "
             "object with get_next_token_logits, encode_text, decode_tokens, get_top_k_tokens, eos_token_id, vocab_size."
         )
-    law = PriorLaw((0, int(interface.vocab_size)), end_tokens(interface.eos_token_id), **law_options)
+    law = PriorLaw(
+        (0, int(interface.vocab_size)), end_tokens(interface.eos_token_id), **law_options
+    )
     return TokenProcess(
         InterfaceModel(interface),
         law,

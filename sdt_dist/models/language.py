@@ -38,7 +38,9 @@ class LanguageModel:
         self.tokenizer = tokenizer
         self.vocab_size = model.vocab_size
         configured = model.eos_token_id
-        self.eos_token_id: int | list[int] | None = configured if configured is not None else tokenizer.eos_token_id  # type: ignore[assignment]
+        self.eos_token_id: int | list[int] | None = (
+            configured if configured is not None else tokenizer.eos_token_id
+        )  # type: ignore[assignment]
 
     def encode_text(self, text: str) -> list[int]:
         # verbose=False: a prompt that is too long is refused by us, so the tokenizer need not warn of it as well
@@ -61,7 +63,11 @@ class LanguageModel:
         """Tokens after a prompt, under `law(**law_options)`."""
         law = self.law(**law_options)
         return TokenProcess(
-            self.model, law, max_new_tokens, encode_text=self.encode_text, decode_text=self.decode_tokens
+            self.model,
+            law,
+            max_new_tokens,
+            encode_text=self.encode_text,
+            decode_text=self.decode_tokens,
         )
 
     def law(self, **law_options: Any) -> PriorLaw:

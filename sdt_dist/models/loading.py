@@ -37,7 +37,9 @@ def split_spec(spec: str) -> tuple[str, str]:
     if prefix not in BACKENDS:
         raise unknown_name("model backend", prefix, BACKENDS)
     if not rest:
-        raise ConfigurationError(f"model: {spec!r} names no model; give 'bundled', a directory or a hub id.")
+        raise ConfigurationError(
+            f"model: {spec!r} names no model; give 'bundled', a directory or a hub id."
+        )
     return (prefix, spec) if prefix in _HTTP else (prefix, rest)
 
 
@@ -49,12 +51,16 @@ def check_spec(spec: str) -> None:
         return
     package = _EXTRAS.get(backend)
     if package is not None and importlib.util.find_spec(package) is None:
-        raise MissingExtraError(f"model: the {backend} backend needs {package}: pip install 'sdt-dist[{backend}]'.")
+        raise MissingExtraError(
+            f"model: the {backend} backend needs {package}: pip install 'sdt-dist[{backend}]'."
+        )
     looks_like_path = name.startswith((".", "/", "~"))
     if name != "bundled" and not Path(name).exists() and (looks_like_path or name.count("/") != 1):
         if name.count("/") == 0:
             raise unknown_name("model", name, ["bundled"])
-        raise ConfigurationError(f"model: {name!r} does not exist; give 'bundled', a directory, or a hub id.")
+        raise ConfigurationError(
+            f"model: {name!r} does not exist; give 'bundled', a directory, or a hub id."
+        )
 
 
 def check_flow_backend(spec: str) -> None:
@@ -75,14 +81,21 @@ def torch_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # AssertionError: a torch that was built without CUDA
+    except (
+        RuntimeError,
+        AssertionError,
+    ) as error:  # AssertionError: a torch that was built without CUDA
         gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
         mps = ["mps"] if torch.backends.mps.is_available() else []
-        raise ConfigurationError(f"device: {name!r}, this machine has: {', '.join(['cpu', *gpus, *mps])}.") from error
+        raise ConfigurationError(
+            f"device: {name!r}, this machine has: {', '.join(['cpu', *gpus, *mps])}."
+        ) from error
     return device
 
 
-def load_model(spec: str = "bundled", *, device: str | None = None, trust_remote_code: bool = False) -> Any:
+def load_model(
+    spec: str = "bundled", *, device: str | None = None, trust_remote_code: bool = False
+) -> Any:
     """A `Forecaster` (bundled, or a directory that `sdt train-forecaster` saved), a `LanguageModel` or a `ServedModel`.
 
     All have `.model` (the backend) and `.process(max_new_tokens)`. device: None picks CUDA when there is one for
@@ -125,7 +138,9 @@ def _mlx_model(name: str, trust_remote_code: bool) -> Any:
         raise ConfigurationError(
             "trust_remote_code: True, but the mlx backend never runs code that comes with a model."
         )
-    return load_language_model(name) if forecaster_directory(name) is None else load_forecaster(name)
+    return (
+        load_language_model(name) if forecaster_directory(name) is None else load_forecaster(name)
+    )
 
 
 def _vllm_model(name: str, trust_remote_code: bool) -> Any:
@@ -142,6 +157,8 @@ def _served_model(url: str, device: str | None) -> Any:
     from sdt_dist.models.remote.http_client import HttpModel
 
     if device is not None:
-        raise ConfigurationError(f"device: {device!r}, but {url} chooses its own; give it to `sdt serve --device`.")
+        raise ConfigurationError(
+            f"device: {device!r}, but {url} chooses its own; give it to `sdt serve --device`."
+        )
     model = HttpModel(url)
     return ServedModel(model.card, model)

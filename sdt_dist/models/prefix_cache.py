@@ -40,7 +40,9 @@ class PrefixCache:
         self.budget_bytes = budget_bytes
         self.size_bytes = 0
         self._segments: OrderedDict[int, Segment] = OrderedDict()
-        self._places: dict[int, tuple[int, int]] = {}  # hash of a prefix -> (segment, offset of its last position)
+        self._places: dict[
+            int, tuple[int, int]
+        ] = {}  # hash of a prefix -> (segment, offset of its last position)
         self._of_root: dict[bytes, set[int]] = {}
         self._next = 0
 

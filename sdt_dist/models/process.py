@@ -25,7 +25,9 @@ def check_law(law: PriorLaw, vocab_size: int) -> None:
     """Refuse a definition of p that cannot be sampled from; ConfigurationError names the field."""
     low, high = law.allowed
     if not 0 <= low < high <= vocab_size:
-        raise ConfigurationError(f"allowed: {law.allowed}, must be a non-empty range within [0, {vocab_size}).")
+        raise ConfigurationError(
+            f"allowed: {law.allowed}, must be a non-empty range within [0, {vocab_size})."
+        )
     if not law.sampling_temperature > 0:
         raise ConfigurationError(f"sampling_temperature: {law.sampling_temperature}, must be > 0.")
     if law.top_k is not None and law.top_k < 1:
@@ -81,7 +83,9 @@ class TokenProcess:
         """The root of a prompt: a string, or token ids. ContextError when empty or too long."""
         if isinstance(context, str):
             if self._encode_text is None:
-                raise ContextError("prompt: a string, but this model has no tokenizer; pass a list of token ids.")
+                raise ContextError(
+                    "prompt: a string, but this model has no tokenizer; pass a list of token ids."
+                )
             context = self._encode_text(context)
         prompt = tuple(int(token) for token in context)
         if not prompt:
@@ -93,7 +97,9 @@ class TokenProcess:
             )
         bad = [token for token in prompt if not 0 <= token < self.model.vocab_size]
         if bad:
-            raise ContextError(f"prompt: token id {bad[0]}, allowed 0 to {self.model.vocab_size - 1}.")
+            raise ContextError(
+                f"prompt: token id {bad[0]}, allowed 0 to {self.model.vocab_size - 1}."
+            )
         return Root(prompt, prompt_digest(prompt))
 
     def load_flow(self, flow: Flow) -> None:
@@ -107,7 +113,9 @@ class TokenProcess:
         return self.model.rollout(requests, self.law)
 
     def is_finished(self, tokens: Sequence[int]) -> bool:
-        return len(tokens) >= self.max_new_tokens or (len(tokens) > 0 and tokens[-1] in self.law.end_tokens)
+        return len(tokens) >= self.max_new_tokens or (
+            len(tokens) > 0 and tokens[-1] in self.law.end_tokens
+        )
 
     def finish_reason(self, tokens: Sequence[int]) -> FinishReason:
         """Why a finished state ended: "eos" when its last token is an end token."""
@@ -115,7 +123,9 @@ class TokenProcess:
 
     def decode(self, root: Root, sequences: Sequence[tuple[int, ...]]) -> list[Decoded]:
         """Answers without their end token, with text where the model has a tokenizer."""
-        answers = [tuple(s[:-1]) if s and s[-1] in self.law.end_tokens else tuple(s) for s in sequences]
+        answers = [
+            tuple(s[:-1]) if s and s[-1] in self.law.end_tokens else tuple(s) for s in sequences
+        ]
         if self._decode_text is None:
             return [Decoded(answer) for answer in answers]
         return [Decoded(answer, text=self._decode_text(list(answer))) for answer in answers]

@@ -19,7 +19,9 @@ from sdt_dist.protocols import Cost, Expansion, FinishReason, Flow, Rollout, Sta
 
 _WIDEST = 64.0  # nats between the tilts of two tokens; more would make no difference to a draw, and could make q 0
 
-Step = tuple[Any, ...]  # log p, log mass outside, count outside; with a tilt also log q, its log mass outside, lambda F
+Step = tuple[
+    Any, ...
+]  # log p, log mass outside, count outside; with a tilt also log q, its log mass outside, lambda F
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,16 +57,25 @@ class Flows:
         plain = [i for i, ask in enumerate(asks) if ask.tilt is None]
         if plain:
             rows = scores if len(plain) == len(asks) else scores[plain]
-            found, *columns = draw(rows, [asks[i].key for i in plain], [asks[i].excluded for i in plain])
-            for i, token, *step in zip(plain, found.tolist(), *(c.tolist() for c in columns), strict=True):
+            found, *columns = draw(
+                rows, [asks[i].key for i in plain], [asks[i].excluded for i in plain]
+            )
+            for i, token, *step in zip(
+                plain, found.tolist(), *(c.tolist() for c in columns), strict=True
+            ):
                 tokens[i], steps[i] = token, tuple(step)
         tilted = [i for i, ask in enumerate(asks) if ask.tilt is not None]
         if tilted:
             laws = _Laws(self, scores[tilted], [asks[i] for i in tilted])
             found, *_ = draw(laws.chosen, laws.keys, laws.excluded)
-            for i, token, step in zip(tilted, found.tolist(), laws.report(found[:, None].tolist()), strict=True):
+            for i, token, step in zip(
+                tilted, found.tolist(), laws.report(found[:, None].tolist()), strict=True
+            ):
                 log_p, log_rest, count, log_q, log_rest_q, log_tilt = step
-                tokens[i], steps[i] = token, (log_p[0], log_rest, count, log_q[0], log_rest_q, log_tilt[0])
+                tokens[i], steps[i] = (
+                    token,
+                    (log_p[0], log_rest, count, log_q[0], log_rest_q, log_tilt[0]),
+                )
         return tokens, steps
 
     def largest(
@@ -83,9 +94,13 @@ class Flows:
         tilted = [i for i, ask in enumerate(asks) if ask.tilt is not None]
         if tilted:
             laws = _Laws(self, scores[tilted], [asks[i] for i in tilted])
-            found = largest(laws.chosen, [num_children[i] for i in tilted], laws.keys, laws.excluded)
+            found = largest(
+                laws.chosen, [num_children[i] for i in tilted], laws.keys, laws.excluded
+            )
             chosen = [tokens for tokens, *_ in found]
-            for i, tokens, step in zip(tilted, chosen, laws.report([t.tolist() for t in chosen]), strict=True):
+            for i, tokens, step in zip(
+                tilted, chosen, laws.report([t.tolist() for t in chosen]), strict=True
+            ):
                 replies[i] = tokens, step
         return replies
 
@@ -100,7 +115,10 @@ class Flows:
         for (name, inverse_temperature), rows in groups.items():
             states = [asks[i].state for i in rows]
             found = self._named(name).log_tilts(states, inverse_temperature, log_prob[rows])
-            if found.shape != (len(rows), possible.shape[1]) or not np.isfinite(found[possible[rows]]).all():
+            if (
+                found.shape != (len(rows), possible.shape[1])
+                or not np.isfinite(found[possible[rows]]).all()
+            ):
                 raise ConfigurationError(
                     f"flow {name!r}: log_tilts returned shape {found.shape} for {len(rows)} states of {possible.shape[1]} "
                     "tokens, or NaN or infinity; allowed: [B, V], finite wherever p > 0."
@@ -129,7 +147,9 @@ class _Laws:
         from_q = np.array([ask.tilt is not None and ask.tilt.draws == "q" for ask in asks])
         self.chosen = np.where(from_q[:, None], self.q, self.p)
         self.keys = [
-            proposal_key(ask.key, ask.tilt.flow) if q and ask.key is not None and ask.tilt is not None else ask.key
+            proposal_key(ask.key, ask.tilt.flow)
+            if q and ask.key is not None and ask.tilt is not None
+            else ask.key
             for ask, q in zip(asks, from_q.tolist(), strict=True)
         ]
 
@@ -138,7 +158,9 @@ class _Laws:
         under_p, under_q = (measure(law, chosen, self.excluded) for law in (self.p, self.q))
         return [
             (*of_p, *of_q[:2], tilts[tokens])
-            for of_p, of_q, tilts, tokens in zip(under_p, under_q, self.log_tilt, chosen, strict=True)
+            for of_p, of_q, tilts, tokens in zip(
+                under_p, under_q, self.log_tilt, chosen, strict=True
+            )
         ]
 
 
@@ -149,7 +171,11 @@ def expansion(children: np.ndarray, step: Step, cost: Cost) -> Expansion:
 
 
 def rollout(
-    tokens: Sequence[int], steps: Sequence[Step], reason: FinishReason, cost: Cost, tilt: Tilt | None
+    tokens: Sequence[int],
+    steps: Sequence[Step],
+    reason: FinishReason,
+    cost: Cost,
+    tilt: Tilt | None,
 ) -> Rollout:
     """The reply of n tokens and what was reported of each."""
     kinds = [np.float64, np.float64, np.int32, *[np.float64] * (3 if tilt is not None else 0)]

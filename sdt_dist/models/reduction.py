@@ -73,7 +73,10 @@ def draw(
 
 
 def largest(
-    scores: np.ndarray, num_children: Sequence[int], keys: Sequence[int | None], excluded: Sequence[tuple[int, ...]]
+    scores: np.ndarray,
+    num_children: Sequence[int],
+    keys: Sequence[int | None],
+    excluded: Sequence[tuple[int, ...]],
 ) -> list[tuple[np.ndarray, np.ndarray, float, int]]:
     """The first `num_children` of the race that `draw` runs with a row's key, in order (of log p where it is None).
 
@@ -86,8 +89,15 @@ def largest(
     slots = np.array([min(wanted, scores.shape[1]) for wanted in num_children], dtype=np.int64)
     tokens, top, log_total, *of_rest = _account(scores, slots, keys, excluded)
     log_prob = scores[np.arange(len(scores))[:, None], tokens] - top[:, None] - log_total[:, None]
-    found = zip((tokens != _NO_TOKEN).sum(axis=1).tolist(), *(column.tolist() for column in of_rest), strict=True)
-    return [(tokens[i, :n], log_prob[i, :n], log_rest, count) for i, (n, log_rest, count) in enumerate(found)]
+    found = zip(
+        (tokens != _NO_TOKEN).sum(axis=1).tolist(),
+        *(column.tolist() for column in of_rest),
+        strict=True,
+    )
+    return [
+        (tokens[i, :n], log_prob[i, :n], log_rest, count)
+        for i, (n, log_rest, count) in enumerate(found)
+    ]
 
 
 def measure(
@@ -102,7 +112,15 @@ def measure(
     taken = [(*left_out, *tokens) for left_out, tokens in zip(excluded, chosen, strict=True)]
     slots, keys = np.zeros(len(scores), dtype=np.int64), [None] * len(scores)
     _, top, log_total, log_rest, count = _account(scores, slots, keys, taken)
-    rows = zip(chosen, scores, top.tolist(), log_total.tolist(), log_rest.tolist(), count.tolist(), strict=True)
+    rows = zip(
+        chosen,
+        scores,
+        top.tolist(),
+        log_total.tolist(),
+        log_rest.tolist(),
+        count.tolist(),
+        strict=True,
+    )
     return [
         (row[list(tokens)].astype(np.float64) - high - total, rest, left)
         for tokens, row, high, total, rest, left in rows
@@ -110,7 +128,10 @@ def measure(
 
 
 def _account(
-    scores: np.ndarray, slots: np.ndarray, keys: Sequence[int | None], excluded: Sequence[tuple[int, ...]]
+    scores: np.ndarray,
+    slots: np.ndarray,
+    keys: Sequence[int | None],
+    excluded: Sequence[tuple[int, ...]],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Tokens [B, K] of the rows' races or orders; row maxima, log sums above them, logs and counts of the rest.
 
@@ -121,7 +142,9 @@ def _account(
     ends = np.array(list(accumulate(len(left_out) for left_out in excluded)), dtype=np.int64)
     masked = np.array([token for left_out in excluded for token in left_out], dtype=np.int32)
     if len(masked) and not 0 <= masked.min() <= masked.max() < scores.shape[1]:
-        raise ContextError(f"excluded: token ids {masked.min()} to {masked.max()}, allowed 0 to {scores.shape[1] - 1}.")
+        raise ContextError(
+            f"excluded: token ids {masked.min()} to {masked.max()}, allowed 0 to {scores.shape[1] - 1}."
+        )
     top = scores.max(axis=1).astype(np.float64)
     tokens = np.full((len(scores), slots.max(initial=0)), _NO_TOKEN, dtype=np.int32)
     total, rest, count = _account_rows(scores, top, slots, row_keys, keyed, ends, masked, tokens)
@@ -216,7 +239,9 @@ def _sink(ranks, tokens, size, rank, token):
     """
     place, child = 0, 1
     while child < size:
-        if child + 1 < size and _is_before(ranks[child], tokens[child], ranks[child + 1], tokens[child + 1]):
+        if child + 1 < size and _is_before(
+            ranks[child], tokens[child], ranks[child + 1], tokens[child + 1]
+        ):
             child += 1
         if not _is_before(rank, token, ranks[child], tokens[child]):
             break

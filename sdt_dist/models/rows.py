@@ -15,7 +15,16 @@ from sdt_dist.models.context import check_context
 from sdt_dist.models.proposal import Flows, RowAsk, Step, expansion, rollout
 from sdt_dist.models.reduction import law_scores
 from sdt_dist.noise import position_key
-from sdt_dist.protocols import Cost, ExpandRequest, Expansion, Flow, PriorLaw, Rollout, RolloutRequest, Root
+from sdt_dist.protocols import (
+    Cost,
+    ExpandRequest,
+    Expansion,
+    Flow,
+    PriorLaw,
+    Rollout,
+    RolloutRequest,
+    Root,
+)
 
 State = tuple[bytes, tuple[int, ...]]
 
@@ -75,7 +84,9 @@ class RowModel(ABC):
             row = self._rows.pop((root.digest, tokens), None)
             self._size_bytes -= 0 if row is None else row.nbytes
 
-    def _scores(self, states: Sequence[tuple[Root, tuple[int, ...]]], law: PriorLaw) -> tuple[np.ndarray, list[Cost]]:
+    def _scores(
+        self, states: Sequence[tuple[Root, tuple[int, ...]]], law: PriorLaw
+    ) -> tuple[np.ndarray, list[Cost]]:
         """Scores [B, V] of states; each distinct state that is not cached is computed, and counted, once."""
         wanted = [(root.digest, tokens) for root, tokens in states]
         missing = {
@@ -92,7 +103,10 @@ class RowModel(ABC):
             call_of = dict(zip(missing, calls.tolist(), strict=True))
             self.nfe += len(missing)
             self.model_calls += len(rows_per_call)
-        costs = [Cost(1, frozenset((call_of.pop(name),))) if name in call_of else Cost() for name in wanted]
+        costs = [
+            Cost(1, frozenset((call_of.pop(name),))) if name in call_of else Cost()
+            for name in wanted
+        ]
         rows = np.stack([found[name] if name in found else self._rows[name] for name in wanted])
         self._remember(wanted, found)
         return law_scores(rows, law), costs
@@ -132,7 +146,9 @@ class _Run:
         request = self.request
         step = len(self.generated)
         key = None if request.key is None else position_key(request.key, step)
-        return RowAsk((request.root, self.tokens()), key, () if step else request.excluded, request.tilt)
+        return RowAsk(
+            (request.root, self.tokens()), key, () if step else request.excluded, request.tilt
+        )
 
     def take(self, token: int, step: Step, cost: Cost) -> None:
         self.generated.append(token)
@@ -140,5 +156,13 @@ class _Run:
         self.costs.append(cost)
 
     def reply(self, law: PriorLaw) -> Rollout:
-        cost = Cost(sum(c.nfe for c in self.costs), frozenset().union(*(c.calls for c in self.costs)))
-        return rollout(self.generated, self.steps, "eos" if self._ended(law) else "length", cost, self.request.tilt)
+        cost = Cost(
+            sum(c.nfe for c in self.costs), frozenset().union(*(c.calls for c in self.costs))
+        )
+        return rollout(
+            self.generated,
+            self.steps,
+            "eos" if self._ended(law) else "length",
+            cost,
+            self.request.tilt,
+        )

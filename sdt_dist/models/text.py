@@ -39,8 +39,14 @@ class TextCodec:
                 f"model: its {type(tokenizer).__name__} is no fast tokenizer, so other machines cannot use it; "
                 "give a model directory with a tokenizer.json."
             )
-        forced = getattr(tokenizer, "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output", False)
-        clean_up = tokenizer.clean_up_tokenization_spaces and (type(backend.model).__name__ != "BPE" or forced)
+        forced = getattr(
+            tokenizer,
+            "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output",
+            False,
+        )
+        clean_up = tokenizer.clean_up_tokenization_spaces and (
+            type(backend.model).__name__ != "BPE" or forced
+        )
         split = bool(getattr(tokenizer, "split_special_tokens", False))
         return cls(backend.to_str(), bool(clean_up), split)
 
@@ -51,7 +57,9 @@ class TextCodec:
             codec = cls(**values)
             codec.encode("")
         except Exception as error:
-            raise ConfigurationError(f"model card: its tokenizer cannot be read ({error}).") from error
+            raise ConfigurationError(
+                f"model card: its tokenizer cannot be read ({error})."
+            ) from error
         return codec
 
     def encode(self, text: str) -> list[int]:

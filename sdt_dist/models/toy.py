@@ -42,7 +42,9 @@ class Toy(RowModel):
         self.inverse_temperature = inverse_temperature
         self.max_context = length + 1
         rng = np.random.default_rng(seed)
-        self.log_prob_tables = [_table(rng, vocab_size, depth, zipf_exponent) for depth in range(length)]
+        self.log_prob_tables = [
+            _table(rng, vocab_size, depth, zipf_exponent) for depth in range(length)
+        ]
         self.rewards = _smooth_reward(rng, vocab_size, length)
 
     @property
@@ -70,7 +72,9 @@ class Toy(RowModel):
 
     def components(self, samples: Sequence[Decoded]) -> dict[str, np.ndarray]:
         """The single reward term [B]."""
-        return {"toy": np.array([self.rewards[self.index(s.tokens)] for s in samples], dtype=np.float64)}
+        return {
+            "toy": np.array([self.rewards[self.index(s.tokens)] for s in samples], dtype=np.float64)
+        }
 
     @property
     def multipliers(self) -> dict[str, float]:
@@ -91,7 +95,8 @@ class Toy(RowModel):
         for table in reversed(self.log_prob_tables):
             children = values[-1].reshape(table.shape)
             values.append(
-                np.asarray(logsumexp(table + self.inverse_temperature * children, axis=1)) / self.inverse_temperature
+                np.asarray(logsumexp(table + self.inverse_temperature * children, axis=1))
+                / self.inverse_temperature
             )
         return values[::-1]
 
@@ -106,7 +111,9 @@ class Toy(RowModel):
         return np.exp(self.log_prior + self.inverse_temperature * self.rewards - self.log_z)
 
 
-def _table(rng: np.random.Generator, vocab_size: int, depth: int, zipf_exponent: float) -> np.ndarray:
+def _table(
+    rng: np.random.Generator, vocab_size: int, depth: int, zipf_exponent: float
+) -> np.ndarray:
     """log p [V^depth, V]: shuffled Zipf logits with Gaussian jitter, as SPEC 1.4 draws them."""
     num_prefixes = vocab_size**depth
     perm = np.argsort(rng.random((num_prefixes, vocab_size)), axis=1)

@@ -120,7 +120,9 @@ def fixed(value: float, decimals: int, sign: str = "") -> str:
 def interval_cells(metric: str, column: Sequence[dict[str, float] | None]) -> list[Cell]:
     """A column of means with their intervals below; None is a dash."""
     digits = decimals_for(abs(found["mean"]) for found in column if found is not None)
-    return [_dash(metric) if found is None else _interval(metric, found, digits) for found in column]
+    return [
+        _dash(metric) if found is None else _interval(metric, found, digits) for found in column
+    ]
 
 
 def number_cells(metric: str, column: Sequence[float | None]) -> list[Cell]:

@@ -17,11 +17,15 @@ _FEW = 10  # problems; percentile bootstrap intervals cover too rarely below
 
 def differences_grid(found: Differences, name: str, run: str) -> Grid:
     """A table of paired differences: the mean, its interval, p; in bold where the interval excludes 0."""
-    shown = [_BY_METRIC[metric] for metric in METRICS if any(metric in row for row in found.values())]
+    shown = [
+        _BY_METRIC[metric] for metric in METRICS if any(metric in row for row in found.values())
+    ]
     columns = []
     for metric in (column.metric for column in shown):
         values = [row[metric] for row in found.values() if metric in row]
-        digits = decimals_for(abs(x) for value in values for x in (value.low, value.high, value.mean))
+        digits = decimals_for(
+            abs(x) for value in values for x in (value.low, value.high, value.mean)
+        )
         columns.append([_cell(metric, row.get(metric), digits) for row in found.values()])
     rows = [Row(label, row, run, label) for label, row in zip(found, by_rows(columns), strict=True)]
     return Grid(name, "method", [c.title for c in shown], rows, [hint(c) for c in shown])

@@ -21,10 +21,16 @@ _PAGE = Path(__file__).parent / "page"
 def to_html(title: str, subtitle: str, sections: Sequence[Section]) -> str:
     """The text of report.html; pictures are read from their .svg files."""
     environment = Environment(
-        loader=FileSystemLoader(_PAGE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(_PAGE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters |= {"prose": _prose, "data_uri": _data_uri}
-    return environment.get_template("page.html.j2").render(title=title, subtitle=subtitle, sections=sections)
+    return environment.get_template("page.html.j2").render(
+        title=title, subtitle=subtitle, sections=sections
+    )
 
 
 def _prose(text: str) -> Markup:

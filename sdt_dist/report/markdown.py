@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from sdt_dist.report.blocks import Block, Bullets, Cell, Code, Grid, Picture, Section, Text, TreeView
+from sdt_dist.report.blocks import (
+    Block,
+    Bullets,
+    Cell,
+    Code,
+    Grid,
+    Picture,
+    Section,
+    Text,
+    TreeView,
+)
 
 
 def to_markdown(title: str, sections: Sequence[Section], folder: Path) -> str:
@@ -42,10 +52,15 @@ def _block(block: Block, folder: Path) -> Iterator[str]:
 
 def _grid(grid: Grid) -> str:
     hints = grid.hints or [""] * len(grid.titles)
-    titles = [f"{title} ({hint})" if hint else title for title, hint in zip(grid.titles, hints, strict=True)]
+    titles = [
+        f"{title} ({hint})" if hint else title
+        for title, hint in zip(grid.titles, hints, strict=True)
+    ]
     lines = [[grid.corner, *titles], ["---", *["---:"] * len(titles)]]
     lines += [[row.title, *map(_cell, row.cells)] for row in grid.rows]
-    return "\n".join("| " + " | ".join(entry.replace("|", "\\|") for entry in line) + " |" for line in lines)
+    return "\n".join(
+        "| " + " | ".join(entry.replace("|", "\\|") for entry in line) + " |" for line in lines
+    )
 
 
 def _cell(cell: Cell) -> str:

@@ -62,7 +62,10 @@ _FIGURES: dict[str, tuple[str, str]] = {
         "CRPS at the matched budget and against seconds: means over problems with 95% bootstrap intervals. `greedy` and `sample` "
         "are reference lines outside the budget.",
     ),
-    "ablation": (_ABLATIONS, "Means over problems at every combination of the settings that were varied."),
+    "ablation": (
+        _ABLATIONS,
+        "Means over problems at every combination of the settings that were varied.",
+    ),
     "fans": ("Forecasts", "Forecasts of some problems, plain samples above aligned ones."),
     "spectra": (
         "Spectra",
@@ -70,7 +73,10 @@ _FIGURES: dict[str, tuple[str, str]] = {
         "good method comes near the true future's spectrum.",
     ),
     "rewards": ("Rewards and diversity", "Rewards of all returned samples."),
-    "diversity": ("Rewards and diversity", "Distinct samples against their mean reward, with 95% intervals."),
+    "diversity": (
+        "Rewards and diversity",
+        "Distinct samples against their mean reward, with 95% intervals.",
+    ),
     "log_z": (
         "Effective samples and log Z",
         "Effective sample size, and the standard error of log Z that a search states.",
@@ -96,7 +102,9 @@ class RunFiles:
         config = saved_config(directory)
         table = tabulate(directory)
         if not table:
-            raise ResultsError(f"results: {directory} holds no result yet; go on with `sdt evaluate --resume`.")
+            raise ResultsError(
+                f"results: {directory} holds no result yet; go on with `sdt evaluate --resume`."
+            )
         summary = write_summary(directory, table)
         return cls(name, key, Run(directory), config, table, summary, read_environment(directory))
 
@@ -106,10 +114,16 @@ class RunFiles:
 
     def reference(self, wanted: str | None) -> str:
         """What others are compared with: the wanted label, plain sampling, or the first method, at the middle of an ablation."""
-        return next(label for label in (wanted, BASE, *middle(self.config), *self.table) if label in self.table)
+        return next(
+            label
+            for label in (wanted, BASE, *middle(self.config), *self.table)
+            if label in self.table
+        )
 
 
-def run_section(files: RunFiles, figures: Sequence[Path], one_problem: Section, reference: str) -> Section:
+def run_section(
+    files: RunFiles, figures: Sequence[Path], one_problem: Section, reference: str
+) -> Section:
     """The whole part of one run; `figures` are the stems of the files that were drawn. An ablation's own come first."""
     drawn = figure_sections(files.key, figures)
     first = [section for section in drawn if section.title == _ABLATIONS]
@@ -123,7 +137,11 @@ def run_section(files: RunFiles, figures: Sequence[Path], one_problem: Section, 
             Section(f"Compared with {reference}", f"{files.key}-paired", _paired(files, reference)),
             *(section for section in drawn if section not in first),
             one_problem,
-            Section("Costs", f"{files.key}-costs", [costs(files), Text(_COSTS_EXPLAINED), *_failures(files.directory)]),
+            Section(
+                "Costs",
+                f"{files.key}-costs",
+                [costs(files), Text(_COSTS_EXPLAINED), *_failures(files.directory)],
+            ),
             Section("How it was made", f"{files.key}-made", _made(files)),
         ],
     )
@@ -155,18 +173,26 @@ def _request(files: RunFiles) -> Grid:
         "reward": config.reward,
         "λ": _setting(config, "lambda"),
         "budget": f"cost of {_setting(config, 'rollouts')} rollouts a problem",
-        **{f"{name}, varied": _setting(config, name) for name in config.ablate if name not in ("lambda", "rollouts")},
+        **{
+            f"{name}, varied": _setting(config, name)
+            for name in config.ablate
+            if name not in ("lambda", "rollouts")
+        },
         "samples returned": str(config.num_samples),
         "seed": str(config.seed),
         "answered by": backends_of(files.environment),
     }
-    return Grid("request", "asked", ["value"], [Row(name, [Cell(value)]) for name, value in facts.items()])
+    return Grid(
+        "request", "asked", ["value"], [Row(name, [Cell(value)]) for name, value in facts.items()]
+    )
 
 
 def _setting(config: EvaluationConfig, name: str) -> str:
     """λ, the budget or another parameter as the run had it, or all the values that its methods or its ablation gave it."""
     if name == "lambda":
-        searched = [method for method in config.method_configs() if not get_method(method.name).reference]
+        searched = [
+            method for method in config.method_configs() if not get_method(method.name).reference
+        ]
         own = {config.options_of(method)["inverse_temperature"] for method in searched}
         values = sorted(own) or [config.inverse_temperature]
     else:
@@ -193,21 +219,36 @@ def _results(files: RunFiles) -> list[Block]:
 
 def means_grid(files: RunFiles, metrics: Sequence[str], truth: dict[str, dict[str, float]]) -> Grid:
     """Means and intervals of those metrics that the run has, one row a method; the true futures' where they have any."""
-    columns = [c for c in COLUMNS if c.metric in metrics and any(c.metric in row for row in files.summary.values())]
+    columns = [
+        c
+        for c in COLUMNS
+        if c.metric in metrics and any(c.metric in row for row in files.summary.values())
+    ]
     rows = dict(files.summary) | ({TRUE_FUTURE: truth} if truth else {})
-    cells = [interval_cells(column.metric, [row.get(column.metric) for row in rows.values()]) for column in columns]
+    cells = [
+        interval_cells(column.metric, [row.get(column.metric) for row in rows.values()])
+        for column in columns
+    ]
     return label_grid("methods", columns, cells, files, list(rows))
 
 
 def label_grid(
-    name: str, columns: Sequence[Column], cells: Sequence[Sequence[Cell]], files: RunFiles, labels: Sequence[str]
+    name: str,
+    columns: Sequence[Column],
+    cells: Sequence[Sequence[Cell]],
+    files: RunFiles,
+    labels: Sequence[str],
 ) -> Grid:
     """A table of a run with one row a label; a star marks reference lines."""
     names = {method.label: method.name for method in files.config.method_configs()}
-    marks = ["*" if label in names and get_method(names[label]).reference else "" for label in labels]
+    marks = [
+        "*" if label in names and get_method(names[label]).reference else "" for label in labels
+    ]
     rows = [
         Row(label + mark, row, files.key, label)
-        for label, mark, row in zip(labels, marks, by_rows(cells) or [[] for _ in labels], strict=True)
+        for label, mark, row in zip(
+            labels, marks, by_rows(cells) or [[] for _ in labels], strict=True
+        )
     ]
     return Grid(name, "method", [c.title for c in columns], rows, [hint(c) for c in columns])
 
@@ -218,7 +259,10 @@ def _paired(files: RunFiles, reference: str) -> list[Block]:
     table = files.table
     if files.run.reward_note:  # by each label's own reward, so not comparable
         table = {
-            label: {i: {m: value for m, value in row.items() if m != "reward_mean"} for i, row in rows.items()}
+            label: {
+                i: {m: value for m, value in row.items() if m != "reward_mean"}
+                for i, row in rows.items()
+            }
             for label, rows in table.items()
         }
     found = between_methods(table, reference)
@@ -238,17 +282,25 @@ def figure_sections(key: str, figures: Sequence[Path]) -> list[Section]:
     for name, (title, caption) in _FIGURES.items():
         if name in by_name:
             parts.setdefault(title, []).append(Picture(by_name[name], caption))
-    return [Section(title, f"{key}-{title.lower().replace(' ', '-')}", blocks) for title, blocks in parts.items()]
+    return [
+        Section(title, f"{key}-{title.lower().replace(' ', '-')}", blocks)
+        for title, blocks in parts.items()
+    ]
 
 
 def costs(files: RunFiles) -> Grid:
     """What every method paid a problem, its time per NFE, the problems that it was given, and its failures."""
     table = files.table
     labels = list(files.table)
-    columns = [number_cells(c.metric, [cost_mean(table, label, c.metric) for label in labels]) for c in COSTS]
+    columns = [
+        number_cells(c.metric, [cost_mean(table, label, c.metric) for label in labels])
+        for c in COSTS
+    ]
     columns.append(number_cells("ms_per_nfe", [ms_per_nfe(table, label) for label in labels]))
     columns.append(number_cells("problems", [float(len(table[label])) for label in labels]))
-    failed = [float(sum(row["success_rate"] == 0 for row in table[label].values())) for label in labels]
+    failed = [
+        float(sum(row["success_rate"] == 0 for row in table[label].values())) for label in labels
+    ]
     columns.append(number_cells("failed", failed))
     return label_grid("costs", [*COSTS, *COST_RATIOS], columns, files, labels)
 
@@ -261,7 +313,9 @@ def cost_mean(table: Table, label: str, metric: str) -> float | None:
 
 def ms_per_nfe(table: Table, label: str) -> float | None:
     """Milliseconds per next-token distribution, over all problems of a method."""
-    nfe, wall = (sum(row.get(metric, 0.0) for row in table[label].values()) for metric in ("nfe", "wall_s"))
+    nfe, wall = (
+        sum(row.get(metric, 0.0) for row in table[label].values()) for metric in ("nfe", "wall_s")
+    )
     return 1000 * wall / nfe if nfe else None
 
 
@@ -277,8 +331,13 @@ def _failures(directory: Path) -> list[Block]:
     failed: dict[str, list[str]] = {}
     for line in read_lines(directory):
         if line["status"] != "ok":
-            failed.setdefault(line["label"], []).append(f"{line['name']}: {' '.join(str(line.get('error')).split())}")
-    items = [f"`{label}` failed on {len(errors)} problems, first on {errors[0]}" for label, errors in failed.items()]
+            failed.setdefault(line["label"], []).append(
+                f"{line['name']}: {' '.join(str(line.get('error')).split())}"
+            )
+    items = [
+        f"`{label}` failed on {len(errors)} problems, first on {errors[0]}"
+        for label, errors in failed.items()
+    ]
     return [Bullets(items)] if items else []
 
 
@@ -286,13 +345,22 @@ def _made(files: RunFiles) -> list[Block]:
     """Configuration, versions and hardware."""
     blocks: list[Block] = [Code((files.directory / CONFIG).read_text(encoding="utf-8").strip())]
     if not files.environment:
-        return [*blocks, Text("The run did not note its versions and hardware (it holds no environment.json).")]
+        return [
+            *blocks,
+            Text("The run did not note its versions and hardware (it holds no environment.json)."),
+        ]
     return [*blocks, *(environment_grid(entry) for entry in files.environment)]
 
 
 def environment_grid(entry: dict[str, Any]) -> Grid:
     """One environment as a table of two columns."""
     packages = ", ".join(f"{name} {found}" for name, found in entry["packages"].items())
-    facts = {name: fact for name, fact in environment_facts(entry).items() if name not in entry["packages"]}
-    rows = [Row(name, text_cells([fact])) for name, fact in (facts | {"packages": packages}).items()]
+    facts = {
+        name: fact
+        for name, fact in environment_facts(entry).items()
+        if name not in entry["packages"]
+    }
+    rows = [
+        Row(name, text_cells([fact])) for name, fact in (facts | {"packages": packages}).items()
+    ]
     return Grid("environment", "made with", ["value"], rows)

@@ -30,7 +30,9 @@ def labels_with_tree(run: Run) -> list[str]:
     return [label for label in run.lines if tree_path(run.directory, label).is_file()]
 
 
-def check_choice(runs: Sequence[RunFiles], problem: int | None, method: str | None, reference: str | None) -> None:
+def check_choice(
+    runs: Sequence[RunFiles], problem: int | None, method: str | None, reference: str | None
+) -> None:
     """ResultsError for a problem or label that none of the runs has."""
     if problem is not None and not any(problem in run.run.problems for run in runs):
         last = max((max(run.run.problems) for run in runs), default=-1)
@@ -38,7 +40,9 @@ def check_choice(runs: Sequence[RunFiles], problem: int | None, method: str | No
     known = dict.fromkeys(label for run in runs for label in run.table)
     for field, label in (("method", method), ("reference", reference)):
         if label is not None and label not in known:
-            raise ResultsError(f"{field}: {label!r}, allowed: {', '.join(known)}, the methods of these runs.")
+            raise ResultsError(
+                f"{field}: {label!r}, allowed: {', '.join(known)}, the methods of these runs."
+            )
 
 
 def _tree_label(run: Run, problem: int, method: str | None) -> str | None:
@@ -69,7 +73,11 @@ def problem_section(files: RunFiles, choice: Choice, drawn: Sequence[Path]) -> S
     """The chosen problem; `drawn` are the stems of a run's figures."""
     anchor = f"{files.key}-problem"
     if choice.problem not in files.run.problems:
-        return Section(f"Problem {choice.problem}", anchor, [Text(f"This run has no problem {choice.problem}.")])
+        return Section(
+            f"Problem {choice.problem}",
+            anchor,
+            [Text(f"This run has no problem {choice.problem}.")],
+        )
     name = files.run.problems[choice.problem].name
     blocks: list[Block] = []
     stems = {stem.name: stem for stem in drawn}
@@ -84,7 +92,11 @@ def problem_section(files: RunFiles, choice: Choice, drawn: Sequence[Path]) -> S
 
 def _no_tree(run: Run, problem: int, method: str | None) -> str:
     kept = labels_with_tree(run)
-    exist = f"of problem {TREE_PROBLEM} by {', '.join(f'`{known}`' for known in kept)}" if kept else "none"
+    exist = (
+        f"of problem {TREE_PROBLEM} by {', '.join(f'`{known}`' for known in kept)}"
+        if kept
+        else "none"
+    )
     asked = f" by `{method}`" if method is not None else ""
     return f"No search tree of problem {problem}{asked} was kept. Trees in this run: {exist}."
 
@@ -106,7 +118,9 @@ def tree_data(files: RunFiles, label: str) -> dict[str, Any]:
     nodes = saved.tree.nodes[: saved.tree.size]
     order = []
     place = {-1: -1}
-    for node in np.sort(np.argsort(-nodes["visits"].astype(np.int64), kind="stable")[:MAX_NODES]).tolist():
+    for node in np.sort(
+        np.argsort(-nodes["visits"].astype(np.int64), kind="stable")[:MAX_NODES]
+    ).tolist():
         if int(nodes["parent"][node]) in place:
             place[node] = len(order)
             order.append(node)

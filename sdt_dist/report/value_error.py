@@ -23,7 +23,10 @@ class ValueErrors:
 
     def save(self, directory: Path) -> Path:
         """Write value_error.json. ResultsError when the disk refuses."""
-        write_text(directory / VALUE_ERROR, json.dumps({"title": self.title, "curves": self.curves}, indent=1))
+        write_text(
+            directory / VALUE_ERROR,
+            json.dumps({"title": self.title, "curves": self.curves}, indent=1),
+        )
         return directory / VALUE_ERROR
 
     @classmethod
@@ -34,7 +37,9 @@ class ValueErrors:
             return None
         try:
             read = json.loads(path.read_text(encoding="utf-8"))
-            curves = {str(k): {int(d): float(e) for d, e in v.items()} for k, v in read["curves"].items()}
+            curves = {
+                str(k): {int(d): float(e) for d, e in v.items()} for k, v in read["curves"].items()
+            }
             return cls(str(read["title"]), curves)
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise ResultsError(
@@ -45,10 +50,14 @@ class ValueErrors:
 def value_error_section(errors: ValueErrors, key: str, run: str, stem: Path) -> Section:
     """The curves as a picture, which was drawn under `stem`, and as a table."""
     depths = sorted({depth for curve in errors.curves.values() for depth in curve})
-    columns = [number_cells(f"depth {d}", [curve.get(d) for curve in errors.curves.values()]) for d in depths]
-    rows = [Row(label, row, run, label) for label, row in zip(errors.curves, by_rows(columns), strict=True)]
-    caption = (
-        f"Mean |v − V| over the nodes of a tree at each depth, where V is exact: {errors.title}. Depth 0 is the root."
-    )
+    columns = [
+        number_cells(f"depth {d}", [curve.get(d) for curve in errors.curves.values()])
+        for d in depths
+    ]
+    rows = [
+        Row(label, row, run, label)
+        for label, row in zip(errors.curves, by_rows(columns), strict=True)
+    ]
+    caption = f"Mean |v − V| over the nodes of a tree at each depth, where V is exact: {errors.title}. Depth 0 is the root."
     grid = Grid("value_error", "method", [f"depth {d}" for d in depths], rows)
     return Section(f"{run}: value error against depth", key, [Picture(stem, caption), grid])

@@ -32,7 +32,17 @@ from sdt_dist.report.value_error import VALUE_ERROR, ValueErrors, value_error_se
 from sdt_dist.search.methods import get_method
 
 SUFFIXES = (".png", ".pdf", ".svg")  # of every figure: for Markdown, for papers, for the page
-_TERMINAL = ("crps", "mase", "coverage_80", "spec_w1", "log_l1", "reward_mean", "ess", "nfe", "wall_s")
+_TERMINAL = (
+    "crps",
+    "mase",
+    "coverage_80",
+    "spec_w1",
+    "log_l1",
+    "reward_mean",
+    "ess",
+    "nfe",
+    "wall_s",
+)
 _LEGEND = """\
 Means over problems, every method with the same budget of model evaluations
 unless its label names another.
@@ -58,15 +68,23 @@ def print_table(directory: Path) -> None:
         table.add_column(column.short, justify="right", no_wrap=True)
     for label in summary:
         mark = "*" if label in methods and get_method(methods[label]).reference else ""
-        table.add_row(escape(label + mark), *(cell(summary, label, column.metric) for column in columns))
+        table.add_row(
+            escape(label + mark), *(cell(summary, label, column.metric) for column in columns)
+        )
     table.add_section()
-    table.add_row("true future", *(number(truth[c.metric]["mean"]) if c.metric in truth else "" for c in columns))
+    table.add_row(
+        "true future",
+        *(number(truth[c.metric]["mean"]) if c.metric in truth else "" for c in columns),
+    )
     console = Console()
     console.print(table, highlight=False)
     console.print(_LEGEND, highlight=False, markup=False)
     for label, row in summary.items():
         if row["success_rate"]["mean"] < 1:
-            console.print(f"{label}: {1 - row['success_rate']['mean']:.0%} of the searches failed.", highlight=False)
+            console.print(
+                f"{label}: {1 - row['success_rate']['mean']:.0%} of the searches failed.",
+                highlight=False,
+            )
 
 
 def write_report(
@@ -96,7 +114,11 @@ def write_report(
         if (directory / SAMPLES).is_file():
             say(f"{name}: measures of every sample")
             runs.append(RunFiles.load(directory, name, f"run-{place}"))
-    toys = [(name, errors) for directory, name in named if (errors := ValueErrors.load(directory)) is not None]
+    toys = [
+        (name, errors)
+        for directory, name in named
+        if (errors := ValueErrors.load(directory)) is not None
+    ]
     check_choice(runs, problem, method, reference)
     choices = [Choice.of(files, problem, method) for files in runs]
     say("comparing the runs")
@@ -104,11 +126,16 @@ def write_report(
     for files, choice in zip(runs, choices, strict=True):
         say(f"{files.name}: figures and tests")
         sections.append(_section_of_run(files, output, choice, files.reference(reference)))
-    sections += [_section_of_toys(f"toys-{place}", *found, output) for place, found in enumerate(toys)]
+    sections += [
+        _section_of_toys(f"toys-{place}", *found, output) for place, found in enumerate(toys)
+    ]
     *earlier, last = (name for _, name in named)
     title = f"Evaluation of {', '.join(earlier)}{' and ' if earlier else ''}{last}"
     subtitle = f"Made by sdt-dist {version('sdt-dist')} from the runs' result files alone."
-    write_text(output / "report.md", to_markdown(title, [Section("", "", [Text(subtitle)]), *sections], output))
+    write_text(
+        output / "report.md",
+        to_markdown(title, [Section("", "", [Text(subtitle)]), *sections], output),
+    )
     write_text(output / "report.html", to_html(title, subtitle, sections))
     return output / "report.html"
 

@@ -61,7 +61,9 @@ class SumReward(Reward):
         self.parts: list[tuple[float, Reward]] = []
         for factor, part in parts:
             if not isinstance(factor, (int, float, np.number)) or not np.isfinite(factor):
-                raise ConfigurationError(f"reward {part.label}: factor {factor!r}, allowed: a finite number.")
+                raise ConfigurationError(
+                    f"reward {part.label}: factor {factor!r}, allowed: a finite number."
+                )
             inner = part.parts if isinstance(part, SumReward) else [(1.0, part)]
             self.parts += [(float(factor) * weight, reward) for weight, reward in inner]
         self.has_partial = any(part.has_partial for _, part in self.parts)
@@ -83,11 +85,19 @@ class SumReward(Reward):
     @property
     def multipliers(self) -> dict[str, float]:
         pairs = zip(self.parts, self._names(), strict=True)
-        return {names[n]: factor * m for (factor, part), names in pairs for n, m in part.multipliers.items()}
+        return {
+            names[n]: factor * m
+            for (factor, part), names in pairs
+            for n, m in part.multipliers.items()
+        }
 
     def components(self, samples: Sequence[Decoded]) -> dict[str, np.ndarray]:
         pairs = zip(self.parts, self._names(), strict=True)
-        return {names[n]: term for (_, part), names in pairs for n, term in checked_terms(part, samples).items()}
+        return {
+            names[n]: term
+            for (_, part), names in pairs
+            for n, term in checked_terms(part, samples).items()
+        }
 
     def partial(self, samples: Sequence[Decoded]) -> np.ndarray:
         terms = (f * checked_partial(part, samples) for f, part in self.parts if part.has_partial)
@@ -134,7 +144,9 @@ def view_of(samples: Sequence[Decoded], view: View) -> Any:
         return [list(sample.tokens) for sample in samples]
     values = [getattr(sample, view) for sample in samples]
     if any(value is None for value in values):
-        raise RewardError(f"reward: needs the {view} of samples, which this model's samples do not have.")
+        raise RewardError(
+            f"reward: needs the {view} of samples, which this model's samples do not have."
+        )
     return values if view == "text" else np.stack(values)
 
 
@@ -149,4 +161,6 @@ def as_reward(reward: Any, default_view: View) -> Any:
         return reward
     if callable(reward):
         return CallableReward(reward, default_view)
-    raise ConfigurationError(f"reward: {type(reward).__name__}, allowed: a Reward, or a callable of finished samples.")
+    raise ConfigurationError(
+        f"reward: {type(reward).__name__}, allowed: a Reward, or a callable of finished samples."
+    )

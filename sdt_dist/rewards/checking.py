@@ -15,7 +15,9 @@ from sdt_dist.errors import RewardError, SdtError
 from sdt_dist.protocols import Decoded
 
 
-def weighted_sum(reward: Any, samples: Sequence[Decoded]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def weighted_sum(
+    reward: Any, samples: Sequence[Decoded]
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Rewards [B] float64 and their raw terms [B] by name, of anything with `components` and `multipliers`.
 
     RewardError names the reward, the term and the sample where one is not a finite number or the shape is wrong.
@@ -36,7 +38,10 @@ def checked_terms(reward: Any, samples: Sequence[Decoded]) -> dict[str, np.ndarr
             raise RewardError(
                 f"reward {_label(reward)}: terms {sorted(terms)} but multipliers {sorted(reward.multipliers)}."
             )
-        return {name: _numbers(v, f"reward {_label(reward)}, term {name!r}", samples) for name, v in terms.items()}
+        return {
+            name: _numbers(v, f"reward {_label(reward)}, term {name!r}", samples)
+            for name, v in terms.items()
+        }
 
 
 def checked_partial(reward: Any, samples: Sequence[Decoded]) -> np.ndarray:
@@ -53,7 +58,9 @@ def _supervised(reward: Any) -> Iterator[None]:
         raise
     except Exception as error:  # user code may raise anything
         reason = " ".join(str(error).split())
-        raise RewardError(f"reward {_label(reward)}: raised {type(error).__name__}: {reason}") from error
+        raise RewardError(
+            f"reward {_label(reward)}: raised {type(error).__name__}: {reason}"
+        ) from error
 
 
 def _label(reward: Any) -> str:
@@ -63,9 +70,13 @@ def _label(reward: Any) -> str:
 def _numbers(values: Any, where: str, samples: Sequence[Decoded]) -> np.ndarray:
     array = np.asarray(values)
     if array.dtype.kind not in "fiub":
-        raise RewardError(f"{where}: holds {array.dtype} such as {array.ravel()[:1]}, allowed: numbers.")
+        raise RewardError(
+            f"{where}: holds {array.dtype} such as {array.ravel()[:1]}, allowed: numbers."
+        )
     if array.shape != (len(samples),):
-        raise RewardError(f"{where}: shape {array.shape} for {len(samples)} samples, allowed: one number per sample.")
+        raise RewardError(
+            f"{where}: shape {array.shape} for {len(samples)} samples, allowed: one number per sample."
+        )
     array = array.astype(np.float64)
     bad = np.flatnonzero(~np.isfinite(array))
     if len(bad):

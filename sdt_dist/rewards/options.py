@@ -25,11 +25,17 @@ def read_options(name: str, make: Callable[..., Any], text: str) -> dict[str, An
     for item in filter(None, map(str.strip, text.split(","))):
         key, equals, value = (part.strip() for part in item.partition("="))
         if not equals or key not in parameters:
-            raise ConfigurationError(f"reward {name}: option {item!r}, allowed: {', '.join(parameters) or 'none'}.")
+            raise ConfigurationError(
+                f"reward {name}: option {item!r}, allowed: {', '.join(parameters) or 'none'}."
+            )
         if key in options:
-            raise ConfigurationError(f"reward {name}: option {key!r} is given twice, allowed: once.")
+            raise ConfigurationError(
+                f"reward {name}: option {key!r} is given twice, allowed: once."
+            )
         options[key] = read_value(name, key, value, parameters[key].annotation)
-    missing = [p.name for p in parameters.values() if p.default is p.empty and p.name not in options]
+    missing = [
+        p.name for p in parameters.values() if p.default is p.empty and p.name not in options
+    ]
     if missing:
         raise ConfigurationError(f"reward {name}: option {missing[0]!r} is missing.")
     return options
@@ -46,7 +52,9 @@ def read_value(name: str, option: str, text: str, annotation: Any) -> Any:
     try:
         return reader(text)
     except (ValueError, KeyError) as error:
-        raise ConfigurationError(f"reward {name}: option '{option}={text}', allowed: {allowed}.") from error
+        raise ConfigurationError(
+            f"reward {name}: option '{option}={text}', allowed: {allowed}."
+        ) from error
 
 
 def write_number(value: float) -> str:

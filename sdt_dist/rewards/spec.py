@@ -37,7 +37,11 @@ FORECAST_TERMS: dict[str, Callable[..., Reward]] = {
 }
 TEXT_TERMS: dict[str, Callable[..., Reward]] = {"length": Length}
 WEIGHTS = ("gamma",)  # options that are multipliers of a term
-FREE_TEXT_TERMS = ("regex", "answer", "reward_model")  # stand alone: what follows the colon may hold any character
+FREE_TEXT_TERMS = (
+    "regex",
+    "answer",
+    "reward_model",
+)  # stand alone: what follows the colon may hold any character
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +78,9 @@ class RewardFactory:
     def check_horizon(self, horizon: int) -> None:
         """ContextError for forecasts too short for this reward."""
         if horizon < self.min_horizon:
-            raise ContextError(f"reward {self.spec!r}: horizon {horizon}, must be >= {self.min_horizon}.")
+            raise ContextError(
+                f"reward {self.spec!r}: horizon {horizon}, must be >= {self.min_horizon}."
+            )
 
     def build(self, context: RewardContext) -> Reward:
         """The reward of one problem; ContextError or ConfigurationError when its context does not fit."""
@@ -97,8 +103,12 @@ def parse_reward(spec: str) -> RewardFactory:
         rewards = [(factor, _make_term(name, options, context)) for factor, name, options in parts]
         return rewards[0][1] if len(rewards) == 1 and rewards[0][0] == 1.0 else SumReward(rewards)
 
-    stand_in = RewardContext(history=np.sin(np.arange(512.0)))  # so that option values out of range are found now
-    return RewardFactory(spec, "tokens" if all(is_text) else "series", make, make(stand_in).min_horizon)
+    stand_in = RewardContext(
+        history=np.sin(np.arange(512.0))
+    )  # so that option values out of range are found now
+    return RewardFactory(
+        spec, "tokens" if all(is_text) else "series", make, make(stand_in).min_horizon
+    )
 
 
 def reward_identity(spec: str) -> str:
@@ -111,7 +121,10 @@ def reward_identity(spec: str) -> str:
     if _is_file(spec):
         return f"{hashlib.blake2b(Path(file).read_bytes(), digest_size=16).hexdigest()}:{name}"
     terms = [_parse_term(term) for term in _terms_of(spec)]
-    kept = [(name, sorted((k, v) for k, v in options.items() if k not in WEIGHTS)) for _, name, options in terms]
+    kept = [
+        (name, sorted((k, v) for k, v in options.items() if k not in WEIGHTS))
+        for _, name, options in terms
+    ]
     return "+".join(f"{name}:{options}" for name, options in kept) or spec
 
 
@@ -124,7 +137,9 @@ def with_gamma(spec: str, gamma: float) -> str:
     terms = _terms_of(spec)
     gammas = {i: found for i, term in enumerate(terms) if (found := _gamma_of(term)) is not None}
     if not gammas:
-        raise ConfigurationError(f"gamma: {gamma}, but reward {spec!r} has no spectral term; give one that has.")
+        raise ConfigurationError(
+            f"gamma: {gamma}, but reward {spec!r} has no spectral term; give one that has."
+        )
     if len(set(gammas.values())) > 1:
         raise ConfigurationError(
             f"gamma: {gamma}, but the spectral terms of reward {spec!r} have the gammas {sorted(gammas.values())}; write "
@@ -132,7 +147,9 @@ def with_gamma(spec: str, gamma: float) -> str:
         )
     if set(gammas.values()) == {float(gamma)}:
         return spec
-    changed = "+".join(_regamma(term, gamma) if i in gammas else term for i, term in enumerate(terms))
+    changed = "+".join(
+        _regamma(term, gamma) if i in gammas else term for i, term in enumerate(terms)
+    )
     parse_reward(changed)
     return changed
 
@@ -159,7 +176,11 @@ def _gamma_of(term: str) -> float | None:
 def _regamma(term: str, gamma: float) -> str:
     match = _TERM.match(term)
     assert match is not None
-    others = [o for o in (match["options"] or "").split(",") if o.partition("=")[0].strip() not in ("gamma", "")]
+    others = [
+        o
+        for o in (match["options"] or "").split(",")
+        if o.partition("=")[0].strip() not in ("gamma", "")
+    ]
     factor = f"{match['factor']}*" if match["factor"] else ""
     return f"{factor}{match['name']}:{','.join([f'gamma={write_number(gamma)}', *others])}"
 
@@ -213,6 +234,8 @@ def _file_factory(spec: str) -> RewardFactory:
 
     def make(context: RewardContext) -> Reward:
         view: View = "tokens" if context.history is None else "series"
-        return CallableReward(partial(function, context=context) if takes_context else function, view, name)
+        return CallableReward(
+            partial(function, context=context) if takes_context else function, view, name
+        )
 
     return RewardFactory(spec, "any", make)

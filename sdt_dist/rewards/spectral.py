@@ -38,11 +38,15 @@ class SpectralReward(Reward):
         segment: int | None = None,
     ) -> None:
         if distance not in DISTANCES:
-            raise ConfigurationError(f"spectral: distance={distance!r}, allowed: {', '.join(DISTANCES)}.")
+            raise ConfigurationError(
+                f"spectral: distance={distance!r}, allowed: {', '.join(DISTANCES)}."
+            )
         if not 0 <= gamma < np.inf:
             raise ConfigurationError(f"spectral: gamma={gamma}, must be finite and >= 0.")
         if segment is not None and not (isinstance(segment, int) and segment >= MIN_SEGMENT):
-            raise ConfigurationError(f"spectral: segment={segment}, must be a whole number >= {MIN_SEGMENT}, or None.")
+            raise ConfigurationError(
+                f"spectral: segment={segment}, must be a whole number >= {MIN_SEGMENT}, or None."
+            )
         self.gamma = float(gamma)
         self.distance = distance
         self.segment = segment
@@ -67,7 +71,9 @@ class SpectralReward(Reward):
         """D [B] of standardised series [B, L]."""
         length = standardised.shape[1]
         if length < self.min_horizon:
-            raise ContextError(f"spectral: horizon {length}, must be >= {self.min_horizon}, the length of one segment.")
+            raise ContextError(
+                f"spectral: horizon {length}, must be >= {self.min_horizon}, the length of one segment."
+            )
         segment = self.segment or max(MIN_SEGMENT, length // 2)
         frequencies, spectra = power_spectrum(standardised, segment)
         return DISTANCES[self.distance](spectra, self._reference(length, segment), frequencies)

@@ -24,7 +24,9 @@ class Regex(Reward):
         try:
             self.pattern = re.compile(pattern)
         except re.error as error:
-            raise ConfigurationError(f"regex: {pattern!r} is not a valid pattern ({error}).") from error
+            raise ConfigurationError(
+                f"regex: {pattern!r} is not a valid pattern ({error})."
+            ) from error
 
     def components(self, samples: Sequence[Decoded]) -> dict[str, np.ndarray]:
         texts = view_of(samples, "text")
@@ -72,12 +74,18 @@ class RewardModel(Reward):
 
     def __init__(self, model: str, prompt: str | None, batch_size: int = 16) -> None:
         if prompt is None:
-            raise ConfigurationError("reward_model: needs the prompt as text; forecasts and token ids have none.")
+            raise ConfigurationError(
+                "reward_model: needs the prompt as text; forecasts and token ids have none."
+            )
         directory = Path(model)
         if not directory.is_dir() and (model.startswith((".", "/", "~")) or model.count("/") != 1):
-            raise ConfigurationError(f"reward_model: {model!r} is neither a directory nor a hub id 'owner/name'.")
+            raise ConfigurationError(
+                f"reward_model: {model!r} is neither a directory nor a hub id 'owner/name'."
+            )
         if directory.is_dir() and not list(directory.glob("*.safetensors")):
-            raise CheckpointError(f"reward_model: {model} holds no .safetensors weights; pickles are refused.")
+            raise CheckpointError(
+                f"reward_model: {model} holds no .safetensors weights; pickles are refused."
+            )
         self.model = model
         self.prompt = prompt
         self.batch_size = batch_size
@@ -87,7 +95,11 @@ class RewardModel(Reward):
         texts = [self.prompt + text for text in view_of(samples, "text")]
         size = 1 if tokenizer.pad_token_id is None else self.batch_size
         batches = [texts[start : start + size] for start in range(0, len(texts), size)]
-        return {"reward_model": np.concatenate([np.zeros(0), *(_outputs(tokenizer, module, b) for b in batches)])}
+        return {
+            "reward_model": np.concatenate(
+                [np.zeros(0), *(_outputs(tokenizer, module, b) for b in batches)]
+            )
+        }
 
 
 def _outputs(tokenizer: Any, module: Any, texts: list[str]) -> np.ndarray:
@@ -96,9 +108,13 @@ def _outputs(tokenizer: Any, module: Any, texts: list[str]) -> np.ndarray:
 
     batch = tokenizer(texts, return_tensors="pt", padding=len(texts) > 1, padding_side="right")
     ids, mask = (batch[name].to(module.device) for name in ("input_ids", "attention_mask"))
-    limit = min(tokenizer.model_max_length, getattr(module.config, "max_position_embeddings", ids.shape[1]))
+    limit = min(
+        tokenizer.model_max_length, getattr(module.config, "max_position_embeddings", ids.shape[1])
+    )
     if ids.shape[1] > limit:
-        raise RewardError(f"reward_model: prompt and answer have {ids.shape[1]} tokens, allowed: {limit}.")
+        raise RewardError(
+            f"reward_model: prompt and answer have {ids.shape[1]} tokens, allowed: {limit}."
+        )
     with torch.inference_mode():
         return module(input_ids=ids, attention_mask=mask).logits[:, 0].double().cpu().numpy()
 
@@ -120,12 +136,20 @@ def _load_scorer(name: str) -> tuple[Any, Any]:
             output_loading_info=True,
         )
     except (OSError, ValueError) as error:
-        raise ConfigurationError(f"reward_model: {name!r} cannot be loaded: {' '.join(str(error).split())}") from error
+        raise ConfigurationError(
+            f"reward_model: {name!r} cannot be loaded: {' '.join(str(error).split())}"
+        ) from error
     if module.config.num_labels != 1:
-        raise ConfigurationError(f"reward_model: {name!r} has {module.config.num_labels} outputs, allowed: 1.")
+        raise ConfigurationError(
+            f"reward_model: {name!r} has {module.config.num_labels} outputs, allowed: 1."
+        )
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])[0]
-        raise CheckpointError(f"reward_model: {name!r} lacks the weights {missing!r}; it is no trained reward model.")
+        raise CheckpointError(
+            f"reward_model: {name!r} lacks the weights {missing!r}; it is no trained reward model."
+        )
     if tokenizer.pad_token_id is not None:
-        module.config.pad_token_id = tokenizer.pad_token_id  # where causal models look for the last real token
+        module.config.pad_token_id = (
+            tokenizer.pad_token_id
+        )  # where causal models look for the last real token
     return tokenizer, module.to(device).eval()

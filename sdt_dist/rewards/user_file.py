@@ -26,14 +26,19 @@ def load_function(path: Path, name: str) -> Callable[..., Any]:
     module = importlib.util.module_from_spec(module_spec)
     try:
         module_spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # a user's file may raise anything, and ends no process
+    except (
+        Exception,
+        SystemExit,
+    ) as error:  # a user's file may raise anything, and ends no process
         reason = " ".join(str(error).split())
         place = f"{path}{_line(error, str(module_spec.origin))}"
         raise ConfigurationError(f"reward: {place}: {type(error).__name__}: {reason}") from error
     function = getattr(module, name, None)
     if not callable(function):
         own = [key for key, value in vars(module).items() if inspect.isfunction(value)]
-        raise ConfigurationError(f"reward: {path} has no function {name!r}, allowed: {', '.join(own) or 'none'}.")
+        raise ConfigurationError(
+            f"reward: {path} has no function {name!r}, allowed: {', '.join(own) or 'none'}."
+        )
     return function
 
 
@@ -49,5 +54,9 @@ def _line(error: BaseException, file: str) -> str:
     """', line n' where the file itself is to blame: its syntax, or its innermost line that ran."""
     if isinstance(error, SyntaxError) and error.filename == file:
         return f", line {error.lineno}"
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    lines = [
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename == file
+    ]
     return f", line {lines[-1]}" if lines else ""

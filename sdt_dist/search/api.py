@@ -52,14 +52,20 @@ def run_searches(
     checked = validate_options(method, options)
     get_method(method).check_flow(flow is not None)
     if sharing is not None and flow is not None:
-        raise ConfigurationError("sharing: given together with a flow, allowed: one of them; leave one out.")
+        raise ConfigurationError(
+            "sharing: given together with a flow, allowed: one of them; leave one out."
+        )
     if flow is not None:
         process.load_flow(flow)
     if sharing is not None:
-        return _run_teams(process, problems, sharing, method, checked, seed, in_flight, on_progress, resume)
+        return _run_teams(
+            process, problems, sharing, method, checked, seed, in_flight, on_progress, resume
+        )
     name = None if flow is None else flow.identity
     searches = (
-        open_search(process, problem, method=method, options=checked, seed=seed, resume=resume, flow=name)
+        open_search(
+            process, problem, method=method, options=checked, seed=seed, resume=resume, flow=name
+        )
         for problem in problems
     )
     return drive(process, searches, in_flight=in_flight, on_progress=on_progress)
@@ -79,7 +85,9 @@ def _run_teams(
     """`run_searches` with the members of each problem as searches of their own, beside each other."""
     check_sharing(method, options, sharing.searchers_per_problem, sharing.warm is not None)
     if resume is not None:
-        raise ConfigurationError("resume: given together with shared evidence, allowed: one of them; leave one out.")
+        raise ConfigurationError(
+            "resume: given together with shared evidence, allowed: one of them; leave one out."
+        )
     sessions: dict[int, list[Session]] = {}
 
     def searches() -> Iterator[tuple[Session, Search]]:
@@ -87,7 +95,12 @@ def _run_teams(
             team = sessions[problem.index] = []
             for membership in sharing.members(problem.index):
                 session, search = open_search(
-                    process, problem, method=method, options=options, seed=seed, membership=membership
+                    process,
+                    problem,
+                    method=method,
+                    options=options,
+                    seed=seed,
+                    membership=membership,
                 )
                 team.append(session)
                 yield session, search
@@ -98,7 +111,9 @@ def _run_teams(
 
 
 def _one_a_problem(
-    runs: Iterator[tuple[int, SearchResult | SdtError]], sessions: dict[int, list[Session]], size: int
+    runs: Iterator[tuple[int, SearchResult | SdtError]],
+    sessions: dict[int, list[Session]],
+    size: int,
 ) -> Iterator[tuple[int, SearchResult | SdtError]]:
     """Members' outcomes, merged when all of a problem have ended; the first error is the problem's."""
     outcomes: dict[int, list[SearchResult | SdtError]] = {}

@@ -15,16 +15,24 @@ from sdt_dist.noise import position_key
 from sdt_dist.protocols import Decoded, FinishReason, Process, Rollout, RolloutRequest, Root
 
 
-def block_ends(length: int, block_size: int | None, branch_depths: Sequence[int] | None) -> list[int]:
+def block_ends(
+    length: int, block_size: int | None, branch_depths: Sequence[int] | None
+) -> list[int]:
     """Token depths at which blocks end, the last one `length`: multiples of block_size, or the branch depths."""
-    inner = range(block_size, length, block_size) if block_size is not None else sorted(set(branch_depths or ()))
+    inner = (
+        range(block_size, length, block_size)
+        if block_size is not None
+        else sorted(set(branch_depths or ()))
+    )
     return [end for end in inner if 0 < end < length] + [length]
 
 
 class BlockProcess:
     """A process in units of blocks; `ends` are the token depths at which they end."""
 
-    def __init__(self, process: Process, ends: list[int], known: Sequence[tuple[int, ...]] = ()) -> None:
+    def __init__(
+        self, process: Process, ends: list[int], known: Sequence[tuple[int, ...]] = ()
+    ) -> None:
         self.process = process
         self.ends = ends
         self.max_new_tokens = len(ends)
@@ -65,7 +73,9 @@ class BlockProcess:
         depth = len(request.tokens)
         begin = len(self.tokens(request.tokens))
         stops = [
-            end - begin for end in self.ends[depth : depth + request.num_tokens] if end - begin < len(reply.tokens)
+            end - begin
+            for end in self.ends[depth : depth + request.num_tokens]
+            if end - begin < len(reply.tokens)
         ]
         pieces = np.split(reply.tokens, stops)
         log_prob = np.array([part.sum() for part in np.split(reply.log_prob, stops)])
@@ -73,7 +83,11 @@ class BlockProcess:
         with np.errstate(divide="ignore"):
             outside = np.log(-np.expm1(np.minimum(log_prob, 0.0)))
         return replace(
-            reply, tokens=ids, log_prob=log_prob, log_residual=outside, num_remaining=np.ones(len(ids), dtype=np.int32)
+            reply,
+            tokens=ids,
+            log_prob=log_prob,
+            log_residual=outside,
+            num_remaining=np.ones(len(ids), dtype=np.int32),
         )
 
     def _intern(self, block: tuple[int, ...]) -> int:

@@ -45,7 +45,9 @@ class Round:
 
     def __init__(self, members: Sequence[Running]) -> None:
         self.members = list(members)
-        self.requests: list[Request] = [request for member in self.members for request in member.pending]
+        self.requests: list[Request] = [
+            request for member in self.members for request in member.pending
+        ]
 
     def by_member(self, replies: Sequence[Reply]) -> list[list[Reply]]:
         """The replies to `requests`, a list a member."""
@@ -76,12 +78,18 @@ class Crew:
         A single step is one forward pass and brings its search nearer to its rollouts, so that in the end the rollouts
         of all searches decode together.
         """
-        return Round([m for m in self.running if all(map(_is_single_step, m.pending))] or self.running)
+        return Round(
+            [m for m in self.running if all(map(_is_single_step, m.pending))] or self.running
+        )
 
-    def resume(self, members: Sequence[Running], replies: Sequence[list[Reply]], wall_s: float) -> list[Ended]:
+    def resume(
+        self, members: Sequence[Running], replies: Sequence[list[Reply]], wall_s: float
+    ) -> list[Ended]:
         """Let searches go on with the replies to what they waited for; they share its wall time and their own."""
         begin = time.monotonic()
-        outcomes = [_advance(member, answer) for member, answer in zip(members, replies, strict=True)]
+        outcomes = [
+            _advance(member, answer) for member, answer in zip(members, replies, strict=True)
+        ]
         share = (wall_s + time.monotonic() - begin) / max(len(members), 1)
         ended = []
         for member, outcome in zip(members, outcomes, strict=True):
@@ -104,7 +112,9 @@ class Crew:
 
     def _close(self, member: Running, outcome: SearchResult | SdtError) -> Ended:
         digest = member.session.root.digest
-        if all(other.session.root.digest != digest for other in self.running):  # a team's searches share their caches
+        if all(
+            other.session.root.digest != digest for other in self.running
+        ):  # a team's searches share their caches
             self.process.release(member.session.root)
         if isinstance(outcome, SearchResult):
             outcome = replace(outcome, cost=member.session.cost())
@@ -155,7 +165,11 @@ def answer(
     finished = iter(rollout(rollouts) if rollouts else ())
     assert exchange is not None or not shares, "searches that share evidence need a store"
     shared = iter(exchange(shares) if exchange is not None and shares else ())
-    replies: dict[type, Iterator[Reply]] = {ExpandRequest: expansions, RolloutRequest: finished, ShareRequest: shared}
+    replies: dict[type, Iterator[Reply]] = {
+        ExpandRequest: expansions,
+        RolloutRequest: finished,
+        ShareRequest: shared,
+    }
     return [next(replies[type(request)]) for request in requests]
 
 

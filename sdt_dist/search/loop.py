@@ -57,7 +57,9 @@ class TreeRule(Protocol):
     @property
     def options(self) -> TreeOptions: ...
 
-    def advance(self, session: Session, tree: Tree, walk: Walk) -> ExpandRequest | RolloutRequest | None:
+    def advance(
+        self, session: Session, tree: Tree, walk: Walk
+    ) -> ExpandRequest | RolloutRequest | None:
         """Move the walk down until it needs the model (its request) or stands on a terminal node (None)."""
         ...
 
@@ -93,7 +95,11 @@ def grow(
         paid = session.nfe
         yield from _run_wave(session, tree, rule, count, limit)
         idle = 0 if session.nfe > paid else idle + count
-        if idle >= IDLE_WALKS and session.options.rollout_limit is None and session.options.time_budget_s is None:
+        if (
+            idle >= IDLE_WALKS
+            and session.options.rollout_limit is None
+            and session.options.time_budget_s is None
+        ):
             break
     if limit < TO_THE_END and not session.finished:
         count = min(rule.options.wave_size, session.options.rollout_limit or TO_THE_END)
@@ -124,16 +130,22 @@ def _run_wave(
     finished = [walk for walk in walks if tree.is_terminal(walk.node)]
     yield from _score(session, tree, finished)
     if limit < TO_THE_END:
-        yield from _estimate(session, tree, {walk.node for walk in walks if not tree.is_terminal(walk.node)})
+        yield from _estimate(
+            session, tree, {walk.node for walk in walks if not tree.is_terminal(walk.node)}
+        )
     session.rollouts += count
     rule.record(tree, walks)
     for walk in finished:
-        tree.set_reward(walk.node, session.finished[walk.sample].reward, rule.options.inverse_temperature)
+        tree.set_reward(
+            walk.node, session.finished[walk.sample].reward, rule.options.inverse_temperature
+        )
     for walk in walks:
         rule.backup(tree, walk.node)
 
 
-def _score(session: Session, tree: Tree, walks: list[Walk]) -> Generator[list[Request], list[Reply], None]:
+def _score(
+    session: Session, tree: Tree, walks: list[Walk]
+) -> Generator[list[Request], list[Reply], None]:
     """Score the finished samples that walks found."""
     leaves = [walk.node for walk in walks]
     indices = yield from session.score(
@@ -145,16 +157,26 @@ def _score(session: Session, tree: Tree, walks: list[Walk]) -> Generator[list[Re
         walk.sample = index
 
 
-def _estimate(session: Session, tree: Tree, nodes: set[int]) -> Generator[list[Request], list[Reply], None]:
+def _estimate(
+    session: Session, tree: Tree, nodes: set[int]
+) -> Generator[list[Request], list[Reply], None]:
     """Value nodes at which rollouts were cut by the reward's partial form, one length at a time: series stack."""
     by_depth = sorted(nodes, key=lambda node: (tree.depth(node), node))
     for _, group in groupby(by_depth, key=tree.depth):
         same = list(group)
-        tree.nodes["value"][same] = yield from session.score_partial([tree.tokens(node) for node in same])
+        tree.nodes["value"][same] = yield from session.score_partial(
+            [tree.tokens(node) for node in same]
+        )
 
 
 def rollout_request(
-    session: Session, tree: Tree, walk: Walk, num_tokens: int | None = None, *, fresh: bool, tilt: Tilt | None = None
+    session: Session,
+    tree: Tree,
+    walk: Walk,
+    num_tokens: int | None = None,
+    *,
+    fresh: bool,
+    tilt: Tilt | None = None,
 ) -> RolloutRequest:
     """A draw below the walk's node, outside its children when `fresh`, `num_tokens` long or to its limit.
 
@@ -173,7 +195,9 @@ def rollout_request(
 
 
 def _start(session: Session, ticket: int, limit: int) -> Walk:
-    return Walk(ticket, np.uint64(session.key("arms", 0, ticket)), session.key("p", 0, ticket), limit=limit)
+    return Walk(
+        ticket, np.uint64(session.key("arms", 0, ticket)), session.key("p", 0, ticket), limit=limit
+    )
 
 
 def _descend(
@@ -194,10 +218,16 @@ def _descend(
         replies = yield from session.ask([request for _, request in ready])
         for (walk, request), reply in zip(ready, replies, strict=True):
             _absorb(session, tree, rule, walk, request, reply)
-        active = [walk for walk, _ in ready if not tree.is_terminal(walk.node) and walk.rolled < walk.limit]
+        active = [
+            walk
+            for walk, _ in ready
+            if not tree.is_terminal(walk.node) and walk.rolled < walk.limit
+        ]
 
 
-def _is_long(session: Session, tree: Tree, walk: Walk, request: ExpandRequest | RolloutRequest) -> bool:
+def _is_long(
+    session: Session, tree: Tree, walk: Walk, request: ExpandRequest | RolloutRequest
+) -> bool:
     """Long rollouts wait for the wave's short requests, so that the whole wave decodes in one batch."""
     if isinstance(request, ExpandRequest):
         return False
@@ -221,7 +251,10 @@ def _absorb(
         return
     assert isinstance(reply, Rollout)
     start = walk.node
-    complete = reply.finish_reason == "eos" or tree.depth(start) + len(reply.tokens) == session.process.max_new_tokens
+    complete = (
+        reply.finish_reason == "eos"
+        or tree.depth(start) + len(reply.tokens) == session.process.max_new_tokens
+    )
     walk.node = rule.attach(tree, start, reply, complete)
     count_visits(tree.nodes, walk.node, start)
     walk.rolled = walk.rolled + len(reply.tokens) if np.isnan(tree.nodes["value"][walk.node]) else 0

@@ -25,7 +25,11 @@ class StrictOptions(BaseModel):
     def _whole_floats(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        floats = {name for name, field in cls.model_fields.items() if field.annotation in (float, float | None)}
+        floats = {
+            name
+            for name, field in cls.model_fields.items()
+            if field.annotation in (float, float | None)
+        }
         return {k: float(v) if k in floats and type(v) is int else v for k, v in values.items()}
 
 
@@ -36,11 +40,15 @@ class SearchOptions(StrictOptions):
     first; with `max_nfe` given and `num_rollouts` not, rollouts are unlimited.
     """
 
-    inverse_temperature: float = Field(1.0, gt=0, description="lambda of p(x) exp(lambda r(x)); larger is greedier")
+    inverse_temperature: float = Field(
+        1.0, gt=0, description="lambda of p(x) exp(lambda r(x)); larger is greedier"
+    )
     num_samples: int = Field(8, ge=1, description="samples to return")
     num_rollouts: int | None = Field(None, ge=1, description="rollouts to pay for")
     max_nfe: int | None = Field(None, ge=1, description="next-token distributions to pay for")
-    time_budget_s: float | None = Field(None, gt=0, description="stop cleanly after this many seconds")
+    time_budget_s: float | None = Field(
+        None, gt=0, description="stop cleanly after this many seconds"
+    )
 
     @property
     def rollout_limit(self) -> int | None:
@@ -53,7 +61,9 @@ class SearchOptions(StrictOptions):
 class TreeOptions(SearchOptions):
     """What tree methods take besides."""
 
-    wave_size: int = Field(8, ge=1, description="leaves evaluated per model call, all selected before backing up")
+    wave_size: int = Field(
+        8, ge=1, description="leaves evaluated per model call, all selected before backing up"
+    )
 
 
 class ValueTreeOptions(TreeOptions):

@@ -78,7 +78,9 @@ class Session:
     seed: int
     clock: Callable[[], float] = time.monotonic
     resumed: Snapshot | None = None
-    membership: Membership | None = None  # where several searches work on the problem, or earlier evidence is joined
+    membership: Membership | None = (
+        None  # where several searches work on the problem, or earlier evidence is joined
+    )
     flow: str | None = None  # identity of the flow that its method uses; the model holds it
     nfe: int = 0
     calls: set[int] = field(default_factory=set)
@@ -100,16 +102,23 @@ class Session:
         """Take over the finished samples and the bill of an earlier search of the same problem."""
         counters = {name: int(value) for name, value in saved.counters.items() if name != "wall_s"}
         self.nfe, self.rollouts, self.reward_calls, self.recomputed_tokens, self._earlier_calls = (
-            counters[n] for n in ("nfe", "rollouts", "reward_calls", "recomputed_tokens", "model_calls")
+            counters[n]
+            for n in ("nfe", "rollouts", "reward_calls", "recomputed_tokens", "model_calls")
         )
         self.wall_s = saved.counters["wall_s"]
         self._index = {sequence: i for i, sequence in enumerate(saved.sequences)}
         sequences = (
-            [tuple(t for b in s for t in saved.blocks[b]) for s in saved.sequences] if saved.blocks else saved.sequences
+            [tuple(t for b in s for t in saved.blocks[b]) for s in saved.sequences]
+            if saved.blocks
+            else saved.sequences
         )
         scores = Scores(saved.rewards, saved.components, self.process.decode(self.root, sequences))
-        reasons: list[FinishReason] = [self.process.finish_reason(sequence) for sequence in sequences]
-        self.finished = [_sample(scores, i, float(saved.log_probs[i]), reasons[i]) for i in range(len(sequences))]
+        reasons: list[FinishReason] = [
+            self.process.finish_reason(sequence) for sequence in sequences
+        ]
+        self.finished = [
+            _sample(scores, i, float(saved.log_probs[i]), reasons[i]) for i in range(len(sequences))
+        ]
 
     def start_tree(self) -> Tree:
         """The tree to search on: a new one, or a copy of the resumed search's."""
@@ -131,7 +140,9 @@ class Session:
 
     def tilt(self, draws: Literal["p", "q"]) -> Tilt | None:
         """What requests for draws from p or q carry; None, and all draws are from p, without a flow."""
-        return None if self.flow is None else Tilt(self.flow, self.options.inverse_temperature, draws)
+        return (
+            None if self.flow is None else Tilt(self.flow, self.options.inverse_temperature, draws)
+        )
 
     def rng(self, purpose: str) -> np.random.Generator:
         """A numpy generator for a purpose that is not a draw from p, such as the final resampling."""
@@ -143,7 +154,9 @@ class Session:
         if isinstance(process, BlockProcess):
             draws = cast(Sequence[RolloutRequest], requests)
             answers = cast(list[Rollout], (yield [process.to_tokens(request) for request in draws]))
-            replies: list[Reply] = [process.to_blocks(*pair) for pair in zip(draws, answers, strict=True)]
+            replies: list[Reply] = [
+                process.to_blocks(*pair) for pair in zip(draws, answers, strict=True)
+            ]
         else:
             replies = yield list(requests)
         for reply in replies:
@@ -152,7 +165,9 @@ class Session:
             self.problem = replace(self.problem, root=replace(self.root, paid=True))
         return replies
 
-    def roll_out(self, requests: Sequence[RolloutRequest]) -> Generator[list[Request], list[Reply], list[Rollout]]:
+    def roll_out(
+        self, requests: Sequence[RolloutRequest]
+    ) -> Generator[list[Request], list[Reply], list[Rollout]]:
         """`ask` for rollouts only."""
         replies = (yield from self.ask(requests)) if requests else []
         return cast(list[Rollout], replies)
@@ -163,7 +178,10 @@ class Session:
         self.recomputed_tokens += cost.recomputed_tokens
 
     def score(
-        self, sequences: Sequence[tuple[int, ...]], log_probs: Sequence[float], reasons: Sequence[FinishReason]
+        self,
+        sequences: Sequence[tuple[int, ...]],
+        log_probs: Sequence[float],
+        reasons: Sequence[FinishReason],
     ) -> Generator[list[Request], list[Reply], list[int]]:
         """Indices into `finished` of these sequences; only those never seen before reach the reward."""
         new: dict[tuple[int, ...], int] = {}
@@ -176,24 +194,33 @@ class Session:
             self.reward_calls += len(new)
             for row, (sequence, position) in enumerate(new.items()):
                 self._index[sequence] = len(self.finished)
-                self.finished.append(_sample(scores, row, float(log_probs[position]), reasons[position]))
+                self.finished.append(
+                    _sample(scores, row, float(log_probs[position]), reasons[position])
+                )
         return [self._index[sequence] for sequence in sequences]
 
-    def score_partial(self, sequences: list[tuple[int, ...]]) -> Generator[list[Request], list[Reply], np.ndarray]:
+    def score_partial(
+        self, sequences: list[tuple[int, ...]]
+    ) -> Generator[list[Request], list[Reply], np.ndarray]:
         """The reward's partial form of unfinished sequences [B]."""
         (scores,) = yield [ScoreRequest(sequences, partial=True)]
         assert isinstance(scores, Scores)
         return scores.rewards
 
     def adopt(
-        self, sequences: Sequence[tuple[int, ...]], log_probs: np.ndarray, components: Sequence[Mapping[str, float]]
+        self,
+        sequences: Sequence[tuple[int, ...]],
+        log_probs: np.ndarray,
+        components: Sequence[Mapping[str, float]],
     ) -> None:
         """Make these sequences `finished`, in this order; all that was scored here must be among them.
 
         What other searches scored is decoded and gets its reward from their raw terms [S]; nothing is paid for it.
         """
         new = [i for i, sequence in enumerate(sequences) if sequence not in self._index]
-        decoded = dict(zip(new, self.process.decode(self.root, [sequences[i] for i in new]), strict=True))
+        decoded = dict(
+            zip(new, self.process.decode(self.root, [sequences[i] for i in new]), strict=True)
+        )
         samples = []
         multipliers = self.problem.reward.multipliers
         for i, sequence in enumerate(sequences):
@@ -219,7 +246,11 @@ class Session:
     def next_wave(self, wave_size: int) -> int:
         """How many rollouts to start now; 0 when the budget is spent (SPEC 1.3: within one wave)."""
         options = self.options
-        if options.time_budget_s is not None and self.rollouts and self.elapsed_s() >= options.time_budget_s:
+        if (
+            options.time_budget_s is not None
+            and self.rollouts
+            and self.elapsed_s() >= options.time_budget_s
+        ):
             return 0
         allowed = wave_size
         if options.rollout_limit is not None:
@@ -299,7 +330,10 @@ class Session:
             list(self._index),
             np.array([sample.reward for sample in self.finished]),
             np.array([sample.log_prob for sample in self.finished]),
-            {name: np.array([sample.components[name] for sample in self.finished]) for name in names},
+            {
+                name: np.array([sample.components[name] for sample in self.finished])
+                for name in names
+            },
             list(self.process.blocks) if isinstance(self.process, BlockProcess) else [],
             notes,
         )

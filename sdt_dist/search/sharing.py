@@ -48,8 +48,12 @@ class Member:
         self.options = session.options
         self._limit = self._share(self.options.rollout_limit)
         self._max_nfe = self._share(self.options.max_nfe)
-        self.evidence = EvidenceTree(self.options.inverse_temperature, session.problem.reward.multipliers)
-        self._team: dict[int, list[WalkRecord]] = {s: [] for s in range(membership.searchers)}  # walks by searcher
+        self.evidence = EvidenceTree(
+            self.options.inverse_temperature, session.problem.reward.multipliers
+        )
+        self._team: dict[int, list[WalkRecord]] = {
+            s: [] for s in range(membership.searchers)
+        }  # walks by searcher
         self._join(membership.warm)
         self._own = 0  # walks in the own stream
         self._ended = False
@@ -100,7 +104,9 @@ class Member:
         earlier_nfe = sum(walk.nfe for walk in own if walk.stream != self.membership.stream)
         every = count() if self._limit is None else range(self._limit)
         missing = (ticket for ticket in every if ticket not in taken)
-        self._tickets = [] if self._ended else list(islice(missing, self._allowed(len(taken), earlier_nfe)))
+        self._tickets = (
+            [] if self._ended else list(islice(missing, self._allowed(len(taken), earlier_nfe)))
+        )
         self._ended = not self._tickets
         return self._tickets
 
@@ -112,7 +118,10 @@ class Member:
         if max_nfe is not None and max_nfe <= 0:
             return 0
         session.options = self.options.model_copy(
-            update={"num_rollouts": None if left is None else session.rollouts + left, "max_nfe": max_nfe}
+            update={
+                "num_rollouts": None if left is None else session.rollouts + left,
+                "max_nfe": max_nfe,
+            }
         )
         return session.next_wave(self.options.wave_size)
 
@@ -132,8 +141,12 @@ class Member:
         ]
         sequences = [tuple(tokens.tolist()) for tokens, *_ in steps]
         log_probs = [float(log_prob.sum()) for _, log_prob, *_ in steps]
-        reasons: list[FinishReason] = [session.process.finish_reason(sequence) for sequence in sequences]
-        for walk, index in zip(walks, (yield from session.score(sequences, log_probs, reasons)), strict=True):
+        reasons: list[FinishReason] = [
+            session.process.finish_reason(sequence) for sequence in sequences
+        ]
+        for walk, index in zip(
+            walks, (yield from session.score(sequences, log_probs, reasons)), strict=True
+        ):
             walk.sample = index
         records = [
             self._record(walk, self._own + i, known, step, rollout.cost.nfe)
@@ -150,7 +163,9 @@ class Member:
         names = (member.searcher, member.incarnation, self._salt, number)
         return Walk(ticket, np.uint64(key("shared arms", *names)), key("shared p", *names))
 
-    def _record(self, walk: Walk, number: int, known: dict[str, int], steps: Steps, nfe: int) -> WalkRecord:
+    def _record(
+        self, walk: Walk, number: int, known: dict[str, int], steps: Steps, nfe: int
+    ) -> WalkRecord:
         return WalkRecord(
             self.membership.stream,
             number,
@@ -169,7 +184,9 @@ class Member:
         member = self.membership
         lacking = () if covers(self._held, evidence.known) else evidence.walks
         publish = tuple(walk for walk in lacking if walk.number >= self._held.get(walk.stream, 0))
-        request = ShareRequest(member.key, member.team, publish, dict(evidence.known), self._closing())
+        request = ShareRequest(
+            member.key, member.team, publish, dict(evidence.known), self._closing()
+        )
         (reply,) = yield [request]
         assert isinstance(reply, Shared)
         self._held = dict(reply.held)
@@ -180,13 +197,19 @@ class Member:
 
     def _closing(self) -> dict[str, int]:
         """Closed streams as far as known; at the end all of this searcher's, with what was seen of them."""
-        mine = {walk.stream: walk.number + 1 for walk in self._team[self.membership.searcher]} if self._ended else {}
+        mine = (
+            {walk.stream: walk.number + 1 for walk in self._team[self.membership.searcher]}
+            if self._ended
+            else {}
+        )
         return self._closed | ({self.membership.stream: 0} if self._ended else {}) | mine
 
     def _is_settled(self) -> bool:
         """Whether the store holds all that is known here."""
         closing = self._closing()
-        closed = closing.keys() <= self._stored_closed.keys() and covers(self._stored_closed, closing)
+        closed = closing.keys() <= self._stored_closed.keys() and covers(
+            self._stored_closed, closing
+        )
         return closed and covers(self._held, self.evidence.known)
 
     def report(self) -> TeamReport:
@@ -196,7 +219,9 @@ class Member:
             walks, nfe = paid.get(walk.stream, (0, 0))
             paid[walk.stream] = (walks + 1, nfe + walk.nfe)
         missing = [s for s in self._team if not self._has_ended(s) and not self._is_whole(s)]
-        return TeamReport(self.membership.stream, () if self.evidence.is_exhausted else tuple(missing), paid)
+        return TeamReport(
+            self.membership.stream, () if self.evidence.is_exhausted else tuple(missing), paid
+        )
 
     def _has_ended(self, searcher: int) -> bool:
         """Whether a searcher has closed its streams and all of what it then knew of them is here."""
@@ -218,10 +243,15 @@ class Member:
         limit = options.rollout_limit
         max_nfe = options.max_nfe
         length = self.session.process.max_new_tokens
-        if limit is None or options.time_budget_s is not None or not all(map(self._is_whole, self._team)):
+        if (
+            limit is None
+            or options.time_budget_s is not None
+            or not all(map(self._is_whole, self._team))
+        ):
             return False
         return max_nfe is None or all(
-            share_of(limit, s, searchers) * length <= share_of(max_nfe, s, searchers) for s in self._team
+            share_of(limit, s, searchers) * length <= share_of(max_nfe, s, searchers)
+            for s in self._team
         )
 
     def estimate(self) -> tuple[Estimate, Catalogue]:
@@ -231,7 +261,9 @@ class Member:
         catalogue = Catalogue.of(walks, self.evidence.multipliers)
         if self.evidence.is_exhausted:
             return exact(catalogue.log_priors, strength * catalogue.rewards), catalogue
-        return shared_estimate(walks, places(walks, self.membership.team), catalogue, strength), catalogue
+        return shared_estimate(
+            walks, places(walks, self.membership.team), catalogue, strength
+        ), catalogue
 
 
 def _salt(warm: tuple[WalkRecord, ...]) -> str:

@@ -55,18 +55,24 @@ class SharingPlan:
             return [None]
         team = f"{self.run}/{problem}"
         count = self.searchers_per_problem
-        return [Membership(key, team, searcher, count, incarnation, warm) for searcher in range(count)]
+        return [
+            Membership(key, team, searcher, count, incarnation, warm) for searcher in range(count)
+        ]
 
     def again(self, start: int) -> SharingPlan:
         """The plan of teams that begin again from nothing, under names that their first start did not use."""
         return replace(self, run=f"{self.run}.{start}")
 
 
-def check_sharing(method: str, options: SearchOptions, searchers_per_problem: int, warm: bool) -> None:
+def check_sharing(
+    method: str, options: SearchOptions, searchers_per_problem: int, warm: bool
+) -> None:
     """Refuse sharing that a method cannot do, or a budget that leaves a searcher nothing; ConfigurationError."""
     if method not in SHARING_METHODS and (searchers_per_problem > 1 or warm):
         setting = (
-            f"searchers_per_problem: {searchers_per_problem}" if searchers_per_problem > 1 else "warm_start: given"
+            f"searchers_per_problem: {searchers_per_problem}"
+            if searchers_per_problem > 1
+            else "warm_start: given"
         )
         raise ConfigurationError(
             f"{setting}, but method {method!r} cannot read other searches' evidence; allowed: "

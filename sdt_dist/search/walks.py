@@ -41,7 +41,9 @@ def boltzmann_result(session: Session, tree: Tree, method: str, exhausted: bool)
     )
 
 
-def greedy_result(session: Session, tree: Tree, method: str, by: str, exhausted: bool) -> SearchResult:
+def greedy_result(
+    session: Session, tree: Tree, method: str, by: str, exhausted: bool
+) -> SearchResult:
     """The walk that takes the child with the largest field `by` at every node, then the best by reward."""
     node = 0
     alive = finished_below(tree.nodes, tree.size)

@@ -105,7 +105,9 @@ class ModelService:
         })  # fmt: skip
 
     def application(self) -> web.Application:
-        app = web.Application(middlewares=[self._errors, self._authorize], client_max_size=self.limits.max_body_bytes)
+        app = web.Application(
+            middlewares=[self._errors, self._authorize], client_max_size=self.limits.max_body_bytes
+        )
         app.router.add_get(HEALTH, self._health)
         app.router.add_get(MODEL, self._model)
         app.router.add_post(ANSWER, self._answer)
@@ -120,9 +122,16 @@ class ModelService:
             return await handler(request)
         except web.HTTPRequestEntityTooLarge:
             most = self.limits.max_body_bytes / 2**20
-            return _failure(413, ConfigurationError(f"request: over {most:.3g} MiB; raise --max-body-mb of sdt serve."))
+            return _failure(
+                413,
+                ConfigurationError(
+                    f"request: over {most:.3g} MiB; raise --max-body-mb of sdt serve."
+                ),
+            )
         except web.HTTPException as error:
-            return _failure(error.status, FleetError(f"{request.method} {request.path}: {error.reason}"))
+            return _failure(
+                error.status, FleetError(f"{request.method} {request.path}: {error.reason}")
+            )
         except _Refused as refused:
             return _failure(refused.status, refused.error)
         except SdtError as error:
@@ -138,7 +147,9 @@ class ModelService:
         if request.path != HEALTH and not hmac.compare_digest(given, self._authorization):
             return _failure(
                 401,
-                ConfigurationError("token: missing or wrong; give the one that `sdt serve` uses on that machine."),
+                ConfigurationError(
+                    "token: missing or wrong; give the one that `sdt serve` uses on that machine."
+                ),
                 {"WWW-Authenticate": "Bearer"},
             )
         return await handler(request)
@@ -166,7 +177,9 @@ class ModelService:
         try:
             digests = [bytes.fromhex(digest) for digest in json.loads(body)["digests"]]
         except (ValueError, TypeError, KeyError, RecursionError) as error:
-            raise ConfigurationError('release: the body must be {"digests": [hex, ...]}.') from error
+            raise ConfigurationError(
+                'release: the body must be {"digests": [hex, ...]}.'
+            ) from error
         await self.server.release([_own_digest(client, digest) for digest in digests])
         return web.json_response({"released": len(digests)})
 
@@ -178,7 +191,9 @@ class ModelService:
             raise ConfigurationError(f"request: the body is no safetensors ({error}).") from error
         rows = num_rows(arrays)
         if not 1 <= rows <= self.limits.max_rows:
-            raise ConfigurationError(f"request: {rows} rows, allowed 1 to {self.limits.max_rows}; send several.")
+            raise ConfigurationError(
+                f"request: {rows} rows, allowed 1 to {self.limits.max_rows}; send several."
+            )
         check_tokens(arrays, self.card.vocab_size)
         check_counts(arrays, max(self.card.max_context, self.card.vocab_size))
         check_law(law_of(arrays), self.card.vocab_size)
@@ -217,7 +232,9 @@ async def serve(
     ConfigurationError: cannot bind. ModelGoneError: the model's own process has ended; nobody can be answered any more.
     """
     check_bind(host, tls is not None)
-    runner = web.AppRunner(service.application(), access_log=None, auto_decompress=False, shutdown_timeout=5.0)
+    runner = web.AppRunner(
+        service.application(), access_log=None, auto_decompress=False, shutdown_timeout=5.0
+    )
     await runner.setup()
     try:
         try:
@@ -258,14 +275,18 @@ def tls_context(certificate: Path | None, key: Path | None) -> ssl.SSLContext | 
     try:
         context.load_cert_chain(certificate, key)
     except (OSError, ssl.SSLError) as error:
-        raise ConfigurationError(f"tls-cert, tls-key: {certificate}, {key} cannot be used ({error}).") from error
+        raise ConfigurationError(
+            f"tls-cert, tls-key: {certificate}, {key} cannot be used ({error})."
+        ) from error
     return context
 
 
 def _owned(asked: Arrays, client: str) -> Arrays:
     """A message's problems under digests of its client's own, so that no client changes what another's search costs."""
     digests = unpack_lists(asked, "digest", np.uint8)
-    return pack_lists("digest", [_own_digest(client, bytes(digest)) for digest in digests], np.uint8)
+    return pack_lists(
+        "digest", [_own_digest(client, bytes(digest)) for digest in digests], np.uint8
+    )
 
 
 def _own_digest(client: str, digest: bytes) -> bytes:

@@ -32,7 +32,15 @@ from sdt_dist.models.remote.wire import (
     pack_requests,
     unpack_requests,
 )
-from sdt_dist.protocols import ExpandRequest, Expansion, LogitsModel, PriorLaw, Rollout, RolloutRequest, Root
+from sdt_dist.protocols import (
+    ExpandRequest,
+    Expansion,
+    LogitsModel,
+    PriorLaw,
+    Rollout,
+    RolloutRequest,
+    Root,
+)
 from sdt_dist.serving.hold_flow import hold_flow
 
 _LOG = logging.getLogger(__name__)
@@ -103,7 +111,9 @@ class _Waiting:
     requests: list[ModelRequest]
     law: PriorLaw
     since: float
-    answer: asyncio.Future[ModelAnswer] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    answer: asyncio.Future[ModelAnswer] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
 
 
 class ModelServer:
@@ -133,9 +143,13 @@ class ModelServer:
         self._max_problems = max_problems
         self._clock = clock
         self._queue: list[_Waiting] = []
-        self._known: dict[str, tuple[bytes, asyncio.Future[ModelAnswer]]] = {}  # by name, with what was asked
+        self._known: dict[
+            str, tuple[bytes, asyncio.Future[ModelAnswer]]
+        ] = {}  # by name, with what was asked
         self._kept: OrderedDict[str, int] = OrderedDict()  # bytes of the answers that are there
-        self._problems: OrderedDict[bytes, None] = OrderedDict()  # digests; of the model's threads, under the lock
+        self._problems: OrderedDict[bytes, None] = (
+            OrderedDict()
+        )  # digests; of the model's threads, under the lock
         self._lock = threading.Lock()
         self._most_batches = getattr(model, "concurrent_calls", 1)
         self._threads = ThreadPoolExecutor(self._most_batches, thread_name_prefix="model")
@@ -157,7 +171,9 @@ class ModelServer:
             future.add_done_callback(partial(self._settle, call.name))
         known, future = self._known[call.name]
         if known != asked:
-            raise NameTakenError(f"{self.name}: the name {call.name} was used for other requests; use a new one.")
+            raise NameTakenError(
+                f"{self.name}: the name {call.name} was used for other requests; use a new one."
+            )
         return await asyncio.shield(future)
 
     async def release(self, digests: Sequence[bytes]) -> None:
@@ -172,7 +188,9 @@ class ModelServer:
         """
         if self._closed:
             raise self._stopping()
-        await asyncio.get_running_loop().run_in_executor(self._threads, hold_flow, self.model, files)
+        await asyncio.get_running_loop().run_in_executor(
+            self._threads, hold_flow, self.model, files
+        )
 
     async def drop_flow(self, identity: str) -> None:
         """Forget a flow that no request will name any more; again is harmless."""
@@ -185,7 +203,9 @@ class ModelServer:
         law = PriorLaw((0, self.model.vocab_size))
         root = Root((0,), b"sdt server probe")
         packed = pack_requests([RolloutRequest(root, (), 1, key=0)], law)
-        await self.answer(ModelCall(f"probe {self._clock()}", packed, timeout_s=3600.0, released=(root.digest,)))
+        await self.answer(
+            ModelCall(f"probe {self._clock()}", packed, timeout_s=3600.0, released=(root.digest,))
+        )
 
     def status(self) -> dict[str, Any]:
         """Counters as plain numbers."""
@@ -243,7 +263,9 @@ class ModelServer:
         for waiting in self._queue:
             own = len(waiting.requests)
             if (waited_s := now - waiting.since) > waiting.call.timeout_s:
-                message = f"a call of {own} rows waited {waited_s:.3g} s for its turn and was not begun."
+                message = (
+                    f"a call of {own} rows waited {waited_s:.3g} s for its turn and was not begun."
+                )
                 waiting.answer.set_exception(LateError(f"{self.name}: {message}"))
             elif not batch or (waiting.law == batch[0].law and rows + own <= self._max_rows):
                 batch.append(waiting)
@@ -302,9 +324,13 @@ class ModelServer:
             batch[0].answer.set_exception(error)
         else:
             _LOG.error("%s: the model failed", self.name, exc_info=error)
-            batch[0].answer.set_exception(FleetError(f"{self.name}: {type(error).__name__}: {error}"))
+            batch[0].answer.set_exception(
+                FleetError(f"{self.name}: {type(error).__name__}: {error}")
+            )
 
-    def _compute(self, requests: Sequence[ModelRequest], law: PriorLaw, released: Sequence[bytes]) -> list[ModelReply]:
+    def _compute(
+        self, requests: Sequence[ModelRequest], law: PriorLaw, released: Sequence[bytes]
+    ) -> list[ModelReply]:
         """One expand and one rollout for everything that is asked, in the order it was asked."""
         self._release(released)
         self._use_problems(list(dict.fromkeys(request.root.digest for request in requests)))
@@ -313,10 +339,15 @@ class ModelServer:
         expansions = self.model.expand(expands, law) if expands else []
         finished = self.model.rollout(rollouts, law) if rollouts else []
         if (len(expansions), len(finished)) != (len(expands), len(rollouts)):
-            raise FleetError(f"{self.name}: the model gave more or fewer replies than it was asked for.")
+            raise FleetError(
+                f"{self.name}: the model gave more or fewer replies than it was asked for."
+            )
         of_expands = iter(expansions)
         of_rollouts = iter(finished)
-        return [next(of_expands if isinstance(request, ExpandRequest) else of_rollouts) for request in requests]
+        return [
+            next(of_expands if isinstance(request, ExpandRequest) else of_rollouts)
+            for request in requests
+        ]
 
     def _release(self, digests: Sequence[bytes]) -> None:
         with self._lock:

@@ -8,7 +8,9 @@ from numba import njit
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MULTIPLY_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MULTIPLY_2 = np.uint64(0x94D049BB133111EB)
-TINY_LOG_MASS = -745.0  # log of the smallest positive float64: a mass that is lost to rounding, but not zero
+TINY_LOG_MASS = (
+    -745.0
+)  # log of the smallest positive float64: a mass that is lost to rounding, but not zero
 
 
 @njit(cache=True, inline="always")
@@ -67,7 +69,16 @@ def propose(nodes, child, log_proposal):
 
 @njit(cache=True)
 def attach(
-    nodes, size, start, tokens, log_prob, log_residual, num_remaining, log_proposal, log_residual_proposal, log_q
+    nodes,
+    size,
+    start,
+    tokens,
+    log_prob,
+    log_residual,
+    num_remaining,
+    log_proposal,
+    log_residual_proposal,
+    log_q,
 ):
     """Walk a rollout's tokens [n] down from `start`, adding what is missing; returns (size, last node).
 

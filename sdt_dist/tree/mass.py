@@ -75,14 +75,20 @@ def _log_arm(nodes, child, share):
     log_prior, log_unknown = nodes[child].log_prior, nodes[child].log_unknown
     if share == 0.0 or log_unknown == -np.inf:
         return log_prior + log_unknown
-    return log_prior + (1.0 - share) * log_unknown + share * (nodes[child].log_advantage + nodes[child].log_open)
+    return (
+        log_prior
+        + (1.0 - share) * log_unknown
+        + share * (nodes[child].log_advantage + nodes[child].log_open)
+    )
 
 
 @njit(cache=True, inline="always")
 def _log_residual_arm(nodes, node, share):
     """Log mass arm of the tokens outside the children, F's share in it being `share`."""
     log_rate = nodes[node].log_rate
-    return nodes[node].log_residual_proposal + (log_rate if share == 0.0 else (1.0 - share) * log_rate)
+    return nodes[node].log_residual_proposal + (
+        log_rate if share == 0.0 else (1.0 - share) * log_rate
+    )
 
 
 @njit(cache=True, inline="always")
@@ -164,7 +170,10 @@ def _refresh(nodes, node):
             sum_o += np.exp(log_p + nodes[child].log_open - top_o)
         if top_m > -np.inf:
             log_ratio = log_p - nodes[child].log_proposal
-            known, unknown = nodes[child].log_known + log_ratio, nodes[child].log_unknown + log_ratio
+            known, unknown = (
+                nodes[child].log_known + log_ratio,
+                nodes[child].log_unknown + log_ratio,
+            )
             sum_m += np.exp(known - top_m) + np.exp(unknown - top_m)
         child = nodes[child].next_sibling
     nodes[node].log_rate = top_m + np.log(sum_m / count) if top_m > -np.inf else -np.inf
@@ -187,7 +196,11 @@ def fall_mass(nodes, key):
         top = log_residual
         child = nodes[node].first_child
         while child >= 0:
-            top = max(top, nodes[child].log_prior + np.logaddexp(nodes[child].log_known, nodes[child].log_unknown))
+            top = max(
+                top,
+                nodes[child].log_prior
+                + np.logaddexp(nodes[child].log_known, nodes[child].log_unknown),
+            )
             child = nodes[child].next_sibling
         residual = np.exp(log_residual - top) if nodes[node].num_remaining > 0 else 0.0
         total = residual

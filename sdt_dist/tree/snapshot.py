@@ -77,7 +77,9 @@ class Snapshot:
                 f"resume: {path} is no saved search ({error}); give a file that save() wrote."
             ) from error
         if head.get("format") != FORMAT:
-            raise CheckpointError(f"resume: {path} has format {head.get('format')!r}, allowed: {FORMAT!r}.")
+            raise CheckpointError(
+                f"resume: {path} has format {head.get('format')!r}, allowed: {FORMAT!r}."
+            )
         return cls(
             head["header"],
             head["counters"],
@@ -94,16 +96,23 @@ class Snapshot:
         """Refuse to go on with another method, prompt, seed or setting; ConfigurationError names the difference."""
         for name, value in header.items():
             if name != "options" and self.header[name] != value:
-                raise ConfigurationError(f"resume: the saved search has {name} {self.header[name]!r}, now {value!r}.")
+                raise ConfigurationError(
+                    f"resume: the saved search has {name} {self.header[name]!r}, now {value!r}."
+                )
         for name, value in header["options"].items():
             before = self.header["options"].get(name)
             if name not in BUDGET_FIELDS and before != value:
-                raise ConfigurationError(f"resume: the saved search has {name}={before!r}, now {value!r}.")
+                raise ConfigurationError(
+                    f"resume: the saved search has {name}={before!r}, now {value!r}."
+                )
 
 
 def _packed(name: str, sequences: Sequences) -> dict[str, np.ndarray]:
     flat = np.array([token for sequence in sequences for token in sequence], dtype=np.int64)
-    return {f"{name}/tokens": flat, f"{name}/lengths": np.array([len(s) for s in sequences], dtype=np.int64)}
+    return {
+        f"{name}/tokens": flat,
+        f"{name}/lengths": np.array([len(s) for s in sequences], dtype=np.int64),
+    }
 
 
 def _unpacked(name: str, arrays: dict[str, np.ndarray]) -> Sequences:
@@ -113,4 +122,8 @@ def _unpacked(name: str, arrays: dict[str, np.ndarray]) -> Sequences:
 
 
 def _group(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): value
+        for name, value in arrays.items()
+        if name.startswith(prefix)
+    }

@@ -22,7 +22,10 @@ def descend_widening(nodes, node, key, inverse_temperature, rule, exploration, g
 
     Visits are counted on the way, so that a wave's later walks see the earlier ones (DTS paper, algorithm 1).
     """
-    while nodes[node].status != _TERMINAL and nodes[node].draws >= growth * nodes[node].visits ** power:
+    while (
+        nodes[node].status != _TERMINAL
+        and nodes[node].draws >= growth * nodes[node].visits ** power
+    ):
         node = _select(nodes, node, key, inverse_temperature, rule, exploration, False)
         nodes[node].visits += 1
     return node
@@ -55,7 +58,9 @@ def _select(nodes, node, key, inverse_temperature, rule, exploration, skip_close
 def _arm(nodes, node, child, inverse_temperature):
     """Log of w_a exp(lambda v_a), an unvisited child valued at its node's R."""
     value = nodes[child].value
-    return nodes[child].log_weight + (nodes[node].log_rate if np.isnan(value) else inverse_temperature * value)
+    return nodes[child].log_weight + (
+        nodes[node].log_rate if np.isnan(value) else inverse_temperature * value
+    )
 
 
 @njit(cache=True)
@@ -104,7 +109,11 @@ def _upper_bound(nodes, node, inverse_temperature, rule, exploration, skip_close
             if rule == UCT:
                 bonus = np.sqrt(np.log(max(nodes[node].visits, 1)) / max(nodes[child].visits, 1))
             else:
-                bonus = np.exp(nodes[child].log_prior) * np.sqrt(nodes[node].visits) / (1.0 + nodes[child].visits)
+                bonus = (
+                    np.exp(nodes[child].log_prior)
+                    * np.sqrt(nodes[node].visits)
+                    / (1.0 + nodes[child].visits)
+                )
             if value + exploration * bonus > best_score:
                 best, best_score = child, value + exploration * bonus
         child = nodes[child].next_sibling
@@ -125,7 +134,9 @@ def backup_soft(nodes, leaf, inverse_temperature):
         total, weight, child = 0.0, 0.0, nodes[node].first_child
         while child >= 0:
             if not np.isnan(nodes[child].value):
-                total += np.exp(nodes[child].log_weight + inverse_temperature * nodes[child].value - top)
+                total += np.exp(
+                    nodes[child].log_weight + inverse_temperature * nodes[child].value - top
+                )
                 weight += np.exp(nodes[child].log_weight - top_w)
             child = nodes[child].next_sibling
         nodes[node].value = (top + np.log(total) - top_w - np.log(weight)) / inverse_temperature
@@ -161,7 +172,9 @@ def backup_enumerated(nodes, leaf, inverse_temperature):
                 mean += tilt / count
             child = nodes[child].next_sibling
         nodes[node].log_rate = top + np.log(mean)
-        nodes[node].value = (top + np.log(total + rest * mean) - np.log(covered + rest)) / inverse_temperature
+        nodes[node].value = (
+            top + np.log(total + rest * mean) - np.log(covered + rest)
+        ) / inverse_temperature
         nodes[node].log_open = np.log(open_mass) if open_mass > 0.0 else -np.inf
         node = nodes[node].parent
 

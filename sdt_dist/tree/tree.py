@@ -29,27 +29,48 @@ NODE_DTYPE = np.dtype(
         ("next_sibling", np.int32),
         ("depth", np.int32),
         ("visits", np.int32),  # walks that went through, counted when they are selected
-        ("draws", np.int32),  # iid draws made at the node (widening), or evaluations backed up (mean backup)
+        (
+            "draws",
+            np.int32,
+        ),  # iid draws made at the node (widening), or evaluations backed up (mean backup)
         ("multiplicity", np.int32),  # how often an iid draw at the parent gave this child
-        ("num_remaining", np.int32),  # tokens with p > 0 outside the children; -1 while the row is unknown
+        (
+            "num_remaining",
+            np.int32,
+        ),  # tokens with p > 0 outside the children; -1 while the row is unknown
         ("status", np.int32),  # one of OPEN, ENUMERATED, TERMINAL
         ("log_prior", np.float64),  # log p(token | parent)
         ("log_residual", np.float64),  # log prior mass outside the children
         ("log_weight", np.float64),  # what the node stands for among its siblings
-        ("value", np.float64),  # soft or mean estimate; the reward where finished, its partial form where cut
+        (
+            "value",
+            np.float64,
+        ),  # soft or mean estimate; the reward where finished, its partial form where cut
         ("log_known", np.float64),  # log K: visited mass
         ("log_unknown", np.float64),  # log U: estimated unvisited mass
         ("log_open", np.float64),  # log O: unvisited prior mass
-        ("log_rate", np.float64),  # log R: estimate per unit of unexpanded mass, of q where there is a proposal
+        (
+            "log_rate",
+            np.float64,
+        ),  # log R: estimate per unit of unexpanded mass, of q where there is a proposal
         ("log_proposal", np.float64),  # log q(token | parent); log p without a proposal
-        ("log_residual_proposal", np.float64),  # log mass of q outside the children; that of p without a proposal
-        ("log_advantage", np.float64),  # a flow's log of q(token | parent) / p(token | parent); 0 without a flow
+        (
+            "log_residual_proposal",
+            np.float64,
+        ),  # log mass of q outside the children; that of p without a proposal
+        (
+            "log_advantage",
+            np.float64,
+        ),  # a flow's log of q(token | parent) / p(token | parent); 0 without a flow
     ]
 )
 OPEN = 0
 ENUMERATED = 1
 TERMINAL = 2
-_SAVED_AS = {"log_proposal": "log_prior", "log_residual_proposal": "log_residual"}  # by releases without proposals
+_SAVED_AS = {
+    "log_proposal": "log_prior",
+    "log_residual_proposal": "log_residual",
+}  # by releases without proposals
 _GROWTH = 4 / 3
 
 
@@ -83,7 +104,9 @@ class Tree:
             grown[: self.size] = self.nodes[: self.size]
             self.nodes = grown
 
-    def attach_rollout(self, start: int, rollout: Rollout, finished: bool, unit: Literal["p", "q"] = "q") -> int:
+    def attach_rollout(
+        self, start: int, rollout: Rollout, finished: bool, unit: Literal["p", "q"] = "q"
+    ) -> int:
         """Join a rollout's states below `start`; returns the node reached, terminal when `finished`.
 
         unit: whether estimates of unexpanded mass are per unit of p, or of the proposal q that the rollout reports (if any).
@@ -113,7 +136,11 @@ class Tree:
         record["log_residual"] = record["log_residual_proposal"] = -np.inf
 
     def attach_expansion(
-        self, node: int, expansion: Expansion, known: tuple[int, ...], is_finished: Callable[[tuple[int, ...]], bool]
+        self,
+        node: int,
+        expansion: Expansion,
+        known: tuple[int, ...],
+        is_finished: Callable[[tuple[int, ...]], bool],
     ) -> None:
         """Add an expansion's children to `node`, whose row is then known and enumerated.
 
@@ -124,12 +151,17 @@ class Tree:
         if record["status"] == ENUMERATED:
             return
         prefix = self.tokens(node)
-        present = {int(self.nodes["token"][c]): float(self.nodes["log_prior"][c]) for c in self.children(node)}
+        present = {
+            int(self.nodes["token"][c]): float(self.nodes["log_prior"][c])
+            for c in self.children(node)
+        }
         arrived = {token: log_prob for token, log_prob in present.items() if token not in known}
         residual = expansion.log_residual
         remaining = expansion.num_remaining
         self.reserve(len(expansion.children))
-        for token, log_prob in zip(expansion.children.tolist(), expansion.log_prob.tolist(), strict=True):
+        for token, log_prob in zip(
+            expansion.children.tolist(), expansion.log_prob.tolist(), strict=True
+        ):
             if arrived.pop(token, None) is None:
                 self.size = add_child(self.nodes, self.size, node, token, log_prob)
                 if is_finished((*prefix, token)):
@@ -138,7 +170,9 @@ class Tree:
             residual = log_difference(residual, log_prob)
             remaining = remaining - 1
         record = self.nodes[node]
-        record["log_residual"] = record["log_residual_proposal"] = residual if remaining > 0 else -np.inf
+        record["log_residual"] = record["log_residual_proposal"] = (
+            residual if remaining > 0 else -np.inf
+        )
         record["num_remaining"] = remaining
         record["status"] = ENUMERATED
 

@@ -65,9 +65,13 @@ def places(walks: Sequence[WalkRecord], team: str | None = None) -> np.ndarray:
     Walks of other teams come first, by run and ticket. Of this team's walks with one ticket, made by several
     incarnations of a searcher, the latest incarnation's holds it. Nothing here depends on what a walk found.
     """
-    order = sorted(range(len(walks)), key=lambda i: (walks[i].team == team, walks[i].team, *_turn(walks[i])))
+    order = sorted(
+        range(len(walks)), key=lambda i: (walks[i].team == team, walks[i].team, *_turn(walks[i]))
+    )
     last = {(w.ticket, w.searcher): i for i in order if (w := walks[i]).team == team}
-    held = [i for i in order if walks[i].team != team or last[walks[i].ticket, walks[i].searcher] == i]
+    held = [
+        i for i in order if walks[i].team != team or last[walks[i].ticket, walks[i].searcher] == i
+    ]
     place = np.full(len(walks), -1, dtype=np.int64)
     place[held] = np.arange(len(held))
     return place
@@ -98,7 +102,9 @@ def shared_estimate(
     log_t = np.logaddexp(log_known[view[held]], log_new)
     log_z = float(np.logaddexp.reduce(log_c + log_t))
     deviation = np.exp(log_c) * np.expm1(log_t - log_z)
-    _, noise = np.unique(np.array([walks[i].noise for i in held], dtype=np.uint64), return_inverse=True)
+    _, noise = np.unique(
+        np.array([walks[i].noise for i in held], dtype=np.uint64), return_inverse=True
+    )
     error = float(np.sqrt(np.sum(np.bincount(noise, weights=deviation) ** 2)))
     with np.errstate(divide="ignore"):
         log_weights = catalogue.log_priors + log_tilts + np.log(c_seen)
@@ -118,8 +124,12 @@ def _views(
     first = np.full((len(streams), len(log_masses)), np.iinfo(np.int64).max)
     stream_of = np.array([streams[walk.stream] for walk in walks])
     flat = first.reshape(-1)
-    np.minimum.at(flat, stream_of * len(log_masses) + catalogue.found, [walk.number for walk in walks])
-    counts = np.array([[known.get(stream, 0) for stream in streams] for known in vectors], dtype=np.int64)
+    np.minimum.at(
+        flat, stream_of * len(log_masses) + catalogue.found, [walk.number for walk in walks]
+    )
+    counts = np.array(
+        [[known.get(stream, 0) for stream in streams] for known in vectors], dtype=np.int64
+    )
     c_group = np.bincount(view, weights=c, minlength=len(vectors))
     top = log_masses.max()
     masses = np.exp(log_masses - top)

@@ -24,7 +24,9 @@ _WALKS = "walks/"
 def notes_of(walks: list[WalkRecord]) -> dict[str, np.ndarray]:
     """Walks as a snapshot's notes, for searches that joined others' walks."""
     header, arrays = pack_walks(walks)
-    return {f"{_WALKS}head": np.array(json.dumps(header))} | {f"{_WALKS}{k}": v for k, v in arrays.items()}
+    return {f"{_WALKS}head": np.array(json.dumps(header))} | {
+        f"{_WALKS}{k}": v for k, v in arrays.items()
+    }
 
 
 def walks_of(snapshot: Snapshot, run: str) -> list[WalkRecord]:
@@ -68,11 +70,15 @@ def _solo_walks(snapshot: Snapshot, run: str) -> list[WalkRecord]:
             known=vectors[begin],
             noise=stream_key(seed, problem, "arms", 0, i),
         )
-        for i, (sample, begin) in enumerate(zip(found, np.searchsorted(ends, ends).tolist(), strict=True))
+        for i, (sample, begin) in enumerate(
+            zip(found, np.searchsorted(ends, ends).tolist(), strict=True)
+        )
     ]
 
 
-def _facts(tree: Tree, sequences: list[tuple[int, ...]]) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def _facts(
+    tree: Tree, sequences: list[tuple[int, ...]]
+) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """(log_prob, log_outside, support) [n] of the steps of sequences that the tree holds."""
     outside, support = outside_masses(tree.nodes, tree.size)
     facts = []

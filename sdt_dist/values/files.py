@@ -20,8 +20,19 @@ from sdt_dist.values.records import Vector, WalkRecord
 FORMAT = "sdt-evidence/1"
 Arrays = dict[str, np.ndarray]
 Evidence = dict[str, tuple[list[WalkRecord], Vector]]  # walks and closed streams by key
-_NUMBERS = {"number": np.int64, "ticket": np.int64, "log_omega": np.float64, "noise": np.uint64, "nfe": np.int64}
-_STEPS = {"tokens": np.int32, "log_prob": np.float64, "log_outside": np.float64, "support": np.int32}
+_NUMBERS = {
+    "number": np.int64,
+    "ticket": np.int64,
+    "log_omega": np.float64,
+    "noise": np.uint64,
+    "nfe": np.int64,
+}
+_STEPS = {
+    "tokens": np.int32,
+    "log_prob": np.float64,
+    "log_outside": np.float64,
+    "support": np.int32,
+}
 
 
 def pack_walks(walks: Sequence[WalkRecord]) -> tuple[dict[str, Any], Arrays]:
@@ -41,8 +52,13 @@ def pack_walks(walks: Sequence[WalkRecord]) -> tuple[dict[str, Any], Arrays]:
             len(walks), len(terms)
         ),
     }
-    arrays |= {name: np.array([getattr(w, name) for w in walks], dtype=kind) for name, kind in _NUMBERS.items()}
-    arrays |= {name: _joined([getattr(w, name) for w in walks], kind) for name, kind in _STEPS.items()}
+    arrays |= {
+        name: np.array([getattr(w, name) for w in walks], dtype=kind)
+        for name, kind in _NUMBERS.items()
+    }
+    arrays |= {
+        name: _joined([getattr(w, name) for w in walks], kind) for name, kind in _STEPS.items()
+    }
     return {"streams": streams, "terms": terms, "num_vectors": len(vectors)}, arrays
 
 
@@ -60,14 +76,20 @@ def unpack_walks(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) ->
     columns["known"] = [vectors[i] for i in arrays["vector"].tolist()]
     columns["components"] = [dict(zip(terms, row, strict=True)) for row in arrays["terms"].tolist()]
     count = len(columns["stream"])
-    return [WalkRecord(**{name: column[i] for name, column in columns.items()}) for i in range(count)]
+    return [
+        WalkRecord(**{name: column[i] for name, column in columns.items()}) for i in range(count)
+    ]
 
 
 def _joined(parts: Iterable[np.ndarray], kind: Any) -> np.ndarray:
-    return np.concatenate([np.empty(0, dtype=kind), *(np.asarray(part, dtype=kind) for part in parts)])
+    return np.concatenate(
+        [np.empty(0, dtype=kind), *(np.asarray(part, dtype=kind) for part in parts)]
+    )
 
 
-def write_evidence(path: str | Path, evidence: Mapping[str, tuple[Sequence[WalkRecord], Vector]]) -> Path:
+def write_evidence(
+    path: str | Path, evidence: Mapping[str, tuple[Sequence[WalkRecord], Vector]]
+) -> Path:
     """Write walks and closed streams by key to an .npz beside `path`, sync it and rename it there. ResultsError when the disk refuses."""
     target = Path(path)
     head: dict[str, Any] = {"format": FORMAT, "keys": []}
@@ -97,11 +119,23 @@ def read_evidence(path: str | Path) -> Evidence:
             entry["key"]: (unpack_walks(entry, _group(arrays, f"{i}/")), entry["closed"])
             for i, entry in enumerate(head["keys"])
         }
-    except (OSError, ValueError, KeyError, IndexError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        IndexError,
+        TypeError,
+        EOFError,
+        zipfile.BadZipFile,
+    ) as error:
         raise CheckpointError(
             f"evidence: {path} is no evidence that sdt wrote ({error}); give a run's evidence file."
         ) from error
 
 
 def _group(arrays: Arrays, prefix: str) -> Arrays:
-    return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): value
+        for name, value in arrays.items()
+        if name.startswith(prefix)
+    }

@@ -54,7 +54,9 @@ def _into_order(nodes, node):
     if after < 0 or nodes[after].token > nodes[new].token:
         return
     nodes[node].first_child = after
-    while nodes[after].next_sibling >= 0 and nodes[nodes[after].next_sibling].token < nodes[new].token:
+    while (
+        nodes[after].next_sibling >= 0 and nodes[nodes[after].next_sibling].token < nodes[new].token
+    ):
         after = nodes[after].next_sibling
     nodes[new].next_sibling = nodes[after].next_sibling
     nodes[after].next_sibling = new

@@ -13,7 +13,13 @@ from sdt_dist.protocols import PriorLaw
 
 
 def evidence_key(
-    *, model: str, tokenizer: str, law: PriorLaw | None, max_new_tokens: int, reward: str, context: bytes
+    *,
+    model: str,
+    tokenizer: str,
+    law: PriorLaw | None,
+    max_new_tokens: int,
+    reward: str,
+    context: bytes,
 ) -> str:
     """The key [32 hex digits] of a problem's evidence.
 
@@ -21,10 +27,19 @@ def evidence_key(
     identity of its terms WITHOUT their multipliers (`rewards.spec.reward_identity`). context: a digest or the bytes
     of everything that the model or the reward sees of the problem (prompt, full history).
     """
-    facts = [model, tokenizer, law and asdict(law), max_new_tokens, reward, hashlib.blake2b(context).hexdigest()]
+    facts = [
+        model,
+        tokenizer,
+        law and asdict(law),
+        max_new_tokens,
+        reward,
+        hashlib.blake2b(context).hexdigest(),
+    ]
     return hashlib.blake2b(json.dumps(facts).encode(), digest_size=16).hexdigest()
 
 
 def shard_of(key: str, num_shards: int) -> int:
     """Which of `num_shards` store shards holds a key: in [0, num_shards), the same in every process."""
-    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little") % num_shards
+    return (
+        int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little") % num_shards
+    )

@@ -64,7 +64,9 @@ class WalkRecord:
     def num_bytes(self) -> int:
         """About what the record takes in memory; its vector is shared with others and not counted."""
         arrays = (self.tokens, self.log_prob, self.log_outside, self.support)
-        return sum(array.nbytes for array in arrays) + 64 * (len(self.components) + len(arrays)) + 128
+        return (
+            sum(array.nbytes for array in arrays) + 64 * (len(self.components) + len(arrays)) + 128
+        )
 
 
 def stream_name(team: str, searcher: int, incarnation: int) -> str:

@@ -32,7 +32,9 @@ class Reweighed:
     walks: list[WalkRecord]
 
 
-def reweigh(walks: Sequence[WalkRecord], multipliers: Mapping[str, float], inverse_temperature: float) -> Reweighed:
+def reweigh(
+    walks: Sequence[WalkRecord], multipliers: Mapping[str, float], inverse_temperature: float
+) -> Reweighed:
     """The estimate and the weights that evidence gives at (inverse_temperature, multipliers); nothing is computed anew.
 
     walks: all visible walks of one key (`EvidenceStore.walks`, `walks_of`): closed under what their vectors name.
@@ -40,9 +42,13 @@ def reweigh(walks: Sequence[WalkRecord], multipliers: Mapping[str, float], inver
     lambda that is not positive, or other reward terms.
     """
     if not walks:
-        raise ConfigurationError("walks: none, allowed: at least one; evidence under another key does not count.")
+        raise ConfigurationError(
+            "walks: none, allowed: at least one; evidence under another key does not count."
+        )
     if not 0 < inverse_temperature < np.inf:
-        raise ConfigurationError(f"inverse_temperature: {inverse_temperature}, must be finite and > 0.")
+        raise ConfigurationError(
+            f"inverse_temperature: {inverse_temperature}, must be finite and > 0."
+        )
     catalogue = Catalogue.of(walks, multipliers)
     tree = EvidenceTree(inverse_temperature, multipliers)
     tree.join(sorted(walks, key=lambda walk: (walk.stream, walk.number)))

@@ -110,9 +110,15 @@ class EvidenceStore:
 
     def _answer(self, request: ShareRequest) -> Shared:
         walks = self._set(request.key)
-        return Shared(tuple(walks.since(request.known, request.team)), walks.held(), walks.closed_of_team(request.team))
+        return Shared(
+            tuple(walks.since(request.known, request.team)),
+            walks.held(),
+            walks.closed_of_team(request.team),
+        )
 
-    def _tree(self, key: str, inverse_temperature: float, multipliers: Mapping[str, float]) -> EvidenceTree:
+    def _tree(
+        self, key: str, inverse_temperature: float, multipliers: Mapping[str, float]
+    ) -> EvidenceTree:
         from sdt_dist.values.tree import EvidenceTree
 
         name = (key, inverse_temperature, tuple(sorted(multipliers.items())))
@@ -131,7 +137,9 @@ class _WalkSet:
         self.closed: dict[str, int] = {}
         self.num_visible = self.num_walks = self.num_bytes = 0
         self._terms: frozenset[str] = frozenset()
-        self._visible: dict[str, list[tuple[int, WalkRecord]]] = {}  # (place in causal order, walk) by number
+        self._visible: dict[
+            str, list[tuple[int, WalkRecord]]
+        ] = {}  # (place in causal order, walk) by number
         self._waiting: dict[str, dict[int, WalkRecord]] = {}
 
     def add(self, walks: Iterable[WalkRecord], closed: Vector) -> None:
@@ -166,7 +174,9 @@ class _WalkSet:
         return {stream: count for stream, count in self.closed.items() if _team(stream) == team}
 
     def everything(self) -> list[WalkRecord]:
-        return self.since({}, None) + [walk for walks in self._waiting.values() for walk in walks.values()]
+        return self.since({}, None) + [
+            walk for walks in self._waiting.values() for walk in walks.values()
+        ]
 
     def _check_terms(self, walk: WalkRecord) -> None:
         self._terms = self._terms or frozenset(walk.components)
@@ -178,7 +188,11 @@ class _WalkSet:
 
     def _find(self, stream: str, number: int) -> WalkRecord | None:
         visible = self._visible.get(stream, [])
-        return visible[number][1] if number < len(visible) else self._waiting.get(stream, {}).get(number)
+        return (
+            visible[number][1]
+            if number < len(visible)
+            else self._waiting.get(stream, {}).get(number)
+        )
 
     def _settle(self) -> None:
         """Make visible what has become so; repeated until nothing changes, since one walk may free another."""
@@ -187,7 +201,9 @@ class _WalkSet:
         while moved:
             moved = False
             for stream, waiting in self._waiting.items():
-                while (walk := waiting.get(held.get(stream, 0))) is not None and covers(held, walk.known):
+                while (walk := waiting.get(held.get(stream, 0))) is not None and covers(
+                    held, walk.known
+                ):
                     del waiting[walk.number]
                     self._visible.setdefault(stream, []).append((self.num_visible, walk))
                     held[stream] = walk.number + 1

@@ -74,7 +74,9 @@ class EvidenceTree:
         children = [find_child(tree.nodes, node, token) for token in excluded]
         log_outside = rollout.log_residual.copy()
         support = rollout.num_remaining.astype(np.int32) + 1
-        log_outside[0] = np.logaddexp.reduce([log_outside[0], *np.sort(tree.nodes["log_prior"][children])])
+        log_outside[0] = np.logaddexp.reduce(
+            [log_outside[0], *np.sort(tree.nodes["log_prior"][children])]
+        )
         support[0] += len(children)
         above = path_facts(tree.nodes, self._outside, self._support, node)
         tokens = np.concatenate([np.array(tree.tokens(node), dtype=np.int32), rollout.tokens])
@@ -91,7 +93,10 @@ class EvidenceTree:
                 return float(nodes["log_rate"][node]) / self.inverse_temperature
             node = int(child)
         record = nodes[node]
-        return float(np.logaddexp(record["log_known"], record["log_unknown"])) / self.inverse_temperature
+        return (
+            float(np.logaddexp(record["log_known"], record["log_unknown"]))
+            / self.inverse_temperature
+        )
 
     def _reserve(self, extra: int) -> None:
         self.tree.reserve(extra)

@@ -33,14 +33,19 @@ class Recovery:
         """One row of the table."""
 
         def times(values: list[float]) -> str:
-            return f"{statistics.median(values):8.2f} {max(values):8.2f}" if values else f"{'-':>8} {'-':>8}"
+            return (
+                f"{statistics.median(values):8.2f} {max(values):8.2f}"
+                if values
+                else f"{'-':>8} {'-':>8}"
+            )
 
         kills = max(len(self.replaced_s), len(self.result_s))
         return f"{self.kind:<22} {kills:>5}   {times(self.replaced_s)}   {times(self.result_s)}   {self.wall_s:7.1f}   {self.notes}"
 
 
-HEAD = f"{'what was killed':<22} {'kills':>5}   {'replacement, s':^17}   {'next result, s':^17}   {'wall, s':>7}\n" + (
-    f"{'':<22} {'':>5}   {'median':>8} {'worst':>8}   {'median':>8} {'worst':>8}"
+HEAD = (
+    f"{'what was killed':<22} {'kills':>5}   {'replacement, s':^17}   {'next result, s':^17}   {'wall, s':>7}\n"
+    + (f"{'':<22} {'':>5}   {'median':>8} {'worst':>8}   {'median':>8} {'worst':>8}")
 )
 
 
@@ -69,7 +74,12 @@ class Killer(threading.Thread):
     """
 
     def __init__(
-        self, kind: str, kills: int, seed: int, finished: Callable[[], None], timeout_s: float = 300.0
+        self,
+        kind: str,
+        kills: int,
+        seed: int,
+        finished: Callable[[], None],
+        timeout_s: float = 300.0,
     ) -> None:
         super().__init__(daemon=True, name=f"killer of {kind}")
         self.recovery = Recovery(kind)
@@ -103,21 +113,35 @@ class Killer(threading.Thread):
             status = self._view.status()
             if status is not None and condition(status):
                 return status
-            assert not self._run_is_over.is_set(), f"the run was over while the {self._kind} killer waited for {what}"
-            assert time.monotonic() < self._deadline, f"the {self._kind} killer waited for {what}; last state {status}"
+            assert not self._run_is_over.is_set(), (
+                f"the run was over while the {self._kind} killer waited for {what}"
+            )
+            assert time.monotonic() < self._deadline, (
+                f"the {self._kind} killer waited for {what}; last state {status}"
+            )
             time.sleep(_POLL_S)
 
     def _is_whole(self, status: dict[str, Any]) -> bool:
         slots = [slot for name, slot in status["slots"].items() if name.startswith(self._kind)]
-        return status["under_way"] > 0 and bool(slots) and all(slot["state"] == "ready" for slot in slots)
+        return (
+            status["under_way"] > 0
+            and bool(slots)
+            and all(slot["state"] == "ready" for slot in slots)
+        )
 
     def _kill(self, number: int) -> None:
         self._until("all actors to be ready and searches under way", self._is_whole)
         time.sleep(self._random.uniform(0.0, 0.5))  # the random instant
         before = self._until("searches under way", self._is_whole)
-        slots = {name: slot for name, slot in before["slots"].items() if name.startswith(self._kind)}
-        fewest = min(slot["deaths"] for slot in slots.values())  # the pause before a restart doubles with each death
-        victim = self._random.choice([name for name, slot in slots.items() if slot["deaths"] == fewest])
+        slots = {
+            name: slot for name, slot in before["slots"].items() if name.startswith(self._kind)
+        }
+        fewest = min(
+            slot["deaths"] for slot in slots.values()
+        )  # the pause before a restart doubles with each death
+        victim = self._random.choice(
+            [name for name, slot in slots.items() if slot["deaths"] == fewest]
+        )
         begin = time.monotonic()
         if number % 2 == 0:
             os.kill(actor_processes()[victim], signal.SIGKILL)

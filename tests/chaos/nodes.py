@@ -37,7 +37,10 @@ FLEET = {
     "searchers": 2,
     "problems_per_searcher": 2,
     "max_attempts": 20,
-    "server": {"cpus": 1.5, "labels": PLACE},  # of a node's two CPUs: a server and a searcher on each
+    "server": {
+        "cpus": 1.5,
+        "labels": PLACE,
+    },  # of a node's two CPUs: a server and a searcher on each
     "searcher": {"cpus": 0.5, "labels": PLACE},
 }
 
@@ -84,15 +87,23 @@ def _lose_nodes(cluster: Cluster, nodes: list, kills: int, found: dict) -> None:
 def main(folder: str, kills: int) -> None:
     slow = Path(folder) / "slow"
     slow.touch()
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
+    )
     nodes = [_add_node(cluster), _add_node(cluster)]
     ray.init(address=cluster.address, namespace="chaos", log_to_driver=False, logging_level="ERROR")
-    work = toy_work(Toy(*TOY), {name: {"num_samples": 4, "num_rollouts": 40} for name in ("residual_ts", "dts")}, 150)
+    work = toy_work(
+        Toy(*TOY),
+        {name: {"num_samples": 4, "num_rollouts": 40} for name in ("residual_ts", "dts")},
+        150,
+    )
     found: dict = {"held": [], "result_s": [], "replaced_s": [], "error": ""}
     statuses: list[dict] = []
     begin = time.monotonic()
     with ThreadPoolExecutor(1) as beside:  # a node can be started from the main thread only
-        run = beside.submit(run_all, work, partial(Slow, 0.25, str(slow)), watch=statuses.append, **FLEET)
+        run = beside.submit(
+            run_all, work, partial(Slow, 0.25, str(slow)), watch=statuses.append, **FLEET
+        )
         try:
             _lose_nodes(cluster, nodes, kills, found)
         except AssertionError as error:

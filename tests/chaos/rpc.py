@@ -10,8 +10,15 @@ import os
 import time
 from functools import partial
 
-_LOST = {"num_failures": -1, "req_failure_prob": 25, "resp_failure_prob": 25, "in_flight_failure_prob": 0}
-os.environ["RAY_testing_rpc_failure"] = json.dumps({"CoreWorkerService.grpc_client.PushTask": _LOST})  # noqa: SIM112
+_LOST = {
+    "num_failures": -1,
+    "req_failure_prob": 25,
+    "resp_failure_prob": 25,
+    "in_flight_failure_prob": 0,
+}
+os.environ["RAY_testing_rpc_failure"] = json.dumps(
+    {"CoreWorkerService.grpc_client.PushTask": _LOST}
+)  # noqa: SIM112
 
 import ray  # noqa: E402
 from ray.exceptions import ActorUnavailableError  # noqa: E402
@@ -23,7 +30,9 @@ from tests.ray_helpers import run_all  # noqa: E402
 CALLS = 200
 
 
-@ray.remote(max_restarts=0, max_task_retries=0, max_concurrency=CALLS, allow_out_of_order_execution=True)
+@ray.remote(
+    max_restarts=0, max_task_retries=0, max_concurrency=CALLS, allow_out_of_order_execution=True
+)
 class Counter:
     """Counts the calls that arrived."""
 
@@ -59,15 +68,23 @@ def main() -> None:
         logging_level="ERROR",
     )
     found: dict = _lost_calls()
-    work = toy_work(Toy(*TOY), {name: {"num_samples": 4, "num_rollouts": 40} for name in ("residual_ts", "dts")}, 12)
+    work = toy_work(
+        Toy(*TOY),
+        {name: {"num_samples": 4, "num_rollouts": 40} for name in ("residual_ts", "dts")},
+        12,
+    )
     statuses: list[dict] = []
     begin = time.monotonic()
-    outcomes = run_all(work, partial(Toy, *TOY), watch=statuses.append, searchers=2, max_attempts=20)
+    outcomes = run_all(
+        work, partial(Toy, *TOY), watch=statuses.append, searchers=2, max_attempts=20
+    )
     found["wall_s"] = time.monotonic() - begin
     found["deaths"], found["restarted"] = statuses[-1]["deaths"], statuses[-1]["restarted_searches"]
     found["complete"] = outcomes.keys() == {w.name for w in work}
     wanted = {w.name: alone(Toy(*TOY), w) for w in work}
-    found["different"] = [name for name, outcome in outcomes.items() if not same(outcome, wanted[name])]
+    found["different"] = [
+        name for name, outcome in outcomes.items() if not same(outcome, wanted[name])
+    ]
     found["nfe"] = [sum(outcome.nfe for outcome in runs.values()) for runs in (outcomes, wanted)]
     ray.shutdown()
     print(json.dumps(found))

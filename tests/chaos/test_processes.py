@@ -23,7 +23,14 @@ from tests.ray_helpers import wait_until
 
 pytestmark = [pytest.mark.chaos, pytest.mark.ray, pytest.mark.timeout(400)]
 
-SETTINGS = {"num_problems": 6, "horizon": 8, "context_length": 64, "num_rollouts": 16, "num_samples": 6, "wave_size": 4}
+SETTINGS = {
+    "num_problems": 6,
+    "horizon": 8,
+    "context_length": 64,
+    "num_rollouts": 16,
+    "num_samples": 6,
+    "wave_size": 4,
+}
 KILLS = 5
 NODE_KILLS = 3
 
@@ -38,7 +45,9 @@ def _python(module: str, *arguments: object) -> dict:
 
 def test_losing_a_node_with_a_server_and_a_searcher_loses_nothing(tmp_path, table):
     found = _python("tests.chaos.nodes", tmp_path, NODE_KILLS)
-    table.append(Recovery("node", found["replaced_s"], found["result_s"], found["wall_s"], found["notes"]))
+    table.append(
+        Recovery("node", found["replaced_s"], found["result_s"], found["wall_s"], found["notes"])
+    )
     assert found["held"] == [["ModelServerActor", "SearcherActor"]] * NODE_KILLS
     assert len(found["replaced_s"]) == NODE_KILLS and not found["error"]
     assert found["complete"] and found["different"] == []
@@ -58,7 +67,9 @@ def test_lost_requests_and_replies_change_nothing_and_are_paid_once(table):
 @pytest.fixture
 def undisturbed(tmp_path, one_thread) -> dict[tuple[int, str], dict]:
     """The lines that the run must have in the end, made in one process."""
-    run_evaluation(make_plan(load_config(None, SETTINGS)), tmp_path / "undisturbed", execute=in_process())
+    run_evaluation(
+        make_plan(load_config(None, SETTINGS)), tmp_path / "undisturbed", execute=in_process()
+    )
     return _lines(tmp_path / "undisturbed")
 
 
@@ -69,7 +80,10 @@ def _lines(folder: Path) -> dict[tuple[int, str], dict]:
     lines = [json.loads(line) for line in content[: content.rfind(b"\n") + 1].splitlines()]
     found = {(line["problem"], line["label"]): line for line in lines}
     assert len(found) == len(lines), "a line came twice"
-    return {pair: {k: v for k, v in line.items() if k not in ("wall_s", "model_calls")} for pair, line in found.items()}
+    return {
+        pair: {k: v for k, v in line.items() if k not in ("wall_s", "model_calls")}
+        for pair, line in found.items()
+    }
 
 
 def _has_more(folder: Path, lines: int) -> bool:
@@ -80,7 +94,15 @@ def _start(folder: Path) -> subprocess.Popen:
     config = folder / "config.yaml"
     config.write_text(yaml.safe_dump(SETTINGS))
     fleet = ["--searchers", "2", "--servers", "2"]
-    command = [sys.executable, "-m", "sdt_dist.cluster.cli", "evaluate", str(config), *fleet, "--resume"]
+    command = [
+        sys.executable,
+        "-m",
+        "sdt_dist.cluster.cli",
+        "evaluate",
+        str(config),
+        *fleet,
+        "--resume",
+    ]
     return subprocess.Popen(
         [*command, "--output", str(folder / "run")],
         stdout=subprocess.DEVNULL,
@@ -97,7 +119,9 @@ def _has_ended(process: psutil.Process) -> bool:
     Ray's own agents do not count: they notice within a minute or so that their raylet is dead.
     """
     try:
-        is_agent = any(part.endswith(("Agent", "agent.py", "agent/main.py")) for part in process.cmdline()[:4])
+        is_agent = any(
+            part.endswith(("Agent", "agent.py", "agent/main.py")) for part in process.cmdline()[:4]
+        )
         return is_agent or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
@@ -123,7 +147,10 @@ def test_a_driver_killed_again_and_again_goes_on_with_resume(tmp_path, undisturb
     rng = random.Random(5)
     begin = time.monotonic()
     run = tmp_path / "run"
-    recovery = Recovery("driver (sdt evaluate)", notes="next result: from the kill to new lines, Ray's start included")
+    recovery = Recovery(
+        "driver (sdt evaluate)",
+        notes="next result: from the kill to new lines, Ray's start included",
+    )
     for number in range(KILLS):
         before = _lines(run)
         killed_at = time.monotonic()

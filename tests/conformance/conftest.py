@@ -87,7 +87,9 @@ class Backend:
     def root(self, number: int = 0) -> Root:
         if self.prompt_length == 1:
             return Root((number % TOY_VOCABULARY,), prompt_digest((number,)))
-        prompt = tuple(np.random.default_rng(number).integers(4, VOCABULARY, self.prompt_length).tolist())
+        prompt = tuple(
+            np.random.default_rng(number).integers(4, VOCABULARY, self.prompt_length).tolist()
+        )
         return Root(prompt, prompt_digest(prompt))
 
     def path(self, model: LogitsModel, root: Root, length: int, key: int = 11) -> tuple[int, ...]:
@@ -119,7 +121,9 @@ class Backend:
         """Equal tokens, and probabilities that are equal bitwise unless the backend promises less."""
         if isinstance(left, Rollout) != isinstance(right, Rollout):
             return False
-        mine, other = ((r.tokens if isinstance(r, Rollout) else r.children).tolist() for r in (left, right))
+        mine, other = (
+            (r.tokens if isinstance(r, Rollout) else r.children).tolist() for r in (left, right)
+        )
         return mine == other and all(
             np.allclose(a, b, rtol=0.0, atol=self.tolerance)
             for a, b in [
@@ -132,7 +136,10 @@ class Backend:
 
 def _hf(module: torch.nn.Module) -> Backend:
     return Backend(
-        lambda **options: HFModel(module, **options), PriorLaw((0, VOCABULARY), (END,)), 20, modules=[module]
+        lambda **options: HFModel(module, **options),
+        PriorLaw((0, VOCABULARY), (END,)),
+        20,
+        modules=[module],
     )
 
 
@@ -178,7 +185,12 @@ def _vllm_engines() -> tuple[object, Callable[..., LogitsModel]]:
 def _vllm() -> Backend:
     plain, make = _vllm_engines()
     return Backend(
-        make, PriorLaw((0, VOCABULARY), (END,)), 20, prompt_length=LONG_PROMPT, tolerance=1e-4, modules=[plain]
+        make,
+        PriorLaw((0, VOCABULARY), (END,)),
+        20,
+        prompt_length=LONG_PROMPT,
+        tolerance=1e-4,
+        modules=[plain],
     )
 
 
@@ -197,10 +209,15 @@ def _over_http(local: Backend) -> Backend:
 
 BACKENDS: dict[str, Callable[[], Backend]] = {
     "toy": lambda: Backend(
-        lambda **options: Toy(TOY_VOCABULARY, 6, 1.0), PriorLaw((0, TOY_VOCABULARY)), 6, prompt_length=1
+        lambda **options: Toy(TOY_VOCABULARY, 6, 1.0),
+        PriorLaw((0, TOY_VOCABULARY)),
+        6,
+        prompt_length=1,
     ),
     "interface": lambda: Backend(
-        lambda **options: InterfaceModel(Interface(), **options), PriorLaw((0, VOCABULARY), (END,)), 20
+        lambda **options: InterfaceModel(Interface(), **options),
+        PriorLaw((0, VOCABULARY), (END,)),
+        20,
     ),
     "hf-llama": lambda: _hf(_llama(4, 4)),
     "hf-llama-gqa": lambda: _hf(_llama(4, 2)),
@@ -219,7 +236,10 @@ TABLES = {"toy", "interface", "http-toy"}  # no Transformers module has their p
 
 def params(names: Iterable[str]) -> list[object]:
     """Backends as parameters, with the markers of the packages that they need."""
-    marks = {name: [getattr(pytest.mark, package) for package in ("mlx", "vllm") if package in name] for name in names}
+    marks = {
+        name: [getattr(pytest.mark, package) for package in ("mlx", "vllm") if package in name]
+        for name in names
+    }
     return [pytest.param(name, marks=marks[name]) for name in sorted(marks)]
 
 

@@ -31,7 +31,9 @@ def test_log_probs_normalise(backend):
         row = full_row(model, backend, root, prefix[:depth])
         assert np.exp(row).sum() == pytest.approx(1.0, abs=1e-12)
         (part,) = model.expand([ExpandRequest(root, prefix[:depth], 3)], backend.law)
-        assert np.exp(part.log_prob).sum() + np.exp(part.log_residual) == pytest.approx(1.0, abs=1e-12)
+        assert np.exp(part.log_prob).sum() + np.exp(part.log_residual) == pytest.approx(
+            1.0, abs=1e-12
+        )
         assert part.num_remaining == backend.law.allowed[1] - 3
 
 
@@ -79,7 +81,9 @@ def test_excluded_tokens_are_masked_and_log_probs_are_of_the_unmasked_law(backen
         token = int(draw.tokens[0])
         assert token != first
         assert draw.log_prob[0] == pytest.approx(row[token], abs=1e-12)
-        assert np.exp(draw.log_residual[0]) == pytest.approx(1 - np.exp(row[[first, token]]).sum(), abs=1e-9)
+        assert np.exp(draw.log_residual[0]) == pytest.approx(
+            1 - np.exp(row[[first, token]]).sum(), abs=1e-9
+        )
 
 
 def test_rollouts_report_the_rows_they_passed(backend):
@@ -96,7 +100,10 @@ def test_rollouts_report_the_rows_they_passed(backend):
 
 
 def _requests(backend, count: int) -> list[RolloutRequest]:
-    return [RolloutRequest(backend.root(i % 3), (), backend.max_new - i % 2, 1000 + i) for i in range(count)]
+    return [
+        RolloutRequest(backend.root(i % 3), (), backend.max_new - i % 2, 1000 + i)
+        for i in range(count)
+    ]
 
 
 def test_batched_equals_single_and_repeats(backend):
@@ -104,10 +111,15 @@ def test_batched_equals_single_and_repeats(backend):
     requests = _requests(backend, 13)
     together = backend.make().rollout(requests, backend.law)
     model = backend.make()
-    assert all(backend.same(model.rollout([r], backend.law)[0], t) for r, t in zip(requests, together, strict=True))
+    assert all(
+        backend.same(model.rollout([r], backend.law)[0], t)
+        for r, t in zip(requests, together, strict=True)
+    )
     assert all(
         backend.same(a, b)
-        for a, b in zip(backend.make().rollout(requests[3:9], backend.law), together[3:9], strict=True)
+        for a, b in zip(
+            backend.make().rollout(requests[3:9], backend.law), together[3:9], strict=True
+        )
     )
 
 
@@ -179,7 +191,9 @@ def _p_value(counts: np.ndarray, p: np.ndarray) -> float:
     wanted = np.append(expected[likely], expected[~likely].sum())
     kept = wanted > 0
     assert not observed[~kept].any(), "an outcome of probability 0"
-    return stats.chisquare(observed[kept], wanted[kept] * observed[kept].sum() / wanted[kept].sum()).pvalue
+    return stats.chisquare(
+        observed[kept], wanted[kept] * observed[kept].sum() / wanted[kept].sum()
+    ).pvalue
 
 
 def test_end_tokens_finish_and_lengths_limit(backend):
@@ -189,7 +203,9 @@ def test_end_tokens_finish_and_lengths_limit(backend):
         tokens = reply.tokens.tolist()
         assert not set(tokens[:-1]) & set(backend.law.end_tokens)
         assert (reply.finish_reason == "eos") == (tokens[-1] in backend.law.end_tokens)
-        assert len(tokens) == request.num_tokens or (reply.finish_reason == "eos" and len(tokens) < request.num_tokens)
+        assert len(tokens) == request.num_tokens or (
+            reply.finish_reason == "eos" and len(tokens) < request.num_tokens
+        )
     if backend.law.end_tokens:
         assert {reply.finish_reason for reply in replies} == {"eos", "length"}
 
@@ -229,10 +245,13 @@ def test_replies_add_up_to_the_counters(backend):
     replies = [*model.rollout(_requests(backend, 9), backend.law)]
     prefix = tuple(replies[0].tokens[:2].tolist())
     replies += model.expand(
-        [ExpandRequest(backend.root(0), prefix, 3), ExpandRequest(backend.root(5), (), 3)], backend.law
+        [ExpandRequest(backend.root(0), prefix, 3), ExpandRequest(backend.root(5), (), 3)],
+        backend.law,
     )
     assert sum(reply.cost.nfe for reply in replies) == model.nfe
-    assert frozenset().union(*(reply.cost.calls for reply in replies)) == frozenset(range(model.model_calls))
+    assert frozenset().union(*(reply.cost.calls for reply in replies)) == frozenset(
+        range(model.model_calls)
+    )
 
 
 def test_a_forward_hook_counts_the_same_calls(backend):

@@ -60,13 +60,17 @@ async def serving(model: Any, **options: Any) -> AsyncIterator[ModelServer]:
         server.close()
 
 
-async def ask(server: ModelServer, name: str, requests: Sequence[ModelRequest], law: PriorLaw) -> list[ModelReply]:
+async def ask(
+    server: ModelServer, name: str, requests: Sequence[ModelRequest], law: PriorLaw
+) -> list[ModelReply]:
     """One call over the wire."""
     answer = await server.answer(ModelCall(name, pack_requests(requests, law), GIVE_UP_S))
     return unpack_replies(answer.packed)
 
 
-async def at_once(server: ModelServer, requests: Sequence[ModelRequest], law: PriorLaw) -> list[ModelReply]:
+async def at_once(
+    server: ModelServer, requests: Sequence[ModelRequest], law: PriorLaw
+) -> list[ModelReply]:
     """Every request in a call of its own, all sent before any is answered."""
     calls = [ask(server, f"caller {i}", [request], law) for i, request in enumerate(requests)]
     return [reply for (reply,) in await asyncio.gather(*calls)]
@@ -80,7 +84,10 @@ def test_concurrent_siblings_of_a_new_prefix(backend):
     """Ten callers want ten children of a state that nobody asked for before; its prompt is paid for once."""
     root = backend.root(2)
     prefix = backend.path(backend.make(), root, 3)
-    requests = [ExpandRequest(root, (*prefix, token), 4, key=50 + i) for i, token in enumerate(backend.tokens(10))]
+    requests = [
+        ExpandRequest(root, (*prefix, token), 4, key=50 + i)
+        for i, token in enumerate(backend.tokens(10))
+    ]
 
     async def main():
         async with serving(backend.make()) as server:
@@ -96,7 +103,9 @@ def test_cached_prefixes_meet_the_same_suffix_at_once(backend):
     """Two prefixes in each of two problems were computed before; four callers continue them by the same tokens."""
     suffix = backend.path(backend.make(), backend.root(0), 3)
     starts = [(backend.root(i), (token, *suffix)) for i in (0, 1) for token in backend.tokens(2)]
-    requests = [RolloutRequest(root, tokens, 2, key=8 + i) for i, (root, tokens) in enumerate(starts)]
+    requests = [
+        RolloutRequest(root, tokens, 2, key=8 + i) for i, (root, tokens) in enumerate(starts)
+    ]
 
     async def main():
         async with serving(backend.make()) as server:
@@ -127,7 +136,9 @@ def test_nobody_starves_among_steady_arrivals(backend):
         steady = asyncio.Event()
         over = asyncio.Event()
 
-        async def call(name: str, requests: Sequence[ModelRequest], law: PriorLaw) -> list[ModelReply]:
+        async def call(
+            name: str, requests: Sequence[ModelRequest], law: PriorLaw
+        ) -> list[ModelReply]:
             number = next(arrivals)
             replies = await ask(server, name, requests, law)
             answered.append(number)
@@ -147,12 +158,16 @@ def test_nobody_starves_among_steady_arrivals(backend):
         async with serving(backend.make(), max_rows=3) as server:
             clients = [asyncio.create_task(client(number)) for number in range(CLIENTS)]
             await steady.wait()
-            told = await asyncio.gather(*(call(f"newcomer {i}", *asked) for i, asked in enumerate(newcomers)))
+            told = await asyncio.gather(
+                *(call(f"newcomer {i}", *asked) for i, asked in enumerate(newcomers))
+            )
             over.set()
             return told, answered, await asyncio.gather(*clients)
 
     told, answered, without_a_pause = asyncio.run(main())
-    overtaking = [sum(later > call for later in answered[:place]) for place, call in enumerate(answered)]
+    overtaking = [
+        sum(later > call for later in answered[:place]) for place, call in enumerate(answered)
+    ]
     assert max(overtaking) <= 2 * (CLIENTS + len(newcomers))
     for replies, (requests, law) in zip(told, newcomers, strict=True):
         assert all(same(backend, replies, backend.alone(requests, law)))
@@ -163,7 +178,9 @@ def test_a_cancelled_caller_disturbs_nobody(backend):
     """Two of six callers go: one while its batch runs, one while it waits. Their names can be asked for again."""
     roots = [backend.root(i % 2) for i in range(6)]
     requests = [
-        RolloutRequest(root, (), 3, key=70 + i) if i % 2 else ExpandRequest(root, (backend.tokens(6)[i],), 3)
+        RolloutRequest(root, (), 3, key=70 + i)
+        if i % 2
+        else ExpandRequest(root, (backend.tokens(6)[i],), 3)
         for i, root in enumerate(roots)
     ]
     gone = [1, 4]
@@ -192,7 +209,9 @@ def test_a_cancelled_caller_disturbs_nobody(backend):
 
     outcomes, again, after = asyncio.run(main())
     wanted = backend.alone([*requests, later])
-    assert [isinstance(outcome, asyncio.CancelledError) for outcome in outcomes] == [i in gone for i in range(6)]
+    assert [isinstance(outcome, asyncio.CancelledError) for outcome in outcomes] == [
+        i in gone for i in range(6)
+    ]
     stayed = [i for i in range(6) if i not in gone]
     assert all(same(backend, [outcomes[i][0] for i in stayed], [wanted[i] for i in stayed]))
     assert all(same(backend, again, [wanted[i] for i in gone]))

@@ -67,7 +67,9 @@ def _bytes(value: Any) -> bytes:
         return f"{value.dtype.str}{value.shape}".encode() + np.ascontiguousarray(value).tobytes()
     if isinstance(value, dict):
         kept = {str(key): item for key, item in value.items() if key not in UNTIMED}
-        return b"{" + b"".join(key.encode() + b":" + _bytes(kept[key]) for key in sorted(kept)) + b"}"
+        return (
+            b"{" + b"".join(key.encode() + b":" + _bytes(kept[key]) for key in sorted(kept)) + b"}"
+        )
     if isinstance(value, (list, tuple)):
         return b"[" + b",".join(map(_bytes, value)) + b"]"
     if isinstance(value, float):
@@ -78,10 +80,18 @@ def _bytes(value: Any) -> bytes:
 def facts_of(result: Any) -> dict[str, Any]:
     """All of a search's result that a seed decides."""
     return {
-        "samples": [(s.tokens, s.reward, s.log_prob, s.finish_reason, s.series) for s in result.samples],
+        "samples": [
+            (s.tokens, s.reward, s.log_prob, s.finish_reason, s.series) for s in result.samples
+        ],
         "finished": [(s.tokens, s.reward, s.log_prob, s.components) for s in result.finished],
         "weights": result.weights,
-        "estimates": (result.log_z, result.log_z_error, result.log_z_unbiased, result.ess, result.exhausted),
+        "estimates": (
+            result.log_z,
+            result.log_z_error,
+            result.log_z_unbiased,
+            result.ess,
+            result.exhausted,
+        ),
         "law": result.probabilities,
         "cost": (result.nfe, result.model_calls, result.rollouts, result.cost.reward_calls),
         "tree": None if result.tree is None else result.tree.arrays(),
@@ -89,14 +99,18 @@ def facts_of(result: Any) -> dict[str, Any]:
     }
 
 
-def search_toy(method: str, options: dict[str, Any], seed: int, resume: Snapshot | None = None) -> Any:
+def search_toy(
+    method: str, options: dict[str, Any], seed: int, resume: Snapshot | None = None
+) -> Any:
     """A search of the toy."""
     model = Toy(*TOY)
     top_k = options["expansion_k"] if options.get("tail") == "truncate" else None
     process = TokenProcess(model, replace(model.law, top_k=top_k), model.length)
     problem = SearchProblem(0, process.root([0]), model)
     settings = {"inverse_temperature": 5.0} | options
-    ((_, outcome),) = run_searches(process, [problem], method=method, options=settings, seed=seed, resume=resume)
+    ((_, outcome),) = run_searches(
+        process, [problem], method=method, options=settings, seed=seed, resume=resume
+    )
     if isinstance(outcome, SdtError):
         raise outcome
     return outcome
@@ -105,13 +119,22 @@ def search_toy(method: str, options: dict[str, Any], seed: int, resume: Snapshot
 def toys(folder: Path) -> Found:
     """Every method on a toy."""
     for name, (method, options) in SEARCHES.items():
-        yield name, [facts_of(search_toy(method, options | {"num_rollouts": 60}, seed)) for seed in range(3)]
+        yield (
+            name,
+            [
+                facts_of(search_toy(method, options | {"num_rollouts": 60}, seed))
+                for seed in range(3)
+            ],
+        )
 
 
 def old(folder: Path) -> Found:
     """Files that an earlier tree wrote: a saved search goes on, walks are read, a flow proposes."""
     saved = Snapshot.load(OLD / "residual_ts.npz")
-    yield "a saved search goes on", facts_of(search_toy("residual_ts", {"num_rollouts": 60}, 3, saved))
+    yield (
+        "a saved search goes on",
+        facts_of(search_toy("residual_ts", {"num_rollouts": 60}, 3, saved)),
+    )
     for key, (walks, closed) in read_evidence(OLD / "walks.npz").items():
         yield "walks", [key, closed, [asdict(walk) for walk in walks]]
     yield "a flow proposes", forecast(folder, "old", "s_adt", 12, "--flow", OLD / "flow")
@@ -120,16 +143,22 @@ def old(folder: Path) -> Found:
 def run(*arguments: object) -> str:
     """The `sdt` command; what it printed. One thread, since their number may change bits."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd(), "COLUMNS": "120"}
-    done = subprocess.run([*COMMAND, *map(str, arguments)], env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [*COMMAND, *map(str, arguments)], env=environment, capture_output=True, text=True
+    )
     if done.returncode:
-        raise SystemExit(f"sdt {' '.join(map(str, arguments))} ended with {done.returncode}:\n{done.stderr[-3000:]}")
+        raise SystemExit(
+            f"sdt {' '.join(map(str, arguments))} ended with {done.returncode}:\n{done.stderr[-3000:]}"
+        )
     return done.stdout
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
     """The lines of a JSON-lines file in an order that does not depend on who ended first."""
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return sorted(lines, key=lambda line: (line.get("label", ""), line.get("problem", line.get("step", 0))))
+    return sorted(
+        lines, key=lambda line: (line.get("label", ""), line.get("problem", line.get("step", 0)))
+    )
 
 
 def arrays_of(path: Path) -> dict[str, Any]:
@@ -176,7 +205,10 @@ def quickstart(folder: Path) -> Found:
     for line in lines_of(output / "samples.jsonl"):
         yield f"{line['label']} {line['problem']}", line
     summary = json.loads((output / "summary.json").read_text())
-    yield "summary", {m: {k: v for k, v in row.items() if k != "wall_s"} for m, row in summary.items()}
+    yield (
+        "summary",
+        {m: {k: v for k, v in row.items() if k != "wall_s"} for m, row in summary.items()},
+    )
     yield "problems", json.loads((output / "problems.json").read_text())
     yield "truth", json.loads((output / "truth.json").read_text())
     for path in sorted((output / "trees").glob("*.npz")):

@@ -15,13 +15,22 @@ from sdt_dist.search.session import SearchProblem
 from sdt_dist.tree import soft
 from sdt_dist.tree.tree import Tree
 from tests.dts_reference import dts_law
-from tests.search_helpers import PARAMETERS, law_of, mean_total_variation, run_seeds, run_toy, total_variation, toy
+from tests.search_helpers import (
+    PARAMETERS,
+    law_of,
+    mean_total_variation,
+    run_seeds,
+    run_toy,
+    total_variation,
+    toy,
+)
 
 SEEDS = range(100, 108)
 
 
 @pytest.mark.parametrize(
-    ("name", "log_z"), [("A", 3.157463), ("B", 13.424402), ("C", 14.231579), ("D", 2.760011), ("U", 3.466608)]
+    ("name", "log_z"),
+    [("A", 3.157463), ("B", 13.424402), ("C", 14.231579), ("D", 2.760011), ("U", 3.466608)],
 )
 def test_the_toys_are_those_of_the_specification(name, log_z):
     assert toy(name).log_z == pytest.approx(log_z, abs=1e-6)
@@ -34,7 +43,8 @@ def test_the_first_sequence_of_toy_a():
 
 
 @pytest.mark.parametrize(
-    ("name", "num_rollouts", "bound"), [("A", 300, 0.30), ("A", 1000, 1e-6), ("B", 1000, 0.15), ("D", 1000, 0.42)]
+    ("name", "num_rollouts", "bound"),
+    [("A", 300, 0.30), ("A", 1000, 1e-6), ("B", 1000, 0.15), ("D", 1000, 0.42)],
 )
 def test_residual_ts_meets_the_acceptance_figures(name, num_rollouts, bound):
     assert mean_total_variation(name, "residual_ts", num_rollouts, SEEDS, wave_size=1) < bound
@@ -66,7 +76,9 @@ HORVITZ_THOMPSON = {"weights": "horvitz_thompson", "wave_size": 1}
         ("dts", HORVITZ_THOMPSON, "D", 1000, 4, 0.009, 0.464),
     ],
 )
-def test_snis_and_dts_reproduce_the_table(method, options, name, num_rollouts, num_seeds, spread, table):
+def test_snis_and_dts_reproduce_the_table(
+    method, options, name, num_rollouts, num_seeds, spread, table
+):
     """Within three standard errors of the specification's table, whose figures are means of 16 seeds themselves.
 
     `spread` is one search's standard deviation over 500 to 4000 seeds (200 on D) of an independent implementation.
@@ -97,21 +109,34 @@ def test_dts_agrees_with_an_independent_implementation(
     """
     model = toy(name)
     options = HORVITZ_THOMPSON if horvitz_thompson else MULTISET
-    runs = run_seeds(name, "dts", range(2000, 2000 + num_seeds), num_rollouts=num_rollouts, **options)
+    runs = run_seeds(
+        name, "dts", range(2000, 2000 + num_seeds), num_rollouts=num_rollouts, **options
+    )
     laws = [law_of(run, model) for run in runs]
     expected = [
-        dts_law(model, num_rollouts, np.random.default_rng(seed), horvitz_thompson) for seed in range(num_seeds)
+        dts_law(model, num_rollouts, np.random.default_rng(seed), horvitz_thompson)
+        for seed in range(num_seeds)
     ]
     within = 3 * np.sqrt(2 / num_seeds)
-    errors, expected_errors = ([total_variation(law, model) for law in group] for group in (laws, expected))
+    errors, expected_errors = (
+        [total_variation(law, model) for law in group] for group in (laws, expected)
+    )
     assert np.mean(errors) == pytest.approx(np.mean(expected_errors), abs=within * spread)
-    counts, expected_counts = ([np.count_nonzero(law) for law in group] for group in (laws, expected))
+    counts, expected_counts = (
+        [np.count_nonzero(law) for law in group] for group in (laws, expected)
+    )
     assert np.mean(counts) == pytest.approx(np.mean(expected_counts), abs=within * count_spread)
 
 
 def test_the_papers_weights_fail_the_acceptance_figures():
-    assert mean_total_variation("A", "dts", 300, range(100, 104), weights="multiset", wave_size=1) > 0.30
-    assert mean_total_variation("A", "dts", 1000, range(100, 104), weights="multiset", wave_size=1) > 1e-3
+    assert (
+        mean_total_variation("A", "dts", 300, range(100, 104), weights="multiset", wave_size=1)
+        > 0.30
+    )
+    assert (
+        mean_total_variation("A", "dts", 1000, range(100, 104), weights="multiset", wave_size=1)
+        > 1e-3
+    )
 
 
 @pytest.mark.parametrize("wave_size", [8, 32])
@@ -123,7 +148,9 @@ def test_waves_lose_little(wave_size):
 def test_maxent_ts_with_the_residual_tail_exhausts_and_beats_snis():
     options = {"expansion_k": 2, "wave_size": 1}
     assert mean_total_variation("A", "maxent_ts", 5000, range(100, 102), **options) < 1e-6
-    assert mean_total_variation("A", "maxent_ts", 300, SEEDS, **options) < mean_total_variation("A", "snis", 300, SEEDS)
+    assert mean_total_variation("A", "maxent_ts", 300, SEEDS, **options) < mean_total_variation(
+        "A", "snis", 300, SEEDS
+    )
 
 
 def _unbiasedness(wave_size: int, num_runs: int) -> tuple[np.ndarray, np.ndarray]:
@@ -131,11 +158,22 @@ def _unbiasedness(wave_size: int, num_runs: int) -> tuple[np.ndarray, np.ndarray
     model = toy("U")
     process = TokenProcess(model, model.law, model.length)
     problems = [SearchProblem(i, process.root([0]), model) for i in range(num_runs)]
-    options = {"num_rollouts": 8, "inverse_temperature": model.inverse_temperature, "wave_size": wave_size}
-    runs = [r for _, r in run_searches(process, problems, method="residual_ts", options=options, seed=1, in_flight=512)]
+    options = {
+        "num_rollouts": 8,
+        "inverse_temperature": model.inverse_temperature,
+        "wave_size": wave_size,
+    }
+    runs = [
+        r
+        for _, r in run_searches(
+            process, problems, method="residual_ts", options=options, seed=1, in_flight=512
+        )
+    ]
     ratio = np.exp([run.log_z - model.log_z for run in runs])
     roots = [run.tree.nodes[0] for run in runs]
-    plain = np.exp([np.logaddexp(root["log_known"], root["log_unknown"]) - model.log_z for root in roots])
+    plain = np.exp(
+        [np.logaddexp(root["log_known"], root["log_unknown"]) - model.log_z for root in roots]
+    )
     return ratio, plain
 
 
@@ -151,8 +189,14 @@ def test_the_stated_error_of_log_z_covers_its_spread():
     model = toy("D")
     process = TokenProcess(model, model.law, model.length)
     problems = [SearchProblem(i, process.root([0]), model) for i in range(400)]
-    options = {"num_rollouts": 200, "inverse_temperature": model.inverse_temperature, "wave_size": 8}
-    runs = [r for _, r in run_searches(process, problems, method="residual_ts", options=options, seed=5)]
+    options = {
+        "num_rollouts": 200,
+        "inverse_temperature": model.inverse_temperature,
+        "wave_size": 8,
+    }
+    runs = [
+        r for _, r in run_searches(process, problems, method="residual_ts", options=options, seed=5)
+    ]
     scores = np.array([np.expm1(run.log_z - model.log_z) / run.log_z_error for run in runs])
     assert 0.8 < scores.std() < 1.3
 
@@ -171,7 +215,12 @@ def test_an_unweighted_backup_inside_the_product_fails(monkeypatch):
     assert mean_total_variation("A", "dts", 1000, range(100, 102), wave_size=1) > 0.4 > good
     exact = mean_total_variation("A", "maxent_ts", 5000, range(100, 101), expansion_k=2)
     monkeypatch.setattr(maxent_ts, "weigh_prior", _unweighted)
-    assert mean_total_variation("A", "maxent_ts", 5000, range(100, 101), expansion_k=2) > 0.3 > 1e-6 > exact
+    assert (
+        mean_total_variation("A", "maxent_ts", 5000, range(100, 101), expansion_k=2)
+        > 0.3
+        > 1e-6
+        > exact
+    )
 
 
 class ConstantReward:
@@ -206,7 +255,9 @@ def test_exhaustive_search_is_exact(method):
     values = run.tree.soft_values(model.inverse_temperature)
     for node in range(run.tree.size):
         tokens = run.tree.tokens(node)
-        assert values[node] == pytest.approx(model.soft_values[len(tokens)][model.index(tokens)], abs=1e-9)
+        assert values[node] == pytest.approx(
+            model.soft_values[len(tokens)][model.index(tokens)], abs=1e-9
+        )
 
 
 def test_small_lambda_gives_the_prior_mean_and_large_lambda_the_maximum():
@@ -215,7 +266,9 @@ def test_small_lambda_gives_the_prior_mean_and_large_lambda_the_maximum():
         (1e-6, float(np.exp(model.log_prior) @ model.rewards), 1e-5),
         (1e4, float(model.rewards.max()), 2e-3),
     ]:
-        run = run_toy("A", "residual_ts", 0, num_rollouts=1000, inverse_temperature=inverse_temperature)
+        run = run_toy(
+            "A", "residual_ts", 0, num_rollouts=1000, inverse_temperature=inverse_temperature
+        )
         assert run.log_z / inverse_temperature == pytest.approx(expected, abs=tolerance)
 
 
@@ -241,7 +294,9 @@ def test_the_fall_draw_beats_the_path_draw_in_total_variation():
 
 def test_fall_samples_follow_the_fall_law():
     model = toy("U")
-    run = run_toy("U", "residual_ts", 5, num_rollouts=8, wave_size=1, num_samples=20_000, draw="fall")
+    run = run_toy(
+        "U", "residual_ts", 5, num_rollouts=8, wave_size=1, num_samples=20_000, draw="fall"
+    )
     plain = run_toy("U", "residual_ts", 5, num_rollouts=8, wave_size=1)
     law = _fall_law(plain.tree, model)
     counts = np.bincount([model.index(s.tokens) for s in run.samples], minlength=len(law))
@@ -273,7 +328,9 @@ def _fall_law(tree: Tree, model: Toy) -> np.ndarray:
         prefix = tree.tokens(node)
         below = model.vocab_size ** (model.length - len(prefix))
         start = model.index(prefix) * below
-        conditional = np.exp(model.log_prior[start : start + below]).reshape(model.vocab_size, -1).copy()
+        conditional = (
+            np.exp(model.log_prior[start : start + below]).reshape(model.vocab_size, -1).copy()
+        )
         conditional[[tree.nodes["token"][c] for c in children]] = 0.0
         law[start : start + below] += reach * conditional.ravel() / conditional.sum()
 
@@ -295,7 +352,12 @@ def test_smc_is_unbiased_on_toy_u():
     process = TokenProcess(model, model.law, model.length)
     problems = [SearchProblem(i, process.root([0]), _WithPartial()) for i in range(4000)]
     options = {"num_rollouts": 8, "inverse_temperature": 5.0, "segments": 3, "ess_threshold": 0.9}
-    runs = [r for _, r in run_searches(process, problems, method="smc", options=options, seed=2, in_flight=512)]
+    runs = [
+        r
+        for _, r in run_searches(
+            process, problems, method="smc", options=options, seed=2, in_flight=512
+        )
+    ]
     ratio = np.exp([run.log_z - model.log_z for run in runs])
     assert abs(ratio.mean() - 1) < 4 * ratio.std() / np.sqrt(len(ratio))
 

@@ -52,15 +52,22 @@ class Tables:
 
     def scores(self) -> Scores:
         """On all 625 sequences, which come in the order of the tables."""
-        state = torch.stack([table.repeat_interleave(625 // len(table)) for table in self.state], dim=1)
-        rows = [table.reshape(-1, 5).repeat_interleave(625 * 5 // len(table), dim=0) for table in self.token]
+        state = torch.stack(
+            [table.repeat_interleave(625 // len(table)) for table in self.state], dim=1
+        )
+        rows = [
+            table.reshape(-1, 5).repeat_interleave(625 * 5 // len(table), dim=0)
+            for table in self.token
+        ]
         return Scores(state, torch.stack(rows, dim=1))
 
 
 def converged(*names: str) -> Tables:
     tables = Tables()
     batch = all_sequences()
-    options = FlowTrainOptions.parse({name: float(name in names) for name in LOSSES} | {"per_context": 2})
+    options = FlowTrainOptions.parse(
+        {name: float(name in names) for name in LOSSES} | {"per_context": 2}
+    )
     optimiser = torch.optim.LBFGS(
         tables.state + tables.token, max_iter=3000, tolerance_grad=1e-11, tolerance_change=0, history_size=50,
         line_search_fn="strong_wolfe",
@@ -68,7 +75,9 @@ def converged(*names: str) -> Tables:
 
     def loss() -> torch.Tensor:
         optimiser.zero_grad()
-        total = torch.stack(list(batch_losses(tables.scores(), batch, options).values())).sum(0).mean()
+        total = (
+            torch.stack(list(batch_losses(tables.scores(), batch, options).values())).sum(0).mean()
+        )
         total.backward()
         return total
 
@@ -94,7 +103,9 @@ def test_relative_trajectory_balance_finds_differences_and_log_z() -> None:
     tables = converged("rtb")
     assert sibling_error(tables) < 1e-4
     assert 5 * float(tables.state[0].detach()) == pytest.approx(TOY.log_z, abs=1e-4)
-    assert absolute_error(tables.token, TOY.soft_values[1:]) > 0.01  # free by a constant for each parent
+    assert (
+        absolute_error(tables.token, TOY.soft_values[1:]) > 0.01
+    )  # free by a constant for each parent
 
 
 def test_log_partition_variance_finds_differences() -> None:
@@ -131,7 +142,10 @@ def searched(prompts: list[tuple[int, ...]], num_rollouts: int) -> ReplayBuffer:
     replay = ReplayBuffer(50_000)
     model = FamilyMember((0,) * FamilyMember.weights)
     process = TokenProcess(model, model.law, model.length)
-    problems = [SearchProblem(i, process.root(prompt), FamilyMember(prompt)) for i, prompt in enumerate(prompts)]
+    problems = [
+        SearchProblem(i, process.root(prompt), FamilyMember(prompt))
+        for i, prompt in enumerate(prompts)
+    ]
     options = {"inverse_temperature": 5.0, "num_rollouts": num_rollouts}
     results = dict(run_searches(process, problems, method="residual_ts", options=options, seed=0))
     for problem in problems:
@@ -145,10 +159,14 @@ def spearman(found: np.ndarray, exact: np.ndarray) -> np.ndarray:
     """Spearman's rho of every row."""
     ranks = [rankdata(values, axis=1) for values in (found, exact)]
     (of_found, of_exact) = (rank - rank.mean(axis=1, keepdims=True) for rank in ranks)
-    return (of_found * of_exact).sum(axis=1) / np.sqrt((of_found**2).sum(axis=1) * (of_exact**2).sum(axis=1))
+    return (of_found * of_exact).sum(axis=1) / np.sqrt(
+        (of_found**2).sum(axis=1) * (of_exact**2).sum(axis=1)
+    )
 
 
-def held_out(flow: Flow, prompts: list[tuple[int, ...]], inverse_temperature: float) -> tuple[float, float]:
+def held_out(
+    flow: Flow, prompts: list[tuple[int, ...]], inverse_temperature: float
+) -> tuple[float, float]:
     """Means over all parents of held-out members: Spearman's rho of F with V among siblings, and F's error
     up to a constant per parent, as a share of the siblings' own spread (which is the error of the prior)."""
     rhos = []
@@ -160,7 +178,9 @@ def held_out(flow: Flow, prompts: list[tuple[int, ...]], inverse_temperature: fl
         groups = sibling_groups(model)
         states = [(root, prefix) for prefix, _ in groups]
         exact = np.stack([values for _, values in groups])
-        rows = np.stack([model.log_prob_tables[len(prefix)][model.index(prefix)] for prefix, _ in groups])
+        rows = np.stack(
+            [model.log_prob_tables[len(prefix)][model.index(prefix)] for prefix, _ in groups]
+        )
         tilts = flow.log_tilts(states, inverse_temperature, rows)
         errors.append((tilts - inverse_temperature * exact).std(axis=1))
         spreads.append((inverse_temperature * exact).std(axis=1))
@@ -179,21 +199,32 @@ def family() -> tuple[Flow, list[tuple[int, ...]]]:
     )
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    trainer = FlowTrainer(FlowNetwork(FAMILY_SPEC), searched(prompts[:300], num_rollouts=24), options)
+    trainer = FlowTrainer(
+        FlowNetwork(FAMILY_SPEC), searched(prompts[:300], num_rollouts=24), options
+    )
     trainer.train()
     return Flow(trainer.network, FlowInfo("", "", options.inverse_temperatures)), prompts[300:]
 
 
 @pytest.mark.parametrize("inverse_temperature", [2.0, 5.0, 8.0])
-def test_values_of_contexts_never_seen(family: tuple[Flow, list[tuple[int, ...]]], inverse_temperature: float) -> None:
+def test_values_of_contexts_never_seen(
+    family: tuple[Flow, list[tuple[int, ...]]], inverse_temperature: float
+) -> None:
     """F orders the children of members it was not trained on, and ranks their log Z."""
     flow, prompts = family
     rho, error = held_out(flow, prompts, inverse_temperature)
     models = {prompt: FamilyMember(prompt, inverse_temperature) for prompt in prompts}
-    roots = [TokenProcess(model, model.law, model.length).root(prompt) for prompt, model in models.items()]
+    roots = [
+        TokenProcess(model, model.law, model.length).root(prompt)
+        for prompt, model in models.items()
+    ]
     log_z = inverse_temperature * flow.values([(root, ()) for root in roots], inverse_temperature)
     exact = np.array([model.log_z for model in models.values()])
-    print(f"lambda {inverse_temperature}: rank correlation {rho:.3f}, error {error:.3f} of the siblings' spread")
-    print(f"log Z: bias {(log_z - exact).mean():.3f}, error {(log_z - exact).std():.3f}, spread {exact.std():.3f} nats")
+    print(
+        f"lambda {inverse_temperature}: rank correlation {rho:.3f}, error {error:.3f} of the siblings' spread"
+    )
+    print(
+        f"log Z: bias {(log_z - exact).mean():.3f}, error {(log_z - exact).std():.3f}, spread {exact.std():.3f} nats"
+    )
     assert rho >= 0.9 and error < 0.4
     assert np.corrcoef(log_z, exact)[0, 1] > 0.6

@@ -15,7 +15,9 @@ OTHERS = [{}, {"alpha": 0.5}, {"alpha": 1.0, "alpha_decay": None, "wave_size": 4
 
 
 def run_leaves(name: str, kind: str, seed: int = 3, **options) -> SearchResult:
-    return run_with_flow(name, "s_adt", flow_of(name, kind), [seed], **({"num_samples": 1} | LEAVES | options))[0]
+    return run_with_flow(
+        name, "s_adt", flow_of(name, kind), [seed], **({"num_samples": 1} | LEAVES | options)
+    )[0]
 
 
 class FallLaw:
@@ -41,11 +43,15 @@ class FallLaw:
             self.law[self.model.index(prefix)] += mass
             return
         row, log_q = (
-            tables[len(prefix)][self.model.index(prefix)] for tables in (self.model.log_prob_tables, self.log_q)
+            tables[len(prefix)][self.model.index(prefix)]
+            for tables in (self.model.log_prob_tables, self.log_q)
         )
         rest = [token for token in range(self.model.vocab_size) if token not in children]
         rate = nodes["log_rate"][node] if children else 0.0
-        arms = {t: row[t] + np.logaddexp(nodes["log_known"][c], nodes["log_unknown"][c]) for t, c in children.items()}
+        arms = {
+            t: row[t] + np.logaddexp(nodes["log_known"][c], nodes["log_unknown"][c])
+            for t, c in children.items()
+        }
         arms |= {t: log_q[t] + rate for t in rest}
         for token, arm in arms.items():
             below = (*prefix, token)
@@ -71,7 +77,9 @@ class FallLaw:
 def test_with_an_exact_flow_samples_have_the_target_law_at_any_budget(num_rollouts, others):
     run = run_leaves("A", "exact", num_rollouts=num_rollouts, **others)
     np.testing.assert_allclose(FallLaw(run, "A", "exact").law, toy("A").target, atol=1e-12)
-    assert run.log_z is None and run.log_z_error is None and run.ess is None and not run.log_z_unbiased
+    assert (
+        run.log_z is None and run.log_z_error is None and run.ess is None and not run.log_z_unbiased
+    )
 
 
 def test_samples_have_the_law_of_the_trees_falls():
@@ -111,7 +119,9 @@ def test_new_nodes_start_with_the_flows_value_and_finished_ones_with_their_rewar
     for node in range(1, run.tree.size):
         tokens = run.tree.tokens(node)
         if run.tree.is_terminal(node):
-            assert nodes["log_known"][node] == pytest.approx(strength * model.rewards[model.index(tokens)])
+            assert nodes["log_known"][node] == pytest.approx(
+                strength * model.rewards[model.index(tokens)]
+            )
         elif not run.tree.children(node):
             value = strength * flow.values([(None, tokens)], strength)[0]
             assert nodes["log_unknown"][node] == nodes["log_rate"][node] == pytest.approx(value)

@@ -39,7 +39,12 @@ def standard_errors(found: np.ndarray) -> float:
 @pytest.mark.parametrize("method", METHODS)
 def test_z_hat_is_unbiased_whatever_the_flow_is(method, kind):
     name, options = METHODS[method]
-    assert standard_errors(ratios("U", name, flow_of("U", kind), RUNS, seed=2, num_rollouts=8, **options)) < 3
+    assert (
+        standard_errors(
+            ratios("U", name, flow_of("U", kind), RUNS, seed=2, num_rollouts=8, **options)
+        )
+        < 3
+    )
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -49,7 +54,10 @@ def test_forgetting_the_ratio_of_p_to_q_is_noticed(method, monkeypatch):
     monkeypatch.setattr("sdt_dist.search.methods.sampling.log_ratio", lambda rollout: 0.0)
     monkeypatch.setattr("sdt_dist.search.methods.smc.log_ratio", lambda rollout: 0.0)
     name, options = METHODS[method]
-    assert standard_errors(ratios("U", name, flow_of("U", "noisy"), RUNS, num_rollouts=8, **options)) > 6
+    assert (
+        standard_errors(ratios("U", name, flow_of("U", "noisy"), RUNS, num_rollouts=8, **options))
+        > 6
+    )
 
 
 @pytest.mark.parametrize("num_rollouts", [0, 3, 6])
@@ -63,11 +71,17 @@ def test_a_walk_has_the_law_that_its_weight_says(kind, num_rollouts):
     tree = Tree()
     prior = np.exp(model.log_prior)
     if num_rollouts:
-        tree = run_with_flow("U", "s_adt", flow, [3], num_rollouts=num_rollouts, wave_size=3)[0].tree
+        tree = run_with_flow("U", "s_adt", flow, [3], num_rollouts=num_rollouts, wave_size=3)[
+            0
+        ].tree
     options = FlowOptions(inverse_temperature=model.inverse_temperature)
-    session = Session(SearchProblem(0, process.root([0]), model), process, options, 0, flow=flow.identity)
+    session = Session(
+        SearchProblem(0, process.root([0]), model), process, options, 0, flow=flow.identity
+    )
     rule = MassRule(options, [])
-    walks = [Walk(i, np.uint64(stream_key("arms", i)), stream_key("tokens", i)) for i in range(WALKS)]
+    walks = [
+        Walk(i, np.uint64(stream_key("arms", i)), stream_key("tokens", i)) for i in range(WALKS)
+    ]
     rollouts = process.rollout([rule.advance(session, tree, walk) for walk in walks])
     found = np.zeros(len(prior))
     laws = np.zeros(len(prior))
@@ -80,7 +94,9 @@ def test_a_walk_has_the_law_that_its_weight_says(kind, num_rollouts):
     assert laws.sum() == pytest.approx(1.0, abs=1e-9)
     outside = laws > 0
     expected = WALKS * laws
-    assert np.sum((found - expected)[outside] ** 2 / expected[outside]) < 58  # at most 26 degrees: p < 3e-4 above
+    assert (
+        np.sum((found - expected)[outside] ** 2 / expected[outside]) < 58
+    )  # at most 26 degrees: p < 3e-4 above
 
 
 def test_a_constant_flow_proposes_p():
@@ -89,19 +105,30 @@ def test_a_constant_flow_proposes_p():
     for nodes in (run.tree.nodes[: run.tree.size] for run in runs):
         np.testing.assert_allclose(nodes["log_proposal"], nodes["log_prior"], atol=1e-12)
         rest = nodes["num_remaining"] > 0
-        np.testing.assert_allclose(nodes["log_residual_proposal"][rest], nodes["log_residual"][rest], atol=1e-9)
+        np.testing.assert_allclose(
+            nodes["log_residual_proposal"][rest], nodes["log_residual"][rest], atol=1e-9
+        )
     found = mean_tv("A", "s_adt", flow_of("A", "constant"), SEEDS, num_rollouts=300, wave_size=1)
-    assert found == pytest.approx(mean_tv("A", "residual_ts", None, SEEDS, num_rollouts=300, wave_size=1), abs=0.03)
+    assert found == pytest.approx(
+        mean_tv("A", "residual_ts", None, SEEDS, num_rollouts=300, wave_size=1), abs=0.03
+    )
 
 
-@pytest.mark.parametrize("options", [{"wave_size": 1}, {"wave_size": 4}, {"wave_size": 4, "draw": "fall"}])
+@pytest.mark.parametrize(
+    "options", [{"wave_size": 1}, {"wave_size": 4}, {"wave_size": 4, "draw": "fall"}]
+)
 def test_without_its_uses_s_adt_is_residual_ts(options):
-    (found,) = run_with_flow("D", "s_adt", flow_of("D", "noisy"), [5], num_rollouts=60, proposal=False, **options)
+    (found,) = run_with_flow(
+        "D", "s_adt", flow_of("D", "noisy"), [5], num_rollouts=60, proposal=False, **options
+    )
     plain = run_toy("D", "residual_ts", 5, num_rollouts=60, **options)
     assert [s.tokens for s in found.samples] == [s.tokens for s in plain.samples]
     assert (found.method, found.log_z, found.cost.nfe) == ("s_adt", plain.log_z, plain.cost.nfe)
     arrays = plain.tree.arrays()
-    assert all(np.array_equal(value, arrays[name], equal_nan=True) for name, value in found.tree.arrays().items())
+    assert all(
+        np.array_equal(value, arrays[name], equal_nan=True)
+        for name, value in found.tree.arrays().items()
+    )
     assert np.array_equal(arrays["log_proposal"], arrays["log_prior"])
     assert np.array_equal(arrays["log_residual_proposal"], arrays["log_residual"])
 
@@ -125,7 +152,9 @@ def test_a_flow_that_makes_most_tokens_nearly_impossible_keeps_searches_exact():
     assert np.isfinite(found).all() and standard_errors(found) < 3
 
 
-@pytest.mark.parametrize(("name", "num_rollouts", "exact", "noisy"), [("B", 100, 0.35, 0.5), ("C", 300, 0.75, 0.9)])
+@pytest.mark.parametrize(
+    ("name", "num_rollouts", "exact", "noisy"), [("B", 100, 0.35, 0.5), ("C", 300, 0.75, 0.9)]
+)
 def test_a_good_flow_brings_searches_nearer(name, num_rollouts, exact, noisy):
     """Where siblings differ by several nats, even a flow that is off by one nat helps."""
     options = {"num_rollouts": num_rollouts, "wave_size": 1}

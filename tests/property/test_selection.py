@@ -34,7 +34,9 @@ def frequencies(tree: Tree) -> np.ndarray:
     """Share of walks that end at each child, the residual arm last."""
     counts = np.zeros(tree.size)
     for i in range(DRAWS):
-        node, residual = descend_enumerated(tree.nodes, 0, np.uint64(stream_key("draw", i)), STRENGTH, BOLTZMANN, 0.0)
+        node, residual = descend_enumerated(
+            tree.nodes, 0, np.uint64(stream_key("draw", i)), STRENGTH, BOLTZMANN, 0.0
+        )
         counts[-1 if residual else node - 1] += 1
     return counts / DRAWS
 

@@ -20,7 +20,10 @@ from tests.search_helpers import PARAMETERS, law_of, toy
 RUNS = 300
 WALKS = 5000
 SEEDS = range(100, 104)
-MIXES = {"decaying": {"alpha": 0.5, "alpha_decay": 2.0}, "constant": {"alpha": 1.0, "alpha_decay": None}}
+MIXES = {
+    "decaying": {"alpha": 0.5, "alpha_decay": 2.0},
+    "constant": {"alpha": 1.0, "alpha_decay": None},
+}
 EXACT = pytest.param("exact", marks=pytest.mark.slow)
 
 
@@ -44,7 +47,9 @@ def walk_on(tree: Tree, num_walks: int, kind: str, **options) -> tuple[np.ndarra
     rule = MassRule(FlowOptions(inverse_temperature=model.inverse_temperature, **options), [])
     problem = SearchProblem(0, process.root([0]), model)
     session = Session(problem, process, rule.options, 0, flow=flow.identity, rollouts=num_walks)
-    walks = [Walk(i, np.uint64(stream_key("arms", i)), stream_key("tokens", i)) for i in range(WALKS)]
+    walks = [
+        Walk(i, np.uint64(stream_key("arms", i)), stream_key("tokens", i)) for i in range(WALKS)
+    ]
     rollouts = process.rollout([rule.advance(session, tree, walk) for walk in walks])
     found = np.zeros(len(prior))
     laws = np.zeros(len(prior))
@@ -69,7 +74,9 @@ def chi_square(found: np.ndarray, expected: np.ndarray) -> float:
 def test_a_walk_has_the_law_that_its_weight_says(mix, kind, proposal):
     """On a fixed tree: p/omega sums to 1 over the sequences outside, and is how often each is found."""
     options = MIXES[mix] | {"proposal": proposal}
-    (run,) = run_with_flow("U", "s_adt", flow_of("U", kind), [3], num_rollouts=6, wave_size=3, **options)
+    (run,) = run_with_flow(
+        "U", "s_adt", flow_of("U", kind), [3], num_rollouts=6, wave_size=3, **options
+    )
     found, expected = walk_on(run.tree, 6, kind, **options)
     assert expected.sum() == pytest.approx(WALKS, abs=1e-5)
     assert chi_square(found, expected) < 58  # at most 26 degrees: p < 3e-4 above
@@ -78,7 +85,9 @@ def test_a_walk_has_the_law_that_its_weight_says(mix, kind, proposal):
         assert chi_square(found, unmixed) > 100, "weights of other arms are noticed"
 
 
-def log_omega(tree: Tree, name: str, kind: str, sequence, num_walks: int, options: FlowOptions) -> float:
+def log_omega(
+    tree: Tree, name: str, kind: str, sequence, num_walks: int, options: FlowOptions
+) -> float:
     """omega of a walk that found `sequence` outside `tree`, from the arms as SPEC section 6 (b) has them."""
     model = toy(name)
     flow = flow_of(name, kind)
@@ -90,14 +99,21 @@ def log_omega(tree: Tree, name: str, kind: str, sequence, num_walks: int, option
         tilt = flow.log_tilts([(None, sequence[:depth])], strength, None)[0]
         log_norm = logsumexp(row + tilt)
         drawn = row + tilt - log_norm if options.proposal else row
-        children = {} if node < 0 else {int(tree.nodes["token"][c]): tree.nodes[c] for c in tree.children(node)}
+        children = (
+            {}
+            if node < 0
+            else {int(tree.nodes["token"][c]): tree.nodes[c] for c in tree.children(node)}
+        )
         if children:
             count = tree.nodes["visits"][node] if node else num_walks
             decay = options.alpha_decay
             share = options.alpha * (1.0 if decay is None else decay / (decay + count))
             of_f = {c: share * (tilt[c] + child["log_open"]) for c, child in children.items()}
             opened = {c: child for c, child in children.items() if np.isfinite(child["log_open"])}
-            mass = {c: row[c] + (1 - share) * child["log_unknown"] + of_f[c] for c, child in opened.items()}
+            mass = {
+                c: row[c] + (1 - share) * child["log_unknown"] + of_f[c]
+                for c, child in opened.items()
+            }
             prior = {c: row[c] + child["log_open"] for c, child in children.items()}
             rest = [c for c in range(model.vocab_size) if c not in children]
             if rest:
@@ -105,11 +121,23 @@ def log_omega(tree: Tree, name: str, kind: str, sequence, num_walks: int, option
                 mass[-1] = logsumexp(drawn[rest]) + (1 - share) * rate + share * log_norm
                 prior[-1] = logsumexp(row[rest])
             arm = token if token in children else -1
-            log_am += mass[arm] - logsumexp(list(mass.values())) - (row[token] if arm >= 0 else logsumexp(drawn[rest]))
-            log_ap += prior[arm] - logsumexp(list(prior.values())) - (row[token] if arm >= 0 else logsumexp(row[rest]))
+            log_am += (
+                mass[arm]
+                - logsumexp(list(mass.values()))
+                - (row[token] if arm >= 0 else logsumexp(drawn[rest]))
+            )
+            log_ap += (
+                prior[arm]
+                - logsumexp(list(prior.values()))
+                - (row[token] if arm >= 0 else logsumexp(row[rest]))
+            )
         if token not in children:
             log_drawn += drawn[token] - row[token]
-        node = next((c for c in tree.children(node) if tree.nodes["token"][c] == token), -1) if node >= 0 else -1
+        node = (
+            next((c for c in tree.children(node) if tree.nodes["token"][c] == token), -1)
+            if node >= 0
+            else -1
+        )
     return -float(logsumexp([np.log(0.25) + log_ap, np.log(0.75) + log_am + log_drawn]))
 
 
@@ -122,7 +150,9 @@ def test_weights_of_a_wave_are_those_of_the_tree_and_the_counts_before_it(mix, p
     (before,) = run_with_flow("A", "s_adt", flow, [4], num_rollouts=36, **options)
     (after,) = run_with_flow("A", "s_adt", flow, [4], num_rollouts=40, **options)
     found = after.snapshot.notes["sample"][36:]
-    expected = [log_omega(before.tree, "A", "noisy", after.snapshot.sequences[i], 36, parsed) for i in found]
+    expected = [
+        log_omega(before.tree, "A", "noisy", after.snapshot.sequences[i], 36, parsed) for i in found
+    ]
     np.testing.assert_allclose(after.snapshot.notes["log_omega"][36:], expected, atol=1e-8)
 
 
@@ -164,7 +194,9 @@ def test_a_decaying_share_keeps_what_searches_reach_and_a_constant_one_of_a_wron
 
 def test_without_a_share_the_flow_is_read_and_changes_nothing():
     """alpha so small that its arms are those of residual_ts, to rounding, with rows that carry tilts."""
-    (found,) = run_with_flow("D", "s_adt", flow_of("D", "noisy"), [5], num_rollouts=60, proposal=False, alpha=1e-14)
+    (found,) = run_with_flow(
+        "D", "s_adt", flow_of("D", "noisy"), [5], num_rollouts=60, proposal=False, alpha=1e-14
+    )
     (plain,) = run_with_flow("D", "residual_ts", None, [5], num_rollouts=60)
     assert [s.tokens for s in found.finished] == [s.tokens for s in plain.finished]
     assert found.log_z == pytest.approx(plain.log_z, abs=1e-9) and found.nfe == plain.nfe

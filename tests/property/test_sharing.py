@@ -20,7 +20,14 @@ from sdt_dist.values.extract import walks_of
 from sdt_dist.values.records import Shared
 from sdt_dist.values.reweigh import reweigh
 from sdt_dist.values.store import EvidenceStore
-from tests.search_helpers import PARAMETERS, law_of, mean_total_variation, run_toy, total_variation, toy
+from tests.search_helpers import (
+    PARAMETERS,
+    law_of,
+    mean_total_variation,
+    run_toy,
+    total_variation,
+    toy,
+)
 from tests.sharing_helpers import KEY, Team, UnreliableStore, run_teams
 
 
@@ -37,7 +44,10 @@ def forgetful_ratio(result: SearchResult) -> float:
     wrong = [replace(walk, known=known) for walk in walks]
     catalogue = Catalogue.of(wrong, model.multipliers)
     return float(
-        np.exp(shared_estimate(wrong, places(wrong), catalogue, model.inverse_temperature).log_z - model.log_z)
+        np.exp(
+            shared_estimate(wrong, places(wrong), catalogue, model.inverse_temperature).log_z
+            - model.log_z
+        )
     )
 
 
@@ -52,14 +62,20 @@ def test_a_team_is_unbiased_over_ten_thousand_runs_and_forgetting_what_walks_kne
 
 def test_a_team_of_four_is_as_good_as_one_searcher():
     alone = mean_total_variation("A", "residual_ts", 300, range(100, 108), wave_size=1)
-    found = [total_variation(law_of(run_teams("A", 360, 4, seed=s)[0], toy("A")), toy("A")) for s in range(100, 108)]
+    found = [
+        total_variation(law_of(run_teams("A", 360, 4, seed=s)[0], toy("A")), toy("A"))
+        for s in range(100, 108)
+    ]
     assert np.mean(found) <= alone
 
 
 @pytest.mark.slow
 def test_a_team_of_four_is_as_good_as_one_searcher_on_toy_c():
     alone = mean_total_variation("C", "residual_ts", 3000, range(100, 104), wave_size=1)
-    found = [total_variation(law_of(run_teams("C", 3600, 4, seed=s)[0], toy("C")), toy("C")) for s in range(100, 104)]
+    found = [
+        total_variation(law_of(run_teams("C", 3600, 4, seed=s)[0], toy("C")), toy("C"))
+        for s in range(100, 104)
+    ]
     assert np.mean(found) <= alone
 
 
@@ -91,7 +107,11 @@ def test_members_that_see_everything_return_the_same_samples():
     for searcher in range(3):  # nothing is left to do: each only reads
         team.start(searcher, 3, incarnation=1)
     for result in team.finish(np.random.default_rng(1)):
-        assert (result.samples, result.finished, result.log_z) == (first.samples, first.finished, first.log_z)
+        assert (result.samples, result.finished, result.log_z) == (
+            first.samples,
+            first.finished,
+            first.log_z,
+        )
         assert result.rollouts == result.nfe == 0
 
 
@@ -101,7 +121,9 @@ def test_teams_repeat_exactly_and_pay_what_the_model_computed():
     problem = SearchProblem(0, process.root([0]), model)
     plan = SharingPlan("r", {0: "k"}, 3)
     options = {"num_rollouts": 50, "wave_size": 4}
-    ((_, result),) = run_searches(process, [problem], method="residual_ts", options=options, seed=1, sharing=plan)
+    ((_, result),) = run_searches(
+        process, [problem], method="residual_ts", options=options, seed=1, sharing=plan
+    )
     assert isinstance(result, SearchResult)
     assert (result.nfe, result.model_calls, result.rollouts) == (model.nfe, model.model_calls, 50)
     assert result.tree_stats["rollouts"] == 50
@@ -115,7 +137,9 @@ def test_shares_of_the_budget_are_tickets_fixed_in_advance():
     place = places(walks, "r/0")
     assert sorted(place) == list(range(10))
     assert all(p == walk.ticket * 4 + walk.searcher for p, walk in zip(place, walks, strict=True))
-    with pytest.raises(ConfigurationError, match="searchers_per_problem: 4, allowed at most num_rollouts = 3"):
+    with pytest.raises(
+        ConfigurationError, match="searchers_per_problem: 4, allowed at most num_rollouts = 3"
+    ):
         run_teams("C", 3, 4)
 
 
@@ -280,14 +304,24 @@ def test_reweighting_agrees_with_a_fresh_search_within_its_stated_error():
     multipliers = {"toy": 1.0, "first": 1.0}
     old = run_teams("D", 150, 2, runs=120, wave_size=4, reward=Scaled(model, toy=1.0, first=0.5))
     new = run_teams(
-        "D", 150, 1, runs=120, wave_size=4, seed=2, inverse_temperature=4.0, reward=Scaled(model, **multipliers)
+        "D",
+        150,
+        1,
+        runs=120,
+        wave_size=4,
+        seed=2,
+        inverse_temperature=4.0,
+        reward=Scaled(model, **multipliers),
     )
     calls = model.nfe
     firsts = np.arange(len(model.target)) // model.vocab_size**2
     exact = np.logaddexp.reduce(model.log_prior + 4.0 * (model.rewards + firsts / 30.0))
     found = [reweigh(walks_of(run.snapshot, "run"), multipliers, 4.0) for run in old]
     assert model.nfe == calls
-    for other, error in [([exact] * 120, np.zeros(120)), ([r.log_z for r in new], [r.log_z_error for r in new])]:
+    for other, error in [
+        ([exact] * 120, np.zeros(120)),
+        ([r.log_z for r in new], [r.log_z_error for r in new]),
+    ]:
         scores = np.expm1([f.log_z - z for f, z in zip(found, other, strict=True)])
         scores /= np.hypot([f.log_z_error for f in found], error)
         assert 0.8 < scores.std() < 1.3
@@ -336,9 +370,13 @@ def test_a_warm_start_from_everything_costs_nothing():
 
 def test_walks_that_share_noise_do_not_count_as_independent():
     """Two solo runs of one seed at nearby lambdas repeat each other: their union is hardly surer than one of them."""
-    runs = [run_toy("D", "residual_ts", 4, num_rollouts=60, inverse_temperature=t) for t in (5.0, 5.0)]
+    runs = [
+        run_toy("D", "residual_ts", 4, num_rollouts=60, inverse_temperature=t) for t in (5.0, 5.0)
+    ]
     alone = reweigh(walks_of(runs[0].snapshot, "a"), {"toy": 1.0}, 5.0)
-    both = reweigh(walks_of(runs[0].snapshot, "a") + walks_of(runs[1].snapshot, "b"), {"toy": 1.0}, 5.0)
+    both = reweigh(
+        walks_of(runs[0].snapshot, "a") + walks_of(runs[1].snapshot, "b"), {"toy": 1.0}, 5.0
+    )
     assert both.log_z_error > 0.9 * alone.log_z_error
 
 
@@ -363,4 +401,8 @@ def test_a_plan_with_nothing_to_share_is_the_search_on_its_own():
     alone = run_toy("C", "residual_ts", 1, num_rollouts=40, wave_size=4)
     for warm in (None, EvidenceStore()):
         (planned,) = run_teams("C", 40, 1, wave_size=4, warm=warm)
-        assert (planned.samples, planned.log_z, planned.nfe) == (alone.samples, alone.log_z, alone.nfe)
+        assert (planned.samples, planned.log_z, planned.nfe) == (
+            alone.samples,
+            alone.log_z,
+            alone.nfe,
+        )

@@ -74,7 +74,12 @@ class Head:
 
 def _environment(home: Path) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    return kept | {"HOME": str(home), "SDT_VENV": sys.prefix, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    return kept | {
+        "HOME": str(home),
+        "SDT_VENV": sys.prefix,
+        "PYTHONPATH": str(ROOT),
+        "HF_HUB_OFFLINE": "1",
+    }
 
 
 def _free_ports(count: int) -> list[int]:
@@ -119,10 +124,16 @@ def _wait_until(done, process: subprocess.Popen, log: Path, timeout_s: float = 1
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
-    with tempfile.TemporaryDirectory(prefix="sdt", dir="/tmp", ignore_cleanup_errors=True) as folder:
+    with tempfile.TemporaryDirectory(
+        prefix="sdt", dir="/tmp", ignore_cleanup_errors=True
+    ) as folder:
         home = Path(folder)
         gcs, dashboard, client = _free_ports(3)
-        options = [f"--ray-client-server-port={client}", "--num-cpus=2", "--labels=sdt-role=searcher"]
+        options = [
+            f"--ray-client-server-port={client}",
+            "--num-cpus=2",
+            "--labels=sdt-role=searcher",
+        ]
         ports = {"RAY_PORT": str(gcs), "RAY_DASHBOARD_PORT": str(dashboard)}
         worker = [f"127.0.0.1:{gcs}", "model-server", "--num-cpus=1"]
         with (
@@ -134,7 +145,10 @@ def head() -> Iterator[Head]:
 
 def test_the_token_is_private_and_the_dashboard_on_loopback(head):
     assert (head.home / ".ray/auth_token").stat().st_mode & 0o777 == 0o600
-    own = [entry[4][0] for entry in socket.getaddrinfo(socket.gethostname(), head.dashboard, socket.AF_INET)]
+    own = [
+        entry[4][0]
+        for entry in socket.getaddrinfo(socket.gethostname(), head.dashboard, socket.AF_INET)
+    ]
     for address in {a for a in own if not a.startswith("127.")}:
         with pytest.raises(OSError, match="refused"):
             socket.create_connection((address, head.dashboard), timeout=5)
@@ -156,7 +170,10 @@ def test_attaching_by_address_and_as_in_a_job(head):
             {"RAY_AUTH_MODE": "disabled"},
             "wants a token, and RAY_AUTH_MODE is disabled. Fix: export RAY_AUTH_MODE=token",
         ),
-        ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "wrong"}, "refused the token from RAY_AUTH_TOKEN"),
+        (
+            {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "wrong"},
+            "refused the token from RAY_AUTH_TOKEN",
+        ),
         ({"RAY_AUTH_MODE": "token", "HOME": "/nonexistent"}, "there is no token here"),
     ],
 )
@@ -171,8 +188,13 @@ def test_the_dashboards_port_is_not_the_heads(head):
 
 
 def test_a_frozen_head_ends_at_the_deadline(head):
-    lines = {process.pid: " ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])}
-    [pid] = [pid for pid, line in lines.items() if "/gcs_server " in line and f"{head.home}/" in line]
+    lines = {
+        process.pid: " ".join(process.info["cmdline"] or [])
+        for process in psutil.process_iter(["cmdline"])
+    }
+    [pid] = [
+        pid for pid, line in lines.items() if "/gcs_server " in line and f"{head.home}/" in line
+    ]
     os.kill(pid, signal.SIGSTOP)
     try:
         found = head.attach(f"127.0.0.1:{head.gcs}", timeout_s=2.0)
@@ -193,32 +215,53 @@ def test_a_job_gives_the_samples_of_one_process_and_keeps_them(head, tmp_path):
     job = [*SDT, "cluster", "submit", "--address", head.url, "--working-dir", str(tmp_path)]
     done = head.run(*job, "--", "evaluate", "small.yaml")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.splitlines()[-1].endswith(": succeeded") and f"Ray dashboard: {head.url}" in done.stdout
+    assert (
+        done.stdout.splitlines()[-1].endswith(": succeeded")
+        and f"Ray dashboard: {head.url}" in done.stdout
+    )
     [results] = (head.home / "sdt-results").iterdir()
-    run_evaluation(make_plan(load_config(str(tmp_path / "small.yaml"), {})), tmp_path / "alone", resume=False)
+    run_evaluation(
+        make_plan(load_config(str(tmp_path / "small.yaml"), {})), tmp_path / "alone", resume=False
+    )
     have = _samples(results)
     want = _samples(tmp_path / "alone")
     assert len(want) == 4 and have == want
     done = head.run(*job, "--", "report", "/nowhere")
-    assert done.returncode == 1 and done.stdout.rstrip().endswith(": failed") and "/nowhere" in done.stdout
+    assert (
+        done.returncode == 1
+        and done.stdout.rstrip().endswith(": failed")
+        and "/nowhere" in done.stdout
+    )
 
 
 def _samples(directory: Path) -> dict[tuple[str, int], object]:
     lines = [json.loads(line) for line in (directory / "samples.jsonl").read_text().splitlines()]
-    return {(line["label"], line["problem"]): (line["samples"], line["rewards"], line["nfe"]) for line in lines}
+    return {
+        (line["label"], line["problem"]): (line["samples"], line["rewards"], line["nfe"])
+        for line in lines
+    }
 
 
 def test_doctor_looks_at_every_node_from_within(head):
     done = head.run(*SDT, "doctor", "--address", f"127.0.0.1:{head.gcs}")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("labels sdt-role=") == 2 and done.stdout.count("MiB of weights") == 2
-    assert f"dashboard    {head.url}, loopback only" in done.stdout and done.stdout.endswith("ready\n")
+    assert f"dashboard    {head.url}, loopback only" in done.stdout and done.stdout.endswith(
+        "ready\n"
+    )
 
 
 def test_jobs_and_status_say_when_the_token_is_not_sent(head):
-    for command in (["submit", "--address", head.url, "--", "doctor"], ["status", "--address", head.url]):
+    for command in (
+        ["submit", "--address", head.url, "--", "doctor"],
+        ["status", "--address", head.url],
+    ):
         done = head.run(*SDT, "cluster", *command, RAY_AUTH_MODE="disabled")
-        assert done.returncode == 2 and "export RAY_AUTH_MODE=token" in done.stderr and done.stderr.count("\n") == 1
+        assert (
+            done.returncode == 2
+            and "export RAY_AUTH_MODE=token" in done.stderr
+            and done.stderr.count("\n") == 1
+        )
 
 
 def test_status_shows_nodes_labels_and_our_actors(head):
@@ -234,9 +277,15 @@ def test_status_shows_nodes_labels_and_our_actors(head):
         command = [*SDT, "cluster", "status", "--address", address]
         done = head.run(sys.executable, "-c", script, f"127.0.0.1:{head.gcs}", *command)
         assert done.returncode == 0, done.stderr
-        assert "labels sdt-role=searcher (head)" in done.stdout and "labels sdt-role=model-server" in done.stdout
+        assert (
+            "labels sdt-role=searcher (head)" in done.stdout
+            and "labels sdt-role=model-server" in done.stdout
+        )
         assert "run run-7" in done.stdout and "sdt:searcher-0           ALIVE" in done.stdout
-        assert "sdt:searcher-1           PENDING_CREATION" in done.stdout and "wants sdt-role=none" in done.stdout
+        assert (
+            "sdt:searcher-1           PENDING_CREATION" in done.stdout
+            and "wants sdt-role=none" in done.stdout
+        )
 
 
 def test_local_mode_is_quiet_private_and_on_loopback(tmp_path):

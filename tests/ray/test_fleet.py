@@ -28,14 +28,24 @@ from tests.ray_helpers import actor_processes, run_all, wait_for_deaths, wait_un
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 
 METHODS = {
-    name: {"num_samples": 4} | ({} if name in ("greedy", "sample") else {"num_rollouts": 40}) for name in method_names()
+    name: {"num_samples": 4} | ({} if name in ("greedy", "sample") else {"num_rollouts": 40})
+    for name in method_names()
 }
 FEW = {"residual_ts": METHODS["residual_ts"]}
-SETTINGS = {"num_problems": 3, "horizon": 8, "context_length": 64, "num_rollouts": 8, "num_samples": 6, "wave_size": 4}
+SETTINGS = {
+    "num_problems": 3,
+    "horizon": 8,
+    "context_length": 64,
+    "num_rollouts": 8,
+    "num_samples": 6,
+    "wave_size": 4,
+}
 _load = partial(Toy, *TOY)
 
 
-@pytest.mark.parametrize(("searchers", "servers"), [(1, 1), (4, 2)])  # further sizes: tests/unit/test_fleet_plain.py
+@pytest.mark.parametrize(
+    ("searchers", "servers"), [(1, 1), (4, 2)]
+)  # further sizes: tests/unit/test_fleet_plain.py
 def test_a_fleet_gives_the_samples_of_one_process(searchers, servers):
     work = toy_work(_load(), METHODS, 3)
     outcomes = run_all(work, _load, searchers=searchers, servers=servers)
@@ -52,11 +62,16 @@ def _lines(folder: Path, settings: dict, execute) -> dict[tuple[int, str], dict]
     lines = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
     found = {(line["problem"], line["label"]): line for line in lines}
     assert len(found) == len(lines)
-    return {pair: {k: v for k, v in line.items() if k not in ("wall_s", "model_calls")} for pair, line in found.items()}
+    return {
+        pair: {k: v for k, v in line.items() if k not in ("wall_s", "model_calls")}
+        for pair, line in found.items()
+    }
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_an_evaluation_of_the_bundled_forecaster_writes_the_same_lines_and_searchers_need_no_torch(tmp_path):
+def test_an_evaluation_of_the_bundled_forecaster_writes_the_same_lines_and_searchers_need_no_torch(
+    tmp_path,
+):
     maps: dict[str, str] = {}
 
     def look(status):
@@ -77,9 +92,14 @@ def test_an_evaluation_of_the_bundled_forecaster_writes_the_same_lines_and_searc
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_an_evaluation_with_a_flow_writes_the_same_lines_and_searchers_need_no_torch_for_it(tmp_path):
+def test_an_evaluation_with_a_flow_writes_the_same_lines_and_searchers_need_no_torch_for_it(
+    tmp_path,
+):
     save_small_flow(tmp_path / "flow", card_of(load_model("bundled")), 8)
-    settings = SETTINGS | {"methods": ["s_adt", "snis+flow", "snis"], "flow": str(tmp_path / "flow")}
+    settings = SETTINGS | {
+        "methods": ["s_adt", "snis+flow", "snis"],
+        "flow": str(tmp_path / "flow"),
+    }
     maps: dict[str, str] = {}
 
     def look(status):
@@ -103,7 +123,9 @@ def test_a_flow_of_another_model_is_refused_by_its_own_error(tmp_path):
 
 def test_a_reward_in_a_file_of_the_driver_reaches_the_workers(tmp_path):
     file = tmp_path / "own.py"
-    file.write_text("def score(samples):\n    return [float(sum(tokens)) / 20 for tokens in samples]\n")
+    file.write_text(
+        "def score(samples):\n    return [float(sum(tokens)) / 20 for tokens in samples]\n"
+    )
     reward = SpecReward.of(f"{file}:score")
     file.unlink()
     (work,) = toy_work(_load(), FEW, 1)
@@ -133,7 +155,10 @@ def _broken() -> Toy:
 
 def test_a_model_that_never_loads_ends_the_run_and_says_why():
     begin = time.monotonic()
-    with pytest.raises(FleetError, match=r"no model-server can be started; model-server-0: .*no weights at this path"):
+    with pytest.raises(
+        FleetError,
+        match=r"no model-server can be started; model-server-0: .*no weights at this path",
+    ):
         run_all(toy_work(_load(), FEW, 2), _broken)
     assert time.monotonic() - begin < 60
     wait_for_deaths([])
@@ -142,7 +167,10 @@ def test_a_model_that_never_loads_ends_the_run_and_says_why():
 @pytest.mark.parametrize("end", ["to the end", "closed", "interrupted"])
 def test_no_actor_outlives_its_run(end):
     runs = run_fleet(
-        toy_work(_load(), FEW, 6), fleet_config({"searchers": 2, "problems_per_searcher": 1}), _load, max_new_tokens=4
+        toy_work(_load(), FEW, 6),
+        fleet_config({"searchers": 2, "problems_per_searcher": 1}),
+        _load,
+        max_new_tokens=4,
     )
     next(runs)
     everyone = {"controller", "model-server-0", "searcher-0", "searcher-1"}

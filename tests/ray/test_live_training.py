@@ -40,7 +40,9 @@ def _kill_learner(losses: Path, killed: list[int]) -> None:
         time.sleep(0.02)
 
 
-def test_a_live_training_whose_learner_is_killed_ends_with_a_whole_flow(tmp_path, monkeypatch, capsys):
+def test_a_live_training_whose_learner_is_killed_ends_with_a_whole_flow(
+    tmp_path, monkeypatch, capsys
+):
     output = tmp_path / "flow"
     killed = list[int]()
     killer = threading.Thread(target=_kill_learner, args=(output / LOSSES_FILE, killed))
@@ -62,4 +64,7 @@ def test_a_live_training_whose_learner_is_killed_ends_with_a_whole_flow(tmp_path
     monkeypatch.setattr(sys, "argv", ["sdt", *SMALL, "--output", str(output)])
     with pytest.raises(SystemExit) as refused:
         main()
-    assert refused.value.code == 2 and "already holds a training; add --resume" in capsys.readouterr().err
+    assert (
+        refused.value.code == 2
+        and "already holds a training; add --resume" in capsys.readouterr().err
+    )

@@ -18,7 +18,12 @@ pytestmark = [pytest.mark.ray, pytest.mark.mlx, pytest.mark.usefixtures("local_r
 METHODS = ["sample", "snis", "dts", "residual_ts"]
 SETTINGS = {"methods": METHODS, "num_problems": 4, "horizon": 8, "context_length": 64, "num_rollouts": 96,
             "num_samples": 6, "wave_size": 4, "model": "bundled"}  # fmt: skip
-FLEET = {"servers": 1, "searchers": 2, "problems_per_searcher": 4, "more_servers": [{"model": "mlx:bundled"}]}
+FLEET = {
+    "servers": 1,
+    "searchers": 2,
+    "problems_per_searcher": 4,
+    "more_servers": [{"model": "mlx:bundled"}],
+}
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +41,11 @@ def run(tmp_path_factory, local_ray):
 
     plan = make_plan(load_config(None, SETTINGS))
     run_evaluation(plan, folder, execute=on_fleet(fleet_config(FLEET), watch=watch))
-    return [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()], calls, pids
+    return (
+        [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()],
+        calls,
+        pids,
+    )
 
 
 def test_both_servers_answer(run):

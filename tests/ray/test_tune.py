@@ -26,15 +26,28 @@ from sdt_dist.tune.sweep import run_sweep
 from tests.ray_helpers import wait_for_deaths, wait_until
 from tests.report_helpers import Page, check_cell, column_of, interval_of, measures_of, true_spectra
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray"), pytest.mark.filterwarnings("default")]
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.usefixtures("local_ray"),
+    pytest.mark.filterwarnings("default"),
+]
 
 TRIALS = 8
 RUNGS = [3, 6]
 PROBLEMS = 2
 SWEEP = {
-    "evaluation": {"dataset": "co2", "num_problems": PROBLEMS, "horizon": 8, "context_length": 64, "num_samples": 6},
+    "evaluation": {
+        "dataset": "co2",
+        "num_problems": PROBLEMS,
+        "horizon": 8,
+        "context_length": 64,
+        "num_samples": 6,
+    },
     "methods": ["snis", "residual_ts"],
-    "space": {"inverse_temperature": {"low": 1, "high": 30, "log": True}, "epsilon": {"low": 0.1, "high": 0.5}},
+    "space": {
+        "inverse_temperature": {"low": 1, "high": 30, "log": True},
+        "epsilon": {"low": 0.1, "high": 0.5},
+    },
     "rungs": RUNGS,
     "scheduler": "none",
     "num_trials": TRIALS,
@@ -52,22 +65,37 @@ def drive(output: str, log: str, address: str) -> None:
     """A driver of its own, to be killed."""
     ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     sweep = load_sweep(None, SWEEP)
-    run_sweep(sweep, plan_of(sweep).problems, Path(output), fleet_config({}), loader=partial(load_counted, Path(log)))
+    run_sweep(
+        sweep,
+        plan_of(sweep).problems,
+        Path(output),
+        fleet_config({}),
+        loader=partial(load_counted, Path(log)),
+    )
 
 
 def _lines(output: Path) -> dict[str, bytes]:
     """Every evaluation's lines on disk, torn ones left out."""
     files = sorted((output / "trials").glob("*/*/samples.jsonl"))
-    return {str(path.relative_to(output)): path.read_bytes()[: path.read_bytes().rfind(b"\n") + 1] for path in files}
+    return {
+        str(path.relative_to(output)): path.read_bytes()[: path.read_bytes().rfind(b"\n") + 1]
+        for path in files
+    }
 
 
 def _killed_sweep(output: Path, log: Path) -> None:
     """A sweep whose driver was killed once two of its trials had ended."""
     address = ray.get_runtime_context().gcs_address
-    code = f"from tests.ray.test_tune import drive; drive({str(output)!r}, {str(log)!r}, {address!r})"
-    driver = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"RAY_AUTH_MODE": "token"})
+    code = (
+        f"from tests.ray.test_tune import drive; drive({str(output)!r}, {str(log)!r}, {address!r})"
+    )
+    driver = subprocess.Popen(
+        [sys.executable, "-c", code], env=os.environ | {"RAY_AUTH_MODE": "token"}
+    )
     try:
-        wait_until(lambda: len(read_trials(output)) >= 2 or driver.poll() is not None, 400, "two trials")
+        wait_until(
+            lambda: len(read_trials(output)) >= 2 or driver.poll() is not None, 400, "two trials"
+        )
         assert driver.poll() is None, "the driver ended before it was killed"
     finally:
         driver.send_signal(signal.SIGKILL)
@@ -97,9 +125,14 @@ def _check_page(output: Path, lines: list[Any]) -> None:
             assert line.objectives[metric]["mean"] == pytest.approx(values.mean(), rel=1e-9)
             check_cell(cells["", line.trial, metric], values.mean(), *interval_of(values))
         place = output / "trials" / line.trial / str(line.rollouts)
-        signed = column_of(rows, "spec_w1") - np.array([true_spectra(place)[index]["spec_w1"] for index in rows])
+        signed = column_of(rows, "spec_w1") - np.array(
+            [true_spectra(place)[index]["spec_w1"] for index in rows]
+        )
         low, high = interval_of(signed)
-        low, high = (0.0 if low <= 0 <= high else min(abs(low), abs(high))), max(abs(low), abs(high))
+        low, high = (
+            (0.0 if low <= 0 <= high else min(abs(low), abs(high))),
+            max(abs(low), abs(high)),
+        )
         check_cell(cells["", line.trial, "spec_w1_gap"], abs(signed.mean()), low, high)
 
 
@@ -123,13 +156,21 @@ def test_a_killed_sweep_goes_on_with_one_model_for_all_trials_and_repeats_no_sea
     with pytest.raises(ResultsError, match="add --resume"):
         run_sweep(sweep, problems, output, fleet_config({}))
     loader = partial(load_counted, tmp_path / "second")
-    lines = run_sweep(sweep, problems, output, fleet_config({}), resume=True, watch=watch, loader=loader)
-    assert len({line.trial for line in lines}) == TRIALS and {line.status for line in lines} == {"finished"}
+    lines = run_sweep(
+        sweep, problems, output, fleet_config({}), resume=True, watch=watch, loader=loader
+    )
+    assert len({line.trial for line in lines}) == TRIALS and {line.status for line in lines} == {
+        "finished"
+    }
     after = _lines(output)
     assert all(after[name].startswith(text) for name, text in before.items())
     assert sum(text.count(b"\n") for text in after.values()) == TRIALS * len(RUNGS) * PROBLEMS
-    assert last["total"] == TRIALS * len(RUNGS) * PROBLEMS - lines_before, "searches that were on disk were made again"
-    assert {line.trial: line.rungs for line in ended}.items() <= {line.trial: line.rungs for line in lines}.items()
+    assert last["total"] == TRIALS * len(RUNGS) * PROBLEMS - lines_before, (
+        "searches that were on disk were made again"
+    )
+    assert {line.trial: line.rungs for line in ended}.items() <= {
+        line.trial: line.rungs for line in lines
+    }.items()
     assert [len((tmp_path / log).read_text().split()) for log in ("first", "second")] == [1, 1]
     served = {Path(name).parts[1] for name, text in after.items() if text != before.get(name)}
     assert len(served) >= 4, "four trials or more on the second fleet, whose model was loaded once"
@@ -137,7 +178,9 @@ def test_a_killed_sweep_goes_on_with_one_model_for_all_trials_and_repeats_no_sea
     found = write_report(output, sweep, problems)
     assert found.best in lines and (output / "best.yaml").exists() and len(found.figures) >= 2
     _check_page(output, lines)
-    assert all(json.loads(line)["nfe"] > 0 for line in (output / "trials.jsonl").read_text().splitlines())
+    assert all(
+        json.loads(line)["nfe"] > 0 for line in (output / "trials.jsonl").read_text().splitlines()
+    )
 
 
 def test_a_sweep_whose_fleet_cannot_start_ends_with_the_fleets_own_error(tmp_path):

@@ -42,7 +42,10 @@ def early_mistake(mistake):
 
     def run(*arguments: object) -> str:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("sdt_dist.models.loading.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
+            patch.setattr(
+                "sdt_dist.models.loading.load_model",
+                lambda *_, **__: pytest.fail("a model was loaded"),
+            )
             return mistake(*arguments)
 
     return run

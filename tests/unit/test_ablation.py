@@ -23,7 +23,11 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 SETTINGS = {
     "num_problems": 2, "horizon": 8, "context_length": 64, "num_rollouts": 8, "num_samples": 6, "wave_size": 4,
 }  # fmt: skip
-SWEPT = {**SETTINGS, "methods": ["sample", "residual_ts"], "ablate": {"rollouts": [4, 8], "lambda": [1, 3]}}
+SWEPT = {
+    **SETTINGS,
+    "methods": ["sample", "residual_ts"],
+    "ablate": {"rollouts": [4, 8], "lambda": [1, 3]},
+}
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +64,12 @@ def _of(lines: dict[tuple[int, str], dict], label: str) -> list[dict]:
 
 
 def _labels(methods: list, ablate: dict) -> list[str]:
-    return [m.label for m in load_config(None, SETTINGS | {"methods": methods, "ablate": ablate}).method_configs()]
+    return [
+        m.label
+        for m in load_config(
+            None, SETTINGS | {"methods": methods, "ablate": ablate}
+        ).method_configs()
+    ]
 
 
 def test_items_are_parameters_with_their_values():
@@ -95,11 +104,16 @@ def test_a_point_changes_its_options_or_reward_alone():
     ablate = {"rollouts": [5], "lambda": [2], "gamma": [3], "expansion_k": [4]}
     config = load_config(None, SETTINGS | {"methods": [own], "ablate": ablate})
     (point,) = config.method_configs()
-    plain = load_config(None, SETTINGS | {"methods": [own], "num_rollouts": 5, "inverse_temperature": 2.0})
+    plain = load_config(
+        None, SETTINGS | {"methods": [own], "num_rollouts": 5, "inverse_temperature": 2.0}
+    )
     (want,) = plain.method_configs()
     assert config.options_of(point) == plain.options_of(want) | {"expansion_k": 4}
     assert config.reward_of(point) == "spectral:gamma=3"
-    assert family(point) == "mine" and family(point, "rollouts", "gamma") == "mine[lambda=2,expansion_k=4]"
+    assert (
+        family(point) == "mine"
+        and family(point, "rollouts", "gamma") == "mine[lambda=2,expansion_k=4]"
+    )
 
 
 @pytest.mark.parametrize(
@@ -110,14 +124,20 @@ def test_a_point_changes_its_options_or_reward_alone():
         (["rollouts=5,x"], "rollouts='x', allowed: numbers"),
         (["rollouts="], "rollouts='', allowed: numbers"),
         (["rolouts=5"], "unknown parameter of ablate 'rolouts'. Did you mean 'rollouts'"),
-        (["lambda=1", "inverse_temperature=2"], "lambda is given twice, as inverse_temperature too"),
+        (
+            ["lambda=1", "inverse_temperature=2"],
+            "lambda is given twice, as inverse_temperature too",
+        ),
         (["lambda=1,1.0"], r"lambda=\[1, 1.0\], allowed: one or more values, each of them once"),
         (["rollouts=0"], r"ablate: residual_ts\[rollouts=0\]: .*num_rollouts: 0"),
         (["rollouts=2.5"], r"ablate: residual_ts\[rollouts=2.5\]: .*num_rollouts: 2.5"),
         (["lambda=-1"], r"ablate: residual_ts\[lambda=-1\]: .*inverse_temperature: -1.0"),
         (["lambda=nan"], "ablate.*nan, Input should be a finite number"),
         (["gamma=-1"], r"ablate: residual_ts\[gamma=-1\]: spectral: gamma=-1"),
-        (["expansion_k=2"], "ablate: expansion_k, but none of the methods sample, residual_ts has it"),
+        (
+            ["expansion_k=2"],
+            "ablate: expansion_k, but none of the methods sample, residual_ts has it",
+        ),
         (["alpha=0.5"], "ablate: alpha, but none"),
     ],
 )
@@ -125,9 +145,20 @@ def test_what_cannot_be_swept_ends_with_one_message_before_anything_runs(
     ablate, message, tmp_path, monkeypatch, capsys
 ):
     with pytest.raises(ConfigurationError, match=message):
-        load_config(None, SETTINGS | {"methods": ["sample", "residual_ts"], "ablate": parse_ablations(ablate)})
+        load_config(
+            None,
+            SETTINGS | {"methods": ["sample", "residual_ts"], "ablate": parse_ablations(ablate)},
+        )
     items = [part for item in ablate for part in ("--ablate", item)]
-    command = ["sdt", "evaluate", "--methods", "sample,residual_ts", *items, "--output", str(tmp_path / "none")]
+    command = [
+        "sdt",
+        "evaluate",
+        "--methods",
+        "sample,residual_ts",
+        *items,
+        "--output",
+        str(tmp_path / "none"),
+    ]
     monkeypatch.setattr(sys, "argv", command)
     with pytest.raises(SystemExit) as done:
         main()
@@ -143,9 +174,15 @@ def test_what_cannot_be_swept_ends_with_one_message_before_anything_runs(
         ({"ablate": {"rollouts": []}}, r"rollouts=\[\], allowed: one or more"),
         ({"ablate": {"rollouts": ["5"]}}, "ablate.rollouts.*'5'"),
         ({"ablate": {"rollouts": [True]}}, "ablate.rollouts.*True"),
-        ({"ablate": {"rollouts": [1]}, "searchers_per_problem": 2, "methods": ["residual_ts"]}, "num_rollouts = 1"),
         (
-            {"methods": [{"name": "dts", "options": {"branch_depths": [4]}}], "ablate": {"block_size": [2]}},
+            {"ablate": {"rollouts": [1]}, "searchers_per_problem": 2, "methods": ["residual_ts"]},
+            "num_rollouts = 1",
+        ),
+        (
+            {
+                "methods": [{"name": "dts", "options": {"branch_depths": [4]}}],
+                "ablate": {"block_size": [2]},
+            },
             r"dts\[block_size=2\].*give block_size or branch_depths",
         ),
         ({"methods": [{"name": "snis", "reward": "regex:a"}]}, "'regex:a' scores text"),
@@ -160,7 +197,9 @@ def test_configurations_that_cannot_be_swept_are_refused(settings, message):
 def test_what_was_expanded_is_the_same_again_and_changes_to_it_are_refused(swept):
     saved = yaml.safe_load((swept / "config.yaml").read_text())
     again = load_config(str(swept / "config.yaml"), {})
-    assert saved["ablate"] == {"rollouts": [4, 8], "lambda": [1.0, 3.0]} and len(saved["methods"]) == 5
+    assert (
+        saved["ablate"] == {"rollouts": [4, 8], "lambda": [1.0, 3.0]} and len(saved["methods"]) == 5
+    )
     assert expanded(again) == again == load_config(None, SWEPT)
     assert list(middle(again)) == ["sample", "residual_ts[rollouts=8,lambda=3]"]
     for change in (
@@ -179,11 +218,17 @@ def test_a_point_is_bit_for_bit_the_run_that_it_stands_for(swept, tmp_path, eval
     """So its budget is matched too: the same nfe as any method with that num_rollouts."""
     lines = _lines(swept)
     for rollouts, strength in ((4, 1.0), (8, 3.0)):
-        settings = {"methods": ["residual_ts"], "num_rollouts": rollouts, "inverse_temperature": strength}
+        settings = {
+            "methods": ["residual_ts"],
+            "num_rollouts": rollouts,
+            "inverse_temperature": strength,
+        }
         plain = evaluate(tmp_path / f"{rollouts}", SETTINGS | settings)
         label = f"residual_ts[rollouts={rollouts},lambda={strength:g}]"
         assert _of(lines, label) == _of(plain, "residual_ts") != []
-    assert _of(lines, "residual_ts[rollouts=8,lambda=1]") != _of(lines, "residual_ts[rollouts=8,lambda=3]")
+    assert _of(lines, "residual_ts[rollouts=8,lambda=1]") != _of(
+        lines, "residual_ts[rollouts=8,lambda=3]"
+    )
 
 
 def test_budgets_are_matched_within_a_wave_at_every_point(swept):
@@ -223,7 +268,10 @@ def test_gamma_weighs_the_reward_that_is_searched_and_reported(tmp_path, evaluat
     plain = evaluate(tmp_path / "plain", settings | {"reward": "spectral:gamma=8+nonneg"})
     assert _of(lines, "snis[gamma=8]") == _of(plain, "snis") != _of(lines, "snis[gamma=0.5]")
     saved = yaml.safe_load((tmp_path / "swept" / "config.yaml").read_text())
-    assert [m["reward"] for m in saved["methods"][1:3]] == ["spectral:gamma=0.5+nonneg", "spectral:gamma=8+nonneg"]
+    assert [m["reward"] for m in saved["methods"][1:3]] == [
+        "spectral:gamma=0.5+nonneg",
+        "spectral:gamma=8+nonneg",
+    ]
 
 
 def test_a_dry_run_prints_the_points_and_their_cost(tmp_path, monkeypatch, capsys):
@@ -238,10 +286,14 @@ def test_a_dry_run_prints_the_points_and_their_cost(tmp_path, monkeypatch, capsy
         "--ablate",
         "rollouts=10,100",
     ]
-    monkeypatch.setattr(sys, "argv", ["sdt", *map(str, command), "--dry-run", "--output", str(tmp_path / "run")])
+    monkeypatch.setattr(
+        sys, "argv", ["sdt", *map(str, command), "--dry-run", "--output", str(tmp_path / "run")]
+    )
     with pytest.raises(SystemExit) as done:
         main()
     out = capsys.readouterr().out
     assert done.value.code == 0 and not (tmp_path / "run").exists()
-    assert "plan: 2 problems x 3 methods, at most 1,688 next-token distributions" in out  # 2 (8 + 76 + 760)
+    assert (
+        "plan: 2 problems x 3 methods, at most 1,688 next-token distributions" in out
+    )  # 2 (8 + 76 + 760)
     assert yaml.safe_load(out.partition("plan:")[0])["ablate"] == {"rollouts": [10, 100]}

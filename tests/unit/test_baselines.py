@@ -9,7 +9,11 @@ import pytest
 
 from sdt_dist.data.problems import ForecastProblem
 from sdt_dist.errors import ConfigurationError, ContextError, MissingExtraError
-from sdt_dist.evaluation.baselines import seasonal_naive, seasonal_naive_residuals, statsforecast_samples
+from sdt_dist.evaluation.baselines import (
+    seasonal_naive,
+    seasonal_naive_residuals,
+    statsforecast_samples,
+)
 from sdt_dist.metrics.forecast import coverage_80, crps
 
 # the horizon ends inside its third season
@@ -17,10 +21,14 @@ SEASON = 6
 HORIZON = 15
 
 
-def problem_of(values: np.ndarray, *, horizon: int = HORIZON, season: int = SEASON, index: int = 0) -> ForecastProblem:
+def problem_of(
+    values: np.ndarray, *, horizon: int = HORIZON, season: int = SEASON, index: int = 0
+) -> ForecastProblem:
     history = values[:-horizon]
     truth = values[-horizon:]
-    return ForecastProblem(index, "series", history, truth, season, float(history.mean()), float(history.std()))
+    return ForecastProblem(
+        index, "series", history, truth, season, float(history.mean()), float(history.std())
+    )
 
 
 def periodic(length: int, season: int = SEASON) -> np.ndarray:
@@ -40,7 +48,9 @@ def test_seasonal_naive_repeats_the_last_season_for_any_horizon():
     problem = problem_of(np.arange(40.0))
     last = problem.history[-SEASON:]
     np.testing.assert_array_equal(seasonal_naive(problem, 4)[0], last[:4])
-    np.testing.assert_array_equal(seasonal_naive(problem, 14)[0], np.concatenate([last, last, last[:2]]))
+    np.testing.assert_array_equal(
+        seasonal_naive(problem, 14)[0], np.concatenate([last, last, last[:2]])
+    )
 
 
 def test_residuals_of_a_linear_series_are_its_drift_over_m_seasons():
@@ -57,7 +67,9 @@ def test_a_step_draws_every_residual_of_its_own_season_and_no_other():
     for step in range(HORIZON):
         lag = SEASON * (step // SEASON + 1)
         residuals = problem.history[lag:] - problem.history[:-lag]
-        np.testing.assert_allclose(np.unique(offsets[:, step].round(9)), np.unique(residuals.round(9)), atol=1e-8)
+        np.testing.assert_allclose(
+            np.unique(offsets[:, step].round(9)), np.unique(residuals.round(9)), atol=1e-8
+        )
 
 
 def test_samples_centre_on_the_point_forecast_when_residuals_are_balanced():
@@ -68,13 +80,17 @@ def test_samples_centre_on_the_point_forecast_when_residuals_are_balanced():
     offsets = seasonal_naive_residuals(problem, num_samples=4000, seed=0) - seasonal_naive(problem)
     errors = offsets.std(axis=0) / np.sqrt(len(offsets))
     assert np.all(np.abs(offsets.mean(axis=0)) < 4 * errors)
-    assert np.all((offsets.std(axis=0) > 1.2) & (offsets.std(axis=0) < 1.65))  # sqrt(2) for white noise
+    assert np.all(
+        (offsets.std(axis=0) > 1.2) & (offsets.std(axis=0) < 1.65)
+    )  # sqrt(2) for white noise
 
 
 @pytest.mark.parametrize("draw", [seasonal_naive_residuals, statsforecast_samples])
 def test_a_seed_repeats_and_problems_have_streams_of_their_own(draw):
     values = periodic(100) + 0.1 * np.random.default_rng(0).normal(size=100)
-    first, again, other_seed = (draw(problem_of(values), num_samples=9, seed=seed) for seed in (4, 4, 5))
+    first, again, other_seed = (
+        draw(problem_of(values), num_samples=9, seed=seed) for seed in (4, 4, 5)
+    )
     other_problem = draw(problem_of(values, index=1), num_samples=9, seed=4)
     assert first.shape == (9, HORIZON)
     np.testing.assert_array_equal(first, again)
@@ -86,7 +102,9 @@ def test_autoets_follows_a_clean_season_with_the_spread_of_its_noise():
     """sin + noise of 0.1: a forecaster that knew the sine would have an error of 0.1 at every step."""
     time = np.arange(264)
     clean = 10 + 3 * np.sin(2 * np.pi * time / 12)
-    problem = problem_of(clean + 0.1 * np.random.default_rng(0).normal(size=264), horizon=24, season=12)
+    problem = problem_of(
+        clean + 0.1 * np.random.default_rng(0).normal(size=264), horizon=24, season=12
+    )
     samples = statsforecast_samples(problem, num_samples=400)
     assert np.abs(samples.mean(axis=0) - clean[-24:]).max() < 0.15
     assert 0.07 < samples.std(axis=0).mean() < 0.15

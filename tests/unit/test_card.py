@@ -45,7 +45,9 @@ def language() -> LanguageModel:
     tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = Whitespace()
     tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="<end>")
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="<end>"
+    )
     config = LlamaConfig(
         vocab_size=16, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
         max_position_embeddings=32, eos_token_id=2,
@@ -81,7 +83,9 @@ def test_a_forecaster_process_from_a_card_is_the_models_own():
     assert (root.prompt, root.digest, root.meta) == (same.prompt, same.digest, same.meta)
     (reply,) = other.rollout([RolloutRequest(same, (), 12, 4)])
     tokens = tuple(reply.tokens.tolist())
-    np.testing.assert_array_equal(other.decode(same, [tokens])[0].series, own.decode(root, [tokens])[0].series)
+    np.testing.assert_array_equal(
+        other.decode(same, [tokens])[0].series, own.decode(root, [tokens])[0].series
+    )
     with pytest.raises(ConfigurationError, match="horizon"):
         process_of(card_of(model), model.model, SMALL.max_horizon + 1)
 
@@ -103,7 +107,9 @@ def test_a_codec_cleans_up_as_its_tokenizer_does():
     words = {word: i for i, word in enumerate(["[UNK]", "it", "'", "s", "fine", ".", "!"])}
     tokenizer = Tokenizer(WordPiece(words, unk_token="[UNK]"))
     for clean_up in (True, False):
-        fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=clean_up)
+        fast = PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer, clean_up_tokenization_spaces=clean_up
+        )
         codec = TextCodec.of(fast)
         assert codec.clean_up is clean_up
         for ids in ([1, 2, 3, 4, 5], [4, 6, 5], []):
@@ -168,7 +174,11 @@ def test_cards_that_describe_no_process_are_refused():
     with pytest.raises(CheckpointError, match="model card"):
         process_of(replace(card, kind="forecaster", spec={"vocab_size": 3}), toy, 6)
     with pytest.raises(ConfigurationError, match="tokenizer"):
-        process_of(replace(card, kind="language", spec={**card.spec, "tokenizer": {"tokenizer": "{"}}), toy, 6)
+        process_of(
+            replace(card, kind="language", spec={**card.spec, "tokenizer": {"tokenizer": "{"}}),
+            toy,
+            6,
+        )
     with pytest.raises(ConfigurationError, match="not JSON"):
         ModelCard.from_json("{")
 

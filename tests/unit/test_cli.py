@@ -68,7 +68,9 @@ def finished(tmp_path_factory) -> Path:
         ({"methods": [{"name": "dts", "options": {1: 2}}]}, ["methods", "string"]),
     ],
 )
-def test_a_wrong_setting_names_the_field_the_value_and_what_is_allowed(mistake, tmp_path, settings, words):
+def test_a_wrong_setting_names_the_field_the_value_and_what_is_allowed(
+    mistake, tmp_path, settings, words
+):
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
     line = mistake("evaluate", tmp_path / "run.yaml", "--output", tmp_path / "run")
     assert all(word in line for word in words), line
@@ -78,7 +80,9 @@ def test_a_wrong_setting_names_the_field_the_value_and_what_is_allowed(mistake, 
 def test_a_fleet_with_an_unknown_backend_is_refused_before_anything_starts(mistake, tmp_path):
     (tmp_path / "fleet.yaml").write_text("more_servers: [{model: 'mxl:/models/x'}]\n")
     line = mistake(*SMALL_RUN, "--fleet", tmp_path / "fleet.yaml", "--output", tmp_path / "run")
-    assert all(word in line for word in ["more_servers.0.model", "'mxl:/models/x'", "Did you mean 'mlx'?"]), line
+    assert all(
+        word in line for word in ["more_servers.0.model", "'mxl:/models/x'", "Did you mean 'mlx'?"]
+    ), line
     assert not (tmp_path / "run").exists()
 
 
@@ -86,7 +90,13 @@ def test_an_unusable_configuration_file_is_refused(mistake, tmp_path):
     assert "absent.yaml" in mistake("evaluate", tmp_path / "absent.yaml")
     (tmp_path / "list.yaml").write_text("- horizon\n")
     assert "mapping" in mistake("evaluate", tmp_path / "list.yaml")
-    for text in (b"horizon: [1\n", b"horizon: \xff\n", b"a: b: c\n", b"horizon: 8\n\x00", b"{[1]: 2}\n"):
+    for text in (
+        b"horizon: [1\n",
+        b"horizon: \xff\n",
+        b"a: b: c\n",
+        b"horizon: 8\n\x00",
+        b"{[1]: 2}\n",
+    ):
         (tmp_path / "bad.yaml").write_bytes(text)
         assert "not YAML in UTF-8" in mistake("evaluate", tmp_path / "bad.yaml")
 
@@ -106,7 +116,11 @@ def test_an_output_that_cannot_be_written_is_refused(mistake, tmp_path):
 
 def test_help_lists_the_commands_and_shows_examples(sdt):
     code, out, _ = sdt("--help")
-    assert code == 0 and all(command in out for command in COMMANDS) and re.search(r"Example:\s+sdt evaluate ", out)
+    assert (
+        code == 0
+        and all(command in out for command in COMMANDS)
+        and re.search(r"Example:\s+sdt evaluate ", out)
+    )
     for command in COMMANDS:
         code, out, _ = sdt(command, "--help")
         assert code == 0 and re.search(rf"Examples?:\s+sdt {command}\b", out), command
@@ -119,7 +133,9 @@ def language_model(tmp_path_factory) -> Path:
     words = ["<end>", "<unk>", *(f"w{i}" for i in range(22))]
     tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<end>").save_pretrained(directory)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<end>"
+    ).save_pretrained(directory)
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=24, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
@@ -142,7 +158,10 @@ def test_generate_prints_samples_with_their_own_rewards(sdt, language_model):
     records = [json.loads(line) for line in out.splitlines()]
     assert [set(record) for record in records] == [{"text", "reward", "log_prob"}] * 4
     for line, record in zip(lines, records, strict=False):
-        assert line == f"[reward {record['reward']:.4g}  log p {record['log_prob']:.4g}] {record['text']}"
+        assert (
+            line
+            == f"[reward {record['reward']:.4g}  log p {record['log_prob']:.4g}] {record['text']}"
+        )
         assert record["reward"] == float(re.search("w[3-5]", record["text"]) is not None)
         assert record["log_prob"] < 0 and record["text"][:5] != "w1 w2"
 
@@ -150,7 +169,10 @@ def test_generate_prints_samples_with_their_own_rewards(sdt, language_model):
 def test_the_inverse_temperature_tilts_what_is_generated(sdt, language_model):
     def rewards(inverse_temperature: float) -> list[float]:
         options = ["--json", "--num-samples", 24, "--inverse-temperature", inverse_temperature]
-        return [json.loads(line)["reward"] for line in sdt(*_generate(language_model, *options))[1].splitlines()]
+        return [
+            json.loads(line)["reward"]
+            for line in sdt(*_generate(language_model, *options))[1].splitlines()
+        ]
 
     assert set(rewards(1e-9)) == {0.0, 1.0}
     assert set(rewards(50.0)) == {1.0}
@@ -158,7 +180,9 @@ def test_the_inverse_temperature_tilts_what_is_generated(sdt, language_model):
 
 def test_generate_refuses_what_it_cannot_use(mistake, language_model, tmp_path):
     assert "prompt" in mistake(*_generate(language_model, prompt=""))
-    assert re.match("sdt: prompt: 30 tokens .* 32", mistake(*_generate(language_model, prompt="w1 " * 30)))
+    assert re.match(
+        "sdt: prompt: 30 tokens .* 32", mistake(*_generate(language_model, prompt="w1 " * 30))
+    )
     assert "forecaster" in mistake(*_generate(Path("bundled")))
     assert "regex" in mistake(*_generate(language_model, "--reward", "spectral"))
     (tmp_path / "pickled").mkdir()
@@ -179,7 +203,9 @@ def _without_a_weight(path: Path) -> None:
         (_without_a_weight, "lacks weights.*up_proj"),
     ],
 )
-def test_damaged_weights_are_refused_and_never_made_up(mistake, language_model, tmp_path, damage, words):
+def test_damaged_weights_are_refused_and_never_made_up(
+    mistake, language_model, tmp_path, damage, words
+):
     for file in language_model.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     damage(tmp_path / "model.safetensors")
@@ -204,7 +230,11 @@ def test_the_table_fits_a_terminal_and_marks_reference_lines(sdt, finished):
     table = out[out.index(" method  ") :]
     assert code == 0 and max(map(len, table[: table.index("figures in")].splitlines()[:-1])) <= 80
     assert re.search(r"method +CRPS +MASE +cov80 +specW1 +logL1 +reward +ESS +NFE +s", table)
-    assert re.search(r"\n sample\* ", table) and re.search(r"\n snis ", table) and "* reference line" in table
+    assert (
+        re.search(r"\n sample\* ", table)
+        and re.search(r"\n snis ", table)
+        and "* reference line" in table
+    )
 
 
 def test_a_run_without_any_success_ends_with_one_line_and_exit_code_1(sdt, tmp_path):
@@ -212,24 +242,41 @@ def test_a_run_without_any_success_ends_with_one_line_and_exit_code_1(sdt, tmp_p
     (tmp_path / "own.py").write_text(
         "def score(series):\n    return [0.0 if len(series) == 1 else float('nan')] * len(series)\n"
     )
-    code, out, err = sdt(*SMALL_RUN, "--reward", tmp_path / "own.py:score", "--output", tmp_path / "run")
-    assert code == 1 and re.fullmatch(r"sdt: every search failed, .*nan.*\n", err) and "figures" not in out
+    code, out, err = sdt(
+        *SMALL_RUN, "--reward", tmp_path / "own.py:score", "--output", tmp_path / "run"
+    )
+    assert (
+        code == 1
+        and re.fullmatch(r"sdt: every search failed, .*nan.*\n", err)
+        and "figures" not in out
+    )
 
 
 def test_a_wrong_usage_keeps_its_exit_code_and_message(sdt):
-    for arguments in (["evaluate", "--nope"], ["forecast"], ["forecast", "a.csv", "--horizon", "x"], ["nope"]):
+    for arguments in (
+        ["evaluate", "--nope"],
+        ["forecast"],
+        ["forecast", "a.csv", "--horizon", "x"],
+        ["nope"],
+    ):
         code, _, err = sdt(*arguments)
-        assert code == 2 and re.search(r"^Error: .*(No such|Missing|Invalid)", err, re.MULTILINE), err
+        assert code == 2 and re.search(r"^Error: .*(No such|Missing|Invalid)", err, re.MULTILINE), (
+            err
+        )
 
 
 def test_ctrl_c_ends_with_130_and_says_what_is_kept(tmp_path):
     """A real SIGINT, which the reward sends while the run tries it."""
-    (tmp_path / "own.py").write_text("import os, signal\ndef score(series):\n    os.kill(os.getpid(), signal.SIGINT)\n")
+    (tmp_path / "own.py").write_text(
+        "import os, signal\ndef score(series):\n    os.kill(os.getpid(), signal.SIGINT)\n"
+    )
     code = (
         "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"sys.path.insert(0, {str(ROOT)!r}); from sdt_dist.cluster.cli import main\n"
         f"sys.argv = ['sdt', *{SMALL_RUN!r}, '--reward', 'own.py:score']; main()"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path
+    )
     assert done.returncode == 130
     assert done.stderr == "sdt: stopped; finished work is kept, and --resume goes on from it.\n"

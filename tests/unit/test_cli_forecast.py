@@ -27,7 +27,11 @@ def _wave(rows: int = 120) -> np.ndarray:
 
 
 def _csv(path: Path, values: np.ndarray, frequency: str | None = None, **columns) -> Path:
-    times = {} if frequency is None else {"time": pd.date_range("2021-01-01", periods=len(values), freq=frequency)}
+    times = (
+        {}
+        if frequency is None
+        else {"time": pd.date_range("2021-01-01", periods=len(values), freq=frequency)}
+    )
     pd.DataFrame({**times, "load": values, **columns}).to_csv(path, index=False)
     return path
 
@@ -103,7 +107,9 @@ def test_a_wrong_option_of_forecast_is_refused(request, monkeypatch, hourly, opt
     assert {path.name for path in hourly.parent.iterdir()} == {"FILE", hourly.name}
 
 
-@pytest.mark.parametrize("rows", [["2021-01-01"] * 2, ["2021-01-02", "2021-01-01"], ["2021-01-01", "NaT"]])
+@pytest.mark.parametrize(
+    "rows", [["2021-01-01"] * 2, ["2021-01-02", "2021-01-01"], ["2021-01-01", "NaT"]]
+)
 def test_times_that_do_not_increase_are_refused(early_mistake, tmp_path, rows):
     times = [str(time) for time in pd.date_range("2020-01-01", periods=118)] + rows
     pd.DataFrame({"time": times, "load": _wave()}).to_csv(tmp_path / "times.csv", index=False)
@@ -132,7 +138,9 @@ print("torch" in sys.modules, "3 problems x 2 methods" in out.getvalue(), flush=
 sys.argv = ["sdt", "forecast", {str(hourly)!r}, "--method", "dst"]
 main()
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path
+    )
     assert (done.returncode, done.stdout) == (2, "False True\n")
     assert re.fullmatch(r"sdt: unknown method 'dst'\. .*\n", done.stderr)
     assert [path.name for path in tmp_path.iterdir()] == [hourly.name]
@@ -156,7 +164,9 @@ def test_a_forecast_is_the_mean_and_quantiles_of_its_samples(sdt, plain, tmp_pat
     out = tmp_path / "out.csv"
     every = tmp_path / "samples.csv"
     plot = tmp_path / "fan.png"
-    code, printed, _ = sdt(*_forecast(plain, "--output", out, "--samples", every, "--plot", plot, "--season", 25))
+    code, printed, _ = sdt(
+        *_forecast(plain, "--output", out, "--samples", every, "--plot", plot, "--season", 25)
+    )
     assert (code, printed) == (0, "")
     frame = pd.read_csv(out)
     samples = pd.read_csv(every)
@@ -166,7 +176,9 @@ def test_a_forecast_is_the_mean_and_quantiles_of_its_samples(sdt, plain, tmp_pat
     paths = samples.drop(columns="timestamp").to_numpy()
     assert (np.diff(frame[QUANTILES].to_numpy(), axis=1) >= 0).all()
     np.testing.assert_allclose(frame["mean"], paths.mean(axis=1), rtol=2e-7)
-    np.testing.assert_allclose(frame[QUANTILES].T, np.quantile(paths, np.arange(1, 10) / 10, axis=1), rtol=2e-7)
+    np.testing.assert_allclose(
+        frame[QUANTILES].T, np.quantile(paths, np.arange(1, 10) / 10, axis=1), rtol=2e-7
+    )
     assert np.ptp(matplotlib.image.imread(plot)[..., :3]) == 1.0
 
 
@@ -176,8 +188,12 @@ def test_folders_are_made_and_one_failed_output_loses_none(sdt, mistake, plain, 
     plot = tmp_path / "c" / "fan.svg"
     (tmp_path / "out.csv.tmp").mkdir()
     code, printed, err = sdt(*_forecast(plain, "--output", out, "--samples", every, "--plot", plot))
-    assert code == 2 and re.fullmatch(r"sdt: output: .*out.csv cannot be written .*printed.*\n", err)
-    assert not out.exists() and len(pd.read_csv(every)) == 8 and plot.read_text().startswith("<?xml")
+    assert code == 2 and re.fullmatch(
+        r"sdt: output: .*out.csv cannot be written .*printed.*\n", err
+    )
+    assert (
+        not out.exists() and len(pd.read_csv(every)) == 8 and plot.read_text().startswith("<?xml")
+    )
     assert list(pd.read_csv(io.StringIO(printed)).columns) == ["timestamp", "mean", *QUANTILES]
 
 
@@ -204,7 +220,9 @@ def test_columns_and_quantiles_are_chosen(sdt, plain):
         (["--adam-lr", "nan"], ["adam_lr", "nan"]),
     ],
 )
-def test_a_wrong_option_of_train_forecaster_is_refused(mistake, monkeypatch, tmp_path, options, words):
+def test_a_wrong_option_of_train_forecaster_is_refused(
+    mistake, monkeypatch, tmp_path, options, words
+):
     monkeypatch.chdir(tmp_path)
     Path("binary.csv").write_bytes(bytes(range(256)) * 9)
     line = mistake("train-forecaster", "--output", "run", *options)
@@ -214,7 +232,18 @@ def test_a_wrong_option_of_train_forecaster_is_refused(mistake, monkeypatch, tmp
 
 def test_a_trained_forecaster_forecasts(sdt, plain, tmp_path):
     rows = _csv(tmp_path / "long.csv", _wave(800))
-    options = ["--init", "bundled", "--data", rows, "--steps", 1, "--batch-size", 1, "--output", tmp_path / "own"]
+    options = [
+        "--init",
+        "bundled",
+        "--data",
+        rows,
+        "--steps",
+        1,
+        "--batch-size",
+        1,
+        "--output",
+        tmp_path / "own",
+    ]
     code, out, _ = sdt("train-forecaster", *options)
     assert code == 0 and f"--model {tmp_path / 'own'}" in out
     assert sdt(*_forecast(plain, "--model", tmp_path / "own"))[0] == 0

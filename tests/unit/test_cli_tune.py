@@ -20,10 +20,14 @@ def _sweep(path: Path, **changes) -> Path:
 
 
 def test_a_sweep_is_planned_without_starting_anything(sdt, monkeypatch, tmp_path):
-    monkeypatch.setattr("sdt_dist.models.loading.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(
+        "sdt_dist.models.loading.load_model", lambda *_, **__: pytest.fail("a model was loaded")
+    )
     path = _sweep(tmp_path / "sweep.yaml")
     output = tmp_path / "sweep"
-    code, out, _ = sdt("tune", path, "--rungs", "4,8", "--num-trials", 3, "--output", output, "--dry-run")
+    code, out, _ = sdt(
+        "tune", path, "--rungs", "4,8", "--num-trials", 3, "--output", output, "--dry-run"
+    )
     assert code == 0 and not output.exists()
     assert "plan: 3 trials, stopped early by ASHA, of 2 problems each at 4 then 8 rollouts" in out
 
@@ -40,21 +44,29 @@ def test_a_sweep_is_planned_without_starting_anything(sdt, monkeypatch, tmp_path
         (["--wandb", "project"], ["wandb", "pip install wandb"]),
     ],
 )
-def test_a_sweep_that_cannot_work_is_refused_before_anything_starts(early_mistake, tmp_path, arguments, words):
-    err = early_mistake("tune", _sweep(tmp_path / "sweep.yaml"), "--output", tmp_path / "sweep", *arguments)
+def test_a_sweep_that_cannot_work_is_refused_before_anything_starts(
+    early_mistake, tmp_path, arguments, words
+):
+    err = early_mistake(
+        "tune", _sweep(tmp_path / "sweep.yaml"), "--output", tmp_path / "sweep", *arguments
+    )
     assert all(word in err for word in words), err
     assert not (tmp_path / "sweep").exists()
 
 
 def test_a_sweeps_directory_takes_no_other_sweep_and_resuming_needs_one(early_mistake, tmp_path):
-    assert "give SWEEP.yaml, or --resume" in early_mistake("tune", "--resume", "--output", tmp_path / "absent")
+    assert "give SWEEP.yaml, or --resume" in early_mistake(
+        "tune", "--resume", "--output", tmp_path / "absent"
+    )
     folder = tmp_path / "sweep"
     folder.mkdir()
     (folder / "notes.txt").write_text("mine")
     path = _sweep(tmp_path / "sweep.yaml")
     assert "holds no sweep but is not empty" in early_mistake("tune", path, "--output", folder)
     (folder / "config.yaml").write_text(yaml.safe_dump(SWEEP))
-    assert "already holds this sweep; add --resume" in early_mistake("tune", path, "--output", folder)
+    assert "already holds this sweep; add --resume" in early_mistake(
+        "tune", path, "--output", folder
+    )
     other = _sweep(tmp_path / "other.yaml", num_trials=7)
     assert "another configuration (num_trials: 20, now 7)" in early_mistake(
         "tune", other, "--resume", "--output", folder

@@ -79,7 +79,9 @@ def _facts(**changed: object) -> ClusterFacts:
     return ClusterFacts(**(known | changed))
 
 
-@pytest.mark.parametrize("address", ["head", "head:port", ":6379", "http://head:8265", "head:0", "head:70000", ""])
+@pytest.mark.parametrize(
+    "address", ["head", "head:port", ":6379", "http://head:8265", "head:0", "head:70000", ""]
+)
 def test_what_is_no_address(address):
     with pytest.raises(ConfigurationError, match=r"none of: local, auto, HOST:PORT"):
         check_address(address)
@@ -87,7 +89,8 @@ def test_what_is_no_address(address):
 
 def test_ray_client_addresses_are_refused_with_the_reason():
     with pytest.raises(
-        ConfigurationError, match=r"ray://\) is not supported: it relays every call.*sdt cluster submit"
+        ConfigurationError,
+        match=r"ray://\) is not supported: it relays every call.*sdt cluster submit",
     ):
         check_address("ray://head:10001")
 
@@ -95,7 +98,9 @@ def test_ray_client_addresses_are_refused_with_the_reason():
 def test_nothing_listens():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-    with pytest.raises(FleetError, match=rf"no cluster at 127.0.0.1:{port} .*Fix: .*ray start --head.*ssh -L 8265"):
+    with pytest.raises(
+        FleetError, match=rf"no cluster at 127.0.0.1:{port} .*Fix: .*ray start --head.*ssh -L 8265"
+    ):
         probe(f"127.0.0.1:{port}")
 
 
@@ -118,7 +123,9 @@ def test_token_mode_without_a_token_is_said_before_ray_aborts_the_process(listen
     address, answers = listener
     answers.append(b"\0\0\0\4\0\0\0\0\0")
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    with pytest.raises(FleetError, match=r"there is no token here. Fix: copy the head's ~/.ray/auth_token"):
+    with pytest.raises(
+        FleetError, match=r"there is no token here. Fix: copy the head's ~/.ray/auth_token"
+    ):
         probe(address)
 
 
@@ -142,7 +149,9 @@ def test_a_cluster_elsewhere_is_refused_with_the_way_to_use_it():
 
 
 def test_a_stuck_node_is_found_before_ray_hangs_on_it(listener):
-    with pytest.raises(FleetError, match=r"its node on this host .* does not. Fix: restart that node"):
+    with pytest.raises(
+        FleetError, match=r"its node on this host .* does not. Fix: restart that node"
+    ):
         check_attachable(_facts(local_node=listener[0]), time.monotonic() + 0.3)
 
 
@@ -150,7 +159,9 @@ def test_tokens_are_private_and_never_replaced(home):
     assert auth_state() == AuthState("unset", None)
     create_private_token()
     file = home / ".ray/auth_token"
-    assert stat.S_IMODE(file.stat().st_mode) == 0o600 and re.fullmatch("[0-9a-f]{64}", token := file.read_text())
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600 and re.fullmatch(
+        "[0-9a-f]{64}", token := file.read_text()
+    )
     create_private_token()
     assert file.read_text() == token
     state = auth_state()
@@ -188,15 +199,21 @@ def test_doctor_on_models(tmp_path):
     finding, files = diagnosis.check_model(str(empty))
     assert "readable *.safetensors" in finding.missing and files.num_bytes is None
     finding, files = diagnosis.check_model(str(tmp_path / "nowhere"), "10.0.0.5")
-    assert finding.name == "model 10.0.0.5" and "does not exist" in finding.missing and files is None
+    assert (
+        finding.name == "model 10.0.0.5" and "does not exist" in finding.missing and files is None
+    )
     assert "hub cache" in diagnosis.check_model("someone/some-model")[0].text
 
 
 def test_doctor_on_memory():
-    plan = plan_placement([diagnosis.fleet_requests(fleet_config({"servers": 3}))[0]], [Node("n", {"CPU": 8.0})])
+    plan = plan_placement(
+        [diagnosis.fleet_requests(fleet_config({"servers": 3}))[0]], [Node("n", {"CPU": 8.0})]
+    )
     files = diagnosis.ModelFiles("model", 2 * diagnosis.GIB)
     [enough] = diagnosis.check_memory(plan, {"server": files}, {"n": 15.0 * diagnosis.GIB})
-    assert enough.missing is None and enough.text == "3 x server need about 15.0 GiB on n, 15.0 free"
+    assert (
+        enough.missing is None and enough.text == "3 x server need about 15.0 GiB on n, 15.0 free"
+    )
     [short] = diagnosis.check_memory(plan, {"server": files}, {"n": 14.9 * diagnosis.GIB})
     assert "start fewer servers" in short.missing
     assert diagnosis.check_memory(plan, {"server": files}, {}) == []
@@ -209,15 +226,22 @@ def test_doctor_on_memory():
 
 def test_doctor_on_a_mixed_fleet():
     """Every group's own model is looked at, and servers of all groups share a node's memory."""
-    config = fleet_config({"servers": 2, "more_servers": [{"model": "mlx:/models/x", "placement": {"gpus": 1.0}}]})
+    config = fleet_config(
+        {"servers": 2, "more_servers": [{"model": "mlx:/models/x", "placement": {"gpus": 1.0}}]}
+    )
     kinds = diagnosis.server_kinds(config, "bundled")
     assert [(kind, spec) for kind, spec, _ in kinds] == [
         ("server", "bundled"),
         ("server of mlx:/models/x", "mlx:/models/x"),
     ]
-    assert [placement for _, _, placement in kinds] == [config.server, config.more_servers[0].placement]
+    assert [placement for _, _, placement in kinds] == [
+        config.server,
+        config.more_servers[0].placement,
+    ]
     assert (
-        diagnosis.this_machine(fleet_config({"more_servers": [{"model": "bundled", "count": 99}]}), 0).resources["CPU"]
+        diagnosis.this_machine(
+            fleet_config({"more_servers": [{"model": "bundled", "count": 99}]}), 0
+        ).resources["CPU"]
         > 99
     )
     plan = plan_placement(diagnosis.fleet_requests(config), [Node("n", {"CPU": 8.0, "GPU": 1.0})])
@@ -226,7 +250,9 @@ def test_doctor_on_a_mixed_fleet():
         for (kind, spec, _), size in zip(kinds, (2, 3), strict=True)
     }
     [enough] = diagnosis.check_memory(plan, files, {"n": 17.0 * diagnosis.GIB})
-    assert enough.missing is None and enough.text == "3 x server need about 17.0 GiB on n, 17.0 free"
+    assert (
+        enough.missing is None and enough.text == "3 x server need about 17.0 GiB on n, 17.0 free"
+    )
     [short] = diagnosis.check_memory(plan, files, {"n": 16.9 * diagnosis.GIB})
     assert short.missing
     [partly] = diagnosis.check_memory(plan, files | {kinds[1][0]: None}, {"n": 1e12})
@@ -247,7 +273,9 @@ def test_doctor_on_the_dashboard(home):
     assert diagnosis.check_dashboard("http://127.0.0.1:8265", off) == diagnosis.Finding(
         "dashboard", "http://127.0.0.1:8265, loopback only"
     )
-    assert "CVE-2023-48022" in (diagnosis.check_dashboard("http://10.0.0.5:8265", off).missing or "")
+    assert "CVE-2023-48022" in (
+        diagnosis.check_dashboard("http://10.0.0.5:8265", off).missing or ""
+    )
     guarded = diagnosis.check_dashboard("http://10.0.0.5:8265", on)
     assert guarded.missing is None and guarded.advice
 
@@ -257,18 +285,24 @@ def test_jobs_attach_and_keep_their_results():
     assert job.entrypoint == (
         f"sdt evaluate --dataset 'my data.csv' --address auto --output \"$HOME/sdt-results/{job.job_id}\""
     )
-    assert job.output == f"$HOME/sdt-results/{job.job_id}" and job.job_id.startswith("sdt-evaluate-")
-    assert job_command(["evaluate", "--output=/shared/x", "--address", "10.0.0.5:6379"]).entrypoint == (
-        "sdt evaluate --output=/shared/x --address 10.0.0.5:6379"
+    assert job.output == f"$HOME/sdt-results/{job.job_id}" and job.job_id.startswith(
+        "sdt-evaluate-"
     )
+    assert job_command(
+        ["evaluate", "--output=/shared/x", "--address", "10.0.0.5:6379"]
+    ).entrypoint == ("sdt evaluate --output=/shared/x --address 10.0.0.5:6379")
     assert job_command(["doctor"]).entrypoint == "sdt doctor --address auto"
     assert job_command(["report", "/shared/x"]).output is None
 
 
 def test_jobs_that_would_lose_their_results_are_refused():
-    with pytest.raises(ConfigurationError, match=r"--output 'results/x'.*deleted when it ends.*absolute path"):
+    with pytest.raises(
+        ConfigurationError, match=r"--output 'results/x'.*deleted when it ends.*absolute path"
+    ):
         job_command(["evaluate", "--output", "results/x"])
-    with pytest.raises(ConfigurationError, match=r"unknown command for a job 'evalate'. Did you mean 'evaluate'"):
+    with pytest.raises(
+        ConfigurationError, match=r"unknown command for a job 'evalate'. Did you mean 'evaluate'"
+    ):
         job_command(["evalate"])
 
 

@@ -40,7 +40,9 @@ def _spec(name: str) -> dict[str, Any]:
 
 def _bash(script: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     command = ["bash", str(NODES / script), *arguments]
-    return subprocess.run(command, env=os.environ | variables, capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        command, env=os.environ | variables, capture_output=True, text=True, timeout=60
+    )
 
 
 @pytest.fixture
@@ -67,9 +69,16 @@ def test_launcher_file_passes_rays_own_check():
 
 def test_launcher_file_names_a_provider_and_the_pinned_ray():
     config = _launcher()
-    assert config["provider"] == {"type": "aws", "region": "us-west-2", "cache_stopped_nodes": False}
+    assert config["provider"] == {
+        "type": "aws",
+        "region": "us-west-2",
+        "cache_stopped_nodes": False,
+    }
     assert f":{PIN}-py311" in config["docker"]["image"]
-    assert sum(kind.get("min_workers", 0) for kind in config["available_node_types"].values()) == config["max_workers"]
+    assert (
+        sum(kind.get("min_workers", 0) for kind in config["available_node_types"].values())
+        == config["max_workers"]
+    )
     assert "never launched" in (ROOT / "ray_cluster.yaml").read_text()
 
 
@@ -105,12 +114,17 @@ def test_the_example_fleet_fits_on_kubernetes(name):
     for group in _spec(name)["workerGroupSpecs"]:
         limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
         resources = {"CPU": float(limits["cpu"]), "GPU": float(limits.get("nvidia.com/gpu", 0))}
-        nodes += [Node(f"{group['groupName']}-{i}", resources, group["labels"]) for i in range(group["minReplicas"])]
+        nodes += [
+            Node(f"{group['groupName']}-{i}", resources, group["labels"])
+            for i in range(group["minReplicas"])
+        ]
     plan = check_placement(fleet_requests(load_fleet(str(FLEET), {}), shards=True), nodes)
     assert sum(plan.on("server").values()) == 4 and sum(plan.on("searcher").values()) == 16
 
 
-@pytest.mark.parametrize(("name", "kind"), [("raycluster.yaml", "RayCluster"), ("rayjob.yaml", "RayJob")])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("raycluster.yaml", "RayCluster"), ("rayjob.yaml", "RayJob")]
+)
 def test_kubernetes_manifests_have_what_kuberay_requires(name, kind):
     resource = _kuberay(name)
     spec = _spec(name)
@@ -124,7 +138,10 @@ def test_kubernetes_manifests_have_what_kuberay_requires(name, kind):
     groups = [spec["headGroupSpec"], *spec["workerGroupSpecs"]]
     for group in groups:
         [container] = group["template"]["spec"]["containers"]
-        assert container["image"] and container["resources"]["requests"] == container["resources"]["limits"]
+        assert (
+            container["image"]
+            and container["resources"]["requests"] == container["resources"]["limits"]
+        )
         assert all(isinstance(value, str) for value in container["resources"]["limits"].values())
         assert "labels" not in group["rayStartParams"], "KubeRay refuses labels there"
     for group in groups[1:]:
@@ -139,7 +156,9 @@ def test_the_job_runs_on_the_cluster_of_the_other_manifest_and_keeps_its_results
     head = job["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
     assert head["containers"][0]["volumeMounts"] == [{"name": "results", "mountPath": "/results"}]
     claims = [
-        d for d in yaml.safe_load_all((KUBERAY / "rayjob.yaml").read_text()) if d["kind"] == "PersistentVolumeClaim"
+        d
+        for d in yaml.safe_load_all((KUBERAY / "rayjob.yaml").read_text())
+        if d["kind"] == "PersistentVolumeClaim"
     ]
     assert head["volumes"] == [
         {"name": "results", "persistentVolumeClaim": {"claimName": claims[0]["metadata"]["name"]}}
@@ -183,7 +202,11 @@ def test_worker_script_labels_the_node(fake_ray):
 def test_worker_scripts_refuse_what_cannot_work(fake_ray):
     run = {"SDT_VENV": str(fake_ray), "HOME": str(fake_ray)}
     done = _bash("start_worker.sh", "head:6379", "searcher", **run)
-    assert done.returncode == 2 and "no token in" in done.stderr and "scp -p HEAD:.ray/auth_token" in done.stderr
+    assert (
+        done.returncode == 2
+        and "no token in" in done.stderr
+        and "scp -p HEAD:.ray/auth_token" in done.stderr
+    )
     done = _bash("start_worker.sh", "head:6379", **run)
     assert done.returncode == 2 and "start_worker.sh HEAD:6379 model-server" in done.stderr
     done = _bash("start_mac.sh", "head:6379", "10.0.0.9", **run)
@@ -195,8 +218,15 @@ def test_mac_script_sets_the_variable_and_the_address(fake_ray):
     uname.write_text("#!/bin/sh\necho Darwin\n")
     uname.chmod(0o755)
     done = _bash(
-        "start_mac.sh", "head:6379", "10.0.0.9", SDT_VENV=str(fake_ray), HOME=str(fake_ray), RAY_AUTH_TOKEN="t"
+        "start_mac.sh",
+        "head:6379",
+        "10.0.0.9",
+        SDT_VENV=str(fake_ray),
+        HOME=str(fake_ray),
+        RAY_AUTH_TOKEN="t",
     )
-    assert "--node-ip-address=10.0.0.9" in done.stdout and done.stdout.rstrip().endswith("mode=token mac=1")
+    assert "--node-ip-address=10.0.0.9" in done.stdout and done.stdout.rstrip().endswith(
+        "mode=token mac=1"
+    )
     said = (NODES / "start_mac.sh").read_text()
     assert "not a supported way" in said and "sdt serve" in said

@@ -42,9 +42,16 @@ def test_every_metric_is_a_number_that_its_actor_reports(tmp_path):
 def test_the_dashboard_asks_for_metrics_that_exist_and_for_all_of_them(tmp_path):
     path = write_dashboard(tmp_path / "dashboards")
     panels = json.loads(path.read_text())["panels"]
-    asked = {name for panel in panels for t in panel["targets"] for name in re.findall(r"ray_(sdt_\w+)", t["expr"])}
+    asked = {
+        name
+        for panel in panels
+        for t in panel["targets"]
+        for name in re.findall(r"ray_(sdt_\w+)", t["expr"])
+    }
     known = {
-        metric_name(kind, m) + ("_total" if m.type == "counter" else "") for kind, own in METRICS.items() for m in own
+        metric_name(kind, m) + ("_total" if m.type == "counter" else "")
+        for kind, own in METRICS.items()
+        for m in own
     }
     assert asked == known
     assert len({panel["id"] for panel in panels}) == len(panels)

@@ -19,7 +19,14 @@ from sdt_dist.data.scale import MIN_HISTORY
 from sdt_dist.data.series import read_csv
 from sdt_dist.errors import ConfigurationError, ContextError, DataError
 
-WINDOWS = [(1, 16, None), (5, 64, None), (24, 512, None), (7, 30, 3), (10, 400, 25), (90, 100, None)]
+WINDOWS = [
+    (1, 16, None),
+    (5, 64, None),
+    (24, 512, None),
+    (7, 30, 3),
+    (10, 400, 25),
+    (90, 100, None),
+]
 
 
 @pytest.fixture
@@ -65,7 +72,9 @@ def test_the_truth_follows_the_history_and_is_never_in_it(csv, horizon, context_
     assert [p.index for p in problems] == list(range(len(problems))) and problems
     for problem, start in zip(problems, starts, strict=True):
         np.testing.assert_array_equal(problem.truth, np.arange(start, start + horizon))
-        np.testing.assert_array_equal(problem.history, np.arange(max(0, start - context_length), start))
+        np.testing.assert_array_equal(
+            problem.history, np.arange(max(0, start - context_length), start)
+        )
         assert problem.name == f"a@{start}"
     assert np.diff(starts).tolist() == [stride or horizon] * (len(starts) - 1)
     assert starts[-1] + horizon == 500
@@ -109,7 +118,9 @@ def test_no_history_is_shorter_than_a_model_or_a_spectrum_needs(csv):
 
 @pytest.mark.parametrize(("rows", "horizon"), [(100, 51), (100, 101), (30, 15), (17, 2), (16, 1)])
 def test_a_horizon_that_leaves_too_little_history_is_refused(csv, rows, horizon):
-    with pytest.raises(DataError, match=rf"no window with 16 values of history and horizon {horizon}.*shorten"):
+    with pytest.raises(
+        DataError, match=rf"no window with 16 values of history and horizon {horizon}.*shorten"
+    ):
         load_problems(csv(a=np.arange(float(rows))), horizon=horizon)
 
 
@@ -120,7 +131,15 @@ def test_a_context_too_short_to_scale_is_refused(csv):
 
 
 @pytest.mark.parametrize(
-    "bad", [{"horizon": 0}, {"horizon": -3}, {"stride": 0}, {"num_problems": 0}, {"season": 0}, {"season": -1}]
+    "bad",
+    [
+        {"horizon": 0},
+        {"horizon": -3},
+        {"stride": 0},
+        {"num_problems": 0},
+        {"season": 0},
+        {"season": -1},
+    ],
 )
 def test_counts_below_one_are_refused(csv, bad):
     (name, value), path = next(iter(bad.items())), csv(a=np.arange(100.0))
@@ -185,7 +204,13 @@ def test_missing_and_broken_files_are_refused(tmp_path):
         load_series(str(tmp_path / "nowhere.csv"))
     with pytest.raises(DataError, match=r"nowhere\.csv.*does not exist"):
         read_csv(tmp_path / "nowhere.csv")
-    for content in (b"", b"\xff\xfe\x00", b"\x80\x04\x95\n\x00", b"a,b\n1,2\n1,2,3\n", b"a,b\n1,2,3\n4,5,6\n"):
+    for content in (
+        b"",
+        b"\xff\xfe\x00",
+        b"\x80\x04\x95\n\x00",
+        b"a,b\n1,2\n1,2,3\n",
+        b"a,b\n1,2,3\n4,5,6\n",
+    ):
         (tmp_path / "broken.csv").write_bytes(content)
         with pytest.raises(DataError, match=r"broken\.csv is not a CSV") as error:
             load_series(str(tmp_path / "broken.csv"))
@@ -207,7 +232,10 @@ def test_one_text_cell_does_not_make_a_column_vanish(csv):
             load_series(path, column=column)
     assert [s.name for s in load_series(path, column="a")] == ["a"]
     values[3] = "4.5"
-    assert [s.name for s in load_series(csv(a=np.arange(6.0), b=values, place=list("xyzxyz")))] == ["a", "b"]
+    assert [s.name for s in load_series(csv(a=np.arange(6.0), b=values, place=list("xyzxyz")))] == [
+        "a",
+        "b",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -224,7 +252,9 @@ def test_one_text_cell_does_not_make_a_column_vanish(csv):
 @pytest.mark.parametrize("named", [True, False])
 def test_a_time_column_is_whole_and_increasing(csv, row, cell, words, named):
     path = Path(csv(when=[*TIMES[:row], cell, *TIMES[row + 1 :]], a=np.arange(6.0)))
-    with pytest.raises(DataError, match=rf"time.?column 'when'.*{'' if cell == 'noon' and named else words}") as error:
+    with pytest.raises(
+        DataError, match=rf"time.?column 'when'.*{'' if cell == 'noon' and named else words}"
+    ) as error:
         read_csv(path, time_column="when" if named else None)
     assert "\n" not in str(error.value)
     newest_first = Path(csv(when=TIMES[::-1], a=np.arange(6.0)))
@@ -261,7 +291,9 @@ def home(tmp_path, monkeypatch):
     monkeypatch.delenv("SDT_DATA_DIR", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=tmp_path / "public")) as server:
+    with ThreadingHTTPServer(
+        ("127.0.0.1", 0), partial(Quiet, directory=tmp_path / "public")
+    ) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         base = f"http://127.0.0.1:{server.server_port}/"
@@ -302,7 +334,9 @@ def test_a_file_that_cannot_be_had_says_where_to_put_it(home, tmp_path):
 def test_a_truncated_download_keeps_nothing(home, tmp_path, monkeypatch):
     home("0" * 64)
     monkeypatch.setattr(Quiet, "truncate", True)
-    with pytest.raises(DataError, match=r"ETTh2\.csv.*cannot be downloaded.*IncompleteRead.*SDT_DATA_DIR"):
+    with pytest.raises(
+        DataError, match=r"ETTh2\.csv.*cannot be downloaded.*IncompleteRead.*SDT_DATA_DIR"
+    ):
         find_file("ETTh2.csv")
     assert cached(tmp_path) == []
 
@@ -331,18 +365,26 @@ def raw(name: str) -> pd.DataFrame:
 def test_etth1_has_seven_channels_scaled_by_the_training_rows():
     table = raw("ETTh1.csv")
     channels = load_series("etth1")
-    assert [s.name for s in channels] == ["HUFL", "HULL", "MUFL", "MULL", "LUFL", "LULL", "OT"] == list(table)[1:]
+    assert (
+        [s.name for s in channels]
+        == ["HUFL", "HULL", "MUFL", "MULL", "LUFL", "LULL", "OT"]
+        == list(table)[1:]
+    )
     for series in channels:
         values = table[series.name].to_numpy()
         np.testing.assert_array_equal(series.values, values)
         assert series.splits == {"train": (0, 8640), "val": (8640, 11520), "test": (11520, 14400)}
         assert (series.season, str(series.timestamps[0])) == (24, "2016-07-01 00:00:00")
-        assert (series.loc, series.scale) == pytest.approx((values[:8640].mean(), values[:8640].std()), rel=1e-12)
+        assert (series.loc, series.scale) == pytest.approx(
+            (values[:8640].mean(), values[:8640].std()), rel=1e-12
+        )
         assert abs(series.loc - values[:14400].mean()) > 1e-3
 
 
 @pytest.mark.data
-@pytest.mark.parametrize(("split", "first", "end"), [("train", 0, 8640), ("val", 8640, 11520), ("test", 11520, 14400)])
+@pytest.mark.parametrize(
+    ("split", "first", "end"), [("train", 0, 8640), ("val", 8640, 11520), ("test", 11520, 14400)]
+)
 def test_etth1_targets_lie_in_their_split(split, first, end):
     problems = load_problems("etth1", horizon=96, split=split, channels=["OT"])
     values = raw("ETTh1.csv")["OT"].to_numpy()
@@ -352,7 +394,9 @@ def test_etth1_targets_lie_in_their_split(split, first, end):
     for problem, start in zip(problems, starts, strict=True):
         np.testing.assert_array_equal(problem.truth, values[start : start + 96])
         np.testing.assert_array_equal(problem.history, values[max(0, start - 512) : start])
-        assert (problem.loc, problem.scale) == pytest.approx((values[:8640].mean(), values[:8640].std()))
+        assert (problem.loc, problem.scale) == pytest.approx(
+            (values[:8640].mean(), values[:8640].std())
+        )
 
 
 @pytest.mark.data

@@ -35,7 +35,16 @@ SETTINGS = {
 }  # fmt: skip
 FEW = {**SETTINGS, "methods": ["sample", "residual_ts"]}
 DOCUMENTS = ("summary.json", "truth.json", "summary.md")
-FORECAST_METRICS = {"crps", "wql", "mase", "coverage_80", "dtw", "spec_w1", "spec_w1_half", "log_l1"}
+FORECAST_METRICS = {
+    "crps",
+    "wql",
+    "mase",
+    "coverage_80",
+    "dtw",
+    "spec_w1",
+    "spec_w1_half",
+    "log_l1",
+}
 SAMPLE_METRICS = {
     "reward_mean", "reward_best", "distinct_samples", "perplexity", "distinct_1", "distinct_2", "distinct_3",
     "success_rate", "length", "nfe", "model_calls", "wall_s",
@@ -107,7 +116,10 @@ def _pair(line: dict) -> tuple[int, str]:
 
 def _results(lines: list[dict]) -> dict[tuple[int, str], dict]:
     """Everything but the time, by problem and label; a pair that occurs twice fails."""
-    found = {_pair(line): {key: value for key, value in line.items() if key != "wall_s"} for line in lines}
+    found = {
+        _pair(line): {key: value for key, value in line.items() if key != "wall_s"}
+        for line in lines
+    }
     assert len(found) == len(lines)
     return found
 
@@ -120,7 +132,12 @@ def _strict(path: Path):
 
 
 def test_a_run_writes_every_file_of_the_specification(finished):
-    assert {p.name for p in finished.iterdir()} >= {"config.yaml", "samples.jsonl", "figures", *DOCUMENTS}
+    assert {p.name for p in finished.iterdir()} >= {
+        "config.yaml",
+        "samples.jsonl",
+        "figures",
+        *DOCUMENTS,
+    }
     config = EvaluationConfig.model_validate(yaml.safe_load((finished / "config.yaml").read_text()))
     assert config == EvaluationConfig(**SETTINGS)
     assert not list(finished.glob("*.tmp"))
@@ -155,7 +172,14 @@ def test_the_table_and_the_figures_are_not_empty(finished):
     table = (finished / "summary.md").read_text()
     assert all(f"| {label} |" in table for label in [*method_names(), "*true future*"])
     figures = sorted((finished / "figures").iterdir())
-    assert {p.stem for p in figures} >= {"quality_cost", "rewards", "spectra", "fans", "diversity", "log_z"}
+    assert {p.stem for p in figures} >= {
+        "quality_cost",
+        "rewards",
+        "spectra",
+        "fans",
+        "diversity",
+        "log_z",
+    }
     for path in figures:
         pixels = matplotlib.image.imread(path)
         assert min(pixels.shape[:2]) > 100 and np.ptp(pixels[..., :3]) == 1.0
@@ -168,8 +192,12 @@ def test_the_documents_follow_from_the_problems_and_samples_alone(finished, copy
     assert all((copy / name).read_bytes() == (finished / name).read_bytes() for name in DOCUMENTS)
     for label in method_names():
         own = [line for line in _lines(copy) if line["label"] == label]
-        assert summary[label]["nfe"]["mean"] == pytest.approx(np.mean([line["nfe"] for line in own]))
-        assert summary[label]["reward_mean"]["mean"] == pytest.approx(np.mean([line["rewards"] for line in own]))
+        assert summary[label]["nfe"]["mean"] == pytest.approx(
+            np.mean([line["nfe"] for line in own])
+        )
+        assert summary[label]["reward_mean"]["mean"] == pytest.approx(
+            np.mean([line["rewards"] for line in own])
+        )
 
 
 def test_a_torn_last_line_is_the_only_work_repeated(finished, copy, evaluate):
@@ -186,9 +214,17 @@ def test_a_torn_last_line_is_the_only_work_repeated(finished, copy, evaluate):
 def test_a_killed_run_goes_on_with_nothing_lost_or_done_twice(finished, tmp_path, evaluate):
     output = tmp_path / "run"
     samples = tmp_path / "run" / "samples.jsonl"
-    command = [sys.executable, "-m", "sdt_dist.cluster.cli", "evaluate", str(finished.parent / "given.yaml")]
+    command = [
+        sys.executable,
+        "-m",
+        "sdt_dist.cluster.cli",
+        "evaluate",
+        str(finished.parent / "given.yaml"),
+    ]
     process = subprocess.Popen(
-        [*command, "--output", str(output)], env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL
+        [*command, "--output", str(output)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
     )
     while process.poll() is None and not (samples.exists() and b"\n" in samples.read_bytes()):
         time.sleep(0.002)
@@ -211,14 +247,24 @@ def test_a_finished_run_resumes_without_a_model(finished, copy):
         raise AssertionError("the model was loaded")
 
     told = Told()
-    run_evaluation(make_plan(load_config(None, SETTINGS)), copy, resume=True, progress=told, execute=in_process(refuse))
+    run_evaluation(
+        make_plan(load_config(None, SETTINGS)),
+        copy,
+        resume=True,
+        progress=told,
+        execute=in_process(refuse),
+    )
     assert told.total == 0
     assert (copy / "samples.jsonl").read_bytes() == (finished / "samples.jsonl").read_bytes()
 
 
 @pytest.mark.parametrize(
     ("change", "resume", "words"),
-    [({}, False, ["--resume"]), ({"num_samples": 7}, True, ["num_samples", "6", "7"]), ({"seed": 1}, True, ["seed"])],
+    [
+        ({}, False, ["--resume"]),
+        ({"num_samples": 7}, True, ["num_samples", "6", "7"]),
+        ({"seed": 1}, True, ["seed"]),
+    ],
 )
 def test_a_directory_with_results_is_refused_and_left_alone(copy, evaluate, change, resume, words):
     before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
@@ -237,7 +283,9 @@ def test_a_damaged_line_in_the_middle_is_refused(copy, line):
 
 
 @pytest.mark.parametrize("text", [b"name: my own\n", b"- list\n", b"a: [\n", b"\xff", None])
-def test_a_directory_whose_configuration_is_not_ours_is_refused_and_left_alone(copy, evaluate, text):
+def test_a_directory_whose_configuration_is_not_ours_is_refused_and_left_alone(
+    copy, evaluate, text
+):
     """With results beside it, and, where there is a file at all, without."""
     path = copy / "config.yaml"
     path.unlink() if text is None else path.write_bytes(text)
@@ -262,14 +310,20 @@ def test_data_that_changed_under_the_same_path_are_noticed(tmp_path, evaluate):
         values[150] = first
         pd.DataFrame({"load": values}).to_csv(tmp_path / "own.csv", index=False)
 
-    settings = SETTINGS | {"dataset": str(tmp_path / "own.csv"), "num_problems": 1, "methods": ["sample"]}
+    settings = SETTINGS | {
+        "dataset": str(tmp_path / "own.csv"),
+        "num_problems": 1,
+        "methods": ["sample"],
+    }
     write(0.1)
     evaluate(tmp_path / "run", settings)
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     write(0.2)
     with pytest.raises(ResultsError, match="has changed"):
         evaluate(tmp_path / "run", settings, resume=True)
-    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+    assert {
+        path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()
+    } == before
     write(0.1)
     evaluate(tmp_path / "run", settings, resume=True)
 
@@ -282,7 +336,9 @@ def _tables(text: str) -> list[dict[str, dict[str, str]]]:
             tables[-1].append([part.strip() for part in line.strip("|").split("|")])
         elif tables[-1]:
             tables.append([])
-    return [{row[0]: dict(zip(t[0][1:], row[1:], strict=True)) for row in t[2:]} for t in tables if t]
+    return [
+        {row[0]: dict(zip(t[0][1:], row[1:], strict=True)) for row in t[2:]} for t in tables if t
+    ]
 
 
 def test_the_summary_has_intervals_ratios_and_paired_differences(finished):
@@ -291,11 +347,17 @@ def test_the_summary_has_intervals_ratios_and_paired_differences(finished):
     means, intervals, ratios, differences = _tables((finished / "summary.md").read_text())
     assert list(means) == list(intervals) == [*method_names(), "*true future*"]
     found = summary["snis"]["crps"]
-    assert intervals["snis"]["CRPS"] == f"{found['mean']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
+    assert (
+        intervals["snis"]["CRPS"]
+        == f"{found['mean']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
+    )
     assert list(ratios["snis"]) == ["CRPS", "Spec-W1 (L)", "Spec-W1 (L/2)", "log-L1"]
     assert list(differences["snis"]) == [*ratios["snis"], "reward"]
     for label in set(method_names()) - {"sample"}:
-        own, base = (np.array([table[name][i]["spec_w1_half"] for i in range(3)]) for name in (label, "sample"))
+        own, base = (
+            np.array([table[name][i]["spec_w1_half"] for i in range(3)])
+            for name in (label, "sample")
+        )
         assert ratios[label]["Spec-W1 (L/2)"].startswith(f"{own.mean() / base.mean():.3f} [")
         assert differences[label]["Spec-W1 (L/2)"].startswith(f"{(own - base).mean():+.3f} [")
 
@@ -310,7 +372,11 @@ def test_a_horizon_without_a_spectrum_is_evaluated_without_one(tmp_path, evaluat
 def test_resume_starts_afresh_where_there_is_nothing_and_seeds_decide(tmp_path, evaluate):
     (tmp_path / "empty").mkdir()
     first = _results(evaluate(tmp_path / "empty", resume=True))
-    assert _results(evaluate(tmp_path / "absent", resume=True)) == first == _results(evaluate(tmp_path / "plain"))
+    assert (
+        _results(evaluate(tmp_path / "absent", resume=True))
+        == first
+        == _results(evaluate(tmp_path / "plain"))
+    )
     other = _results(evaluate(tmp_path / "other", FEW | {"seed": 1}))
     assert all(first[pair]["samples"] != other[pair]["samples"] for pair in first)
 
@@ -334,7 +400,11 @@ def test_a_failed_problem_is_recorded_and_the_others_go_on(tmp_path, evaluate):
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     for label in FEW["methods"]:
         assert summary[label]["success_rate"]["mean"] == pytest.approx(2 / 3)
-        others = [np.mean(line["rewards"]) for line in lines if line["label"] == label and line["status"] == "ok"]
+        others = [
+            np.mean(line["rewards"])
+            for line in lines
+            if line["label"] == label and line["status"] == "ok"
+        ]
         assert summary[label]["reward_mean"]["mean"] == pytest.approx(np.mean(others))
 
 
@@ -368,4 +438,7 @@ def test_labels_must_differ():
     with pytest.raises(ConfigurationError, match="label"):
         load_config(None, {"methods": twice})
     twice[1]["label"] = "dts, small waves"
-    assert [m.label for m in load_config(None, {"methods": twice}).method_configs()] == ["dts", "dts, small waves"]
+    assert [m.label for m in load_config(None, {"methods": twice}).method_configs()] == [
+        "dts",
+        "dts, small waves",
+    ]

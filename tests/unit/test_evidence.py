@@ -24,7 +24,10 @@ from tests.search_helpers import run_toy, toy
 from tests.sharing_helpers import run_teams
 
 BASE = {"methods": ["residual_ts"], "horizon": 8, "context_length": 64, "num_rollouts": 8}
-PROBLEMS = [ForecastProblem(i, str(i), np.sin(np.arange(64.0) + i), np.zeros(8), 1, 0.0, 1.0) for i in range(2)]
+PROBLEMS = [
+    ForecastProblem(i, str(i), np.sin(np.arange(64.0) + i), np.zeros(8), 1, 0.0, 1.0)
+    for i in range(2)
+]
 
 
 def keys(**changes) -> dict[int, str]:
@@ -33,13 +36,24 @@ def keys(**changes) -> dict[int, str]:
 
 def test_keys_are_equal_for_runs_that_differ_in_what_only_weighs():
     assert keys() == keys(
-        inverse_temperature=9.0, reward="2*spectral:gamma=3", num_rollouts=99, seed=4, wave_size=2, num_samples=7
+        inverse_temperature=9.0,
+        reward="2*spectral:gamma=3",
+        num_rollouts=99,
+        seed=4,
+        wave_size=2,
+        num_samples=7,
     )
     assert len(set(keys().values())) == 2
 
 
 @pytest.mark.parametrize(
-    "change", [{"reward": "spectral:distance=kl"}, {"reward": "spectral+nonneg"}, {"horizon": 9}, {"model": "a/b"}]
+    "change",
+    [
+        {"reward": "spectral:distance=kl"},
+        {"reward": "spectral+nonneg"},
+        {"horizon": 9},
+        {"model": "a/b"},
+    ],
 )
 def test_keys_differ_where_walks_do(change):
     assert set(keys().values()).isdisjoint(keys(**change).values())
@@ -94,7 +108,10 @@ def test_a_run_keeps_its_evidence_and_reads_it_again(tmp_path):
 
 
 def _own_rewards(tmp_path, *rewards: str | None, **changes) -> Evidence:
-    methods = [{"name": "residual_ts", "label": str(i), "reward": reward} for i, reward in enumerate(rewards)]
+    methods = [
+        {"name": "residual_ts", "label": str(i), "reward": reward}
+        for i, reward in enumerate(rewards)
+    ]
     config = EvaluationConfig.model_validate(BASE | changes | {"methods": [*methods, "snis"]})
     return Evidence(config, PROBLEMS, tmp_path)
 
@@ -111,7 +128,10 @@ def test_a_warm_start_must_have_evidence_of_every_methods_reward(tmp_path):
     walks = run_toy("A", "residual_ts", 0, num_rollouts=5).snapshot
     keep_evidence(tmp_path, "m", 0, keys()[0], walks, "run")
     have = _own_rewards(tmp_path, None, "spectral:gamma=7", warm_start=str(tmp_path))
-    assert [len(have.sharing(MethodConfig(name="residual_ts", label=label)).members(0)[0].warm) for label in "01"] == [
+    assert [
+        len(have.sharing(MethodConfig(name="residual_ts", label=label)).members(0)[0].warm)
+        for label in "01"
+    ] == [
         5,
         5,
     ]
@@ -138,7 +158,9 @@ def test_configurations_that_cannot_share_are_refused(change, message):
 
 
 def test_configurations_that_can_share_are_not():
-    teams = EvaluationConfig.model_validate(BASE | {"searchers_per_problem": 2, "keep_evidence": True})
+    teams = EvaluationConfig.model_validate(
+        BASE | {"searchers_per_problem": 2, "keep_evidence": True}
+    )
     alone = EvaluationConfig.model_validate({"keep_evidence": True})
     for config in (teams, alone):
         check_config(config)

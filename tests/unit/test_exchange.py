@@ -26,7 +26,9 @@ def test_every_client_gets_its_own_outcomes_until_it_has_acknowledged_them():
         for _ in range(2):  # a lost reply: asked again, answered again
             found = await exchange.collect("a", [], 5)
             assert [name for name, _ in found] == [one.name for one in WORK[:2]]
-        assert [name for name, _ in await exchange.collect("a", [WORK[0].name], 5)] == [WORK[1].name]
+        assert [name for name, _ in await exchange.collect("a", [WORK[0].name], 5)] == [
+            WORK[1].name
+        ]
         assert await exchange.collect("a", [WORK[1].name], 0.01) == []
         assert len(await exchange.collect("b", [], 5)) == 2
 

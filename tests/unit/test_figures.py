@@ -31,7 +31,9 @@ def run(tmp_path_factory) -> figures.Run:
 
 
 def _points(axes) -> set[tuple[float, float]]:
-    return {(float(bars[0].get_xdata()[0]), float(bars[0].get_ydata()[0])) for bars in axes.containers}
+    return {
+        (float(bars[0].get_xdata()[0]), float(bars[0].get_ydata()[0])) for bars in axes.containers
+    }
 
 
 def test_every_point_of_quality_against_cost_is_in_the_summary(run):
@@ -39,12 +41,16 @@ def test_every_point_of_quality_against_cost_is_in_the_summary(run):
     summary = json.loads((run.directory / "summary.json").read_text())
     seconds = {(row["wall_s"]["mean"], row["crps"]["mean"]) for row in summary.values()}
     figure = figures.quality_against_cost(run)
-    assert _points(figure.axes[0]) == {(row["crps"]["mean"], float(i)) for i, row in enumerate(summary.values())}
+    assert _points(figure.axes[0]) == {
+        (row["crps"]["mean"], float(i)) for i, row in enumerate(summary.values())
+    }
     assert _points(figure.axes[1]) == seconds
     other = figures.Run(run.directory)
     other.summary["snis"]["nfe"] = {"mean": 5000.0, "low": 5000.0, "high": 5000.0}
     unmatched = figures.quality_against_cost(other)
-    assert _points(unmatched.axes[0]) == {(row["nfe"]["mean"], row["crps"]["mean"]) for row in other.summary.values()}
+    assert _points(unmatched.axes[0]) == {
+        (row["nfe"]["mean"], row["crps"]["mean"]) for row in other.summary.values()
+    }
     assert _points(unmatched.axes[1]) == seconds
     plt.close("all")
 
@@ -67,7 +73,14 @@ def test_the_mean_forecast_loses_power_at_every_frequency(run):
 
 def test_all_figures_are_written(run):
     names = {path.name for path in figures.draw_all(run.directory)}
-    assert {"quality_cost.png", "rewards.png", "spectra.png", "fans.png", "diversity.png", "tree.png"} <= names
+    assert {
+        "quality_cost.png",
+        "rewards.png",
+        "spectra.png",
+        "fans.png",
+        "diversity.png",
+        "tree.png",
+    } <= names
     assert all((run.directory / "figures" / name).stat().st_size > 5000 for name in names)
 
 
@@ -76,11 +89,15 @@ def test_value_error_is_zero_once_the_tree_is_exhausted():
     whole = run_toy("U", "residual_ts", 0, num_rollouts=100)
     part = run_toy("U", "residual_ts", 0, num_rollouts=6, wave_size=1)
     values = [run.tree.soft_values(model.inverse_temperature) for run in (whole, part)]
-    exact, rough = (value_error_by_depth(r.tree, model, v) for r, v in zip((whole, part), values, strict=True))
+    exact, rough = (
+        value_error_by_depth(r.tree, model, v) for r, v in zip((whole, part), values, strict=True)
+    )
     assert set(exact) == {0, 1, 2, 3}
     assert max(exact.values()) < 1e-9 < rough[0]
     figure = draw_value_error({"whole": exact, "part": rough})
-    drawn = {line.get_label(): dict(zip(*line.get_data(), strict=True)) for line in figure.axes[0].lines}
+    drawn = {
+        line.get_label(): dict(zip(*line.get_data(), strict=True)) for line in figure.axes[0].lines
+    }
     assert drawn == {"whole": exact, "part": rough}
     plt.close(figure)
 

@@ -41,7 +41,9 @@ def by_rollouts(evaluate) -> figures.Run:
 
 @pytest.fixture(scope="module")
 def by_three(evaluate) -> figures.Run:
-    return evaluate(["sample", "snis", "mcts"], {"lambda": [1, 3], "rollouts": [2, 4, 8], "gamma": [2, 0.5]})
+    return evaluate(
+        ["sample", "snis", "mcts"], {"lambda": [1, 3], "rollouts": [2, 4, 8], "gamma": [2, 0.5]}
+    )
 
 
 def test_curves_go_through_the_measured_points_alone(by_rollouts):
@@ -50,13 +52,27 @@ def test_curves_go_through_the_measured_points_alone(by_rollouts):
     figure = ablation(by_rollouts)
     panels = {axes.get_title().split(" (")[0]: axes for axes in figure.axes}
     assert list(panels) == ["CRPS", "Spec-W1", "mean reward", "ESS"]
-    for axes, measure in zip(panels.values(), ("crps", "spec_w1", "reward_mean", "ess"), strict=True):
-        drawn = {(float(bar[0].get_xdata()[0]), float(bar[0].get_ydata()[0])) for bar in axes.containers}
+    for axes, measure in zip(
+        panels.values(), ("crps", "spec_w1", "reward_mean", "ess"), strict=True
+    ):
+        drawn = {
+            (float(bar[0].get_xdata()[0]), float(bar[0].get_ydata()[0])) for bar in axes.containers
+        }
         rows = {(m, r): summary[f"{m}[rollouts={r}]"] for m in ("snis", "mcts") for r in (2, 8, 32)}
-        assert drawn == {(r, row[measure]["mean"]) for (_, r), row in rows.items() if measure in row} != set()
-        levels = {line.get_label(): line.get_ydata()[0] for line in axes.lines if line.get_linestyle() in (":", "--")}
+        assert (
+            drawn
+            == {(r, row[measure]["mean"]) for (_, r), row in rows.items() if measure in row}
+            != set()
+        )
+        levels = {
+            line.get_label(): line.get_ydata()[0]
+            for line in axes.lines
+            if line.get_linestyle() in (":", "--")
+        }
         want = {"sample (not swept)": summary["sample"][measure]["mean"]}
-        assert levels == want | ({"true future": truth[measure]["mean"]} if measure in truth else {})
+        assert levels == want | (
+            {"true future": truth[measure]["mean"]} if measure in truth else {}
+        )
         assert axes.get_xscale() == "log" and list(axes.get_xticks()) == [2, 8, 32]
     bars = panels["CRPS"].containers[0]
     low, high = bars[2][0].get_segments()[0][:, 1]
@@ -73,7 +89,11 @@ def test_quality_against_cost_joins_the_budgets_of_a_method(by_rollouts):
             rows = [by_rollouts.summary[f"{method}[rollouts={r}]"] for r in (2, 8, 32)]
             assert points == [[row[cost]["mean"], row["crps"]["mean"]] for row in rows]
         assert len(axes.containers) == 7
-    assert [text.get_text() for text in figure.axes[1].get_legend().get_texts()] == ["sample", "snis", "mcts"]
+    assert [text.get_text() for text in figure.axes[1].get_legend().get_texts()] == [
+        "sample",
+        "snis",
+        "mcts",
+    ]
     plt.close(figure)
 
 
@@ -95,9 +115,14 @@ def test_heat_maps_hold_the_summary_at_the_other_parameters_first_value(by_three
 
 def test_a_crowd_of_curves_is_thinned_to_the_middle_and_says_so(evaluate, by_three):
     assert len(by_three.curves()) == 7
-    run = evaluate(["sample", "snis"], {"lambda": [float(i) for i in range(1, 16)], "rollouts": [4, 8]})
+    run = evaluate(
+        ["sample", "snis"], {"lambda": [float(i) for i in range(1, 16)], "rollouts": [4, 8]}
+    )
     assert run.aligned == "snis[lambda=8,rollouts=8]"
-    assert run.curves() == {"sample": ["sample"], "snis[lambda=8]": [f"snis[lambda=8,rollouts={r}]" for r in (4, 8)]}
+    assert run.curves() == {
+        "sample": ["sample"],
+        "snis[lambda=8]": [f"snis[lambda=8,rollouts={r}]" for r in (4, 8)],
+    }
     figure = figures.quality_against_cost(run)
     assert "middle values only" in figure.get_suptitle() and len(figure.axes[0].containers) == 3
     plt.close(figure)
@@ -106,14 +131,23 @@ def test_a_crowd_of_curves_is_thinned_to_the_middle_and_says_so(evaluate, by_thr
 def test_rewards_are_not_compared_across_gammas(evaluate, by_rollouts):
     run = evaluate(["snis"], {"gamma": [0.5, 2], "lambda": [3]})
     figure = ablation(run)
-    assert [axes.get_title().split(" (")[0] for axes in figure.axes] == ["CRPS", "Spec-W1", "log-L1", "ESS"]
+    assert [axes.get_title().split(" (")[0] for axes in figure.axes] == [
+        "CRPS",
+        "Spec-W1",
+        "log-L1",
+        "ESS",
+    ]
     assert "over γ at λ = 3:" in figure.get_suptitle() and figure.axes[0].get_xscale() == "linear"
     assert "every label by its own reward" in run.reward_note and not by_rollouts.reward_note
     plt.close(figure)
 
 
 def test_figures_of_an_ablation_are_written_and_a_plain_run_has_none(evaluate, by_three):
-    assert {path.stem for path in figures.draw_all(by_three.directory)} >= {"ablation", "quality_cost", "diversity"}
+    assert {path.stem for path in figures.draw_all(by_three.directory)} >= {
+        "ablation",
+        "quality_cost",
+        "diversity",
+    }
     assert ablation(evaluate(["snis"], {})) is None
 
 
@@ -121,6 +155,8 @@ def test_many_curves_stand_in_a_row_of_panels_for_each_method(by_three):
     figure = figures.quality_against_cost(by_three)
     grid = [figure.axes[place : place + 2] for place in range(0, len(figure.axes), 2)]
     rows = [[text.get_text() for text in right.get_legend().get_texts()] for _, right in grid]
-    assert len(rows) > 1 and sorted(curve for row in rows for curve in row) == sorted(by_three.curves())
+    assert len(rows) > 1 and sorted(curve for row in rows for curve in row) == sorted(
+        by_three.curves()
+    )
     assert all(len({curve.partition("[")[0] for curve in row}) == 1 for row in rows)
     plt.close(figure)

@@ -7,8 +7,21 @@ import asyncio
 import numpy as np
 import pytest
 
-from sdt_dist.actors.calls import Directory, RemoteModel, Routes, ServerCalls, ServersDiedError, StoreCalls
-from sdt_dist.actors.endpoint import Endpoint, GoneError, UnreachableError, repeat_while_unreachable, within
+from sdt_dist.actors.calls import (
+    Directory,
+    RemoteModel,
+    Routes,
+    ServerCalls,
+    ServersDiedError,
+    StoreCalls,
+)
+from sdt_dist.actors.endpoint import (
+    Endpoint,
+    GoneError,
+    UnreachableError,
+    repeat_while_unreachable,
+    within,
+)
 from sdt_dist.errors import FleetError
 from sdt_dist.models.card import card_of
 from sdt_dist.models.toy import Toy
@@ -31,7 +44,9 @@ class Scripted(Endpoint):
         self.calls.append(arguments[0].name)
         if self.script:
             raise self.script.pop(0)
-        return await within(getattr(self.server, method)(*arguments), timeout_s, f"{method} of {self.name}")
+        return await within(
+            getattr(self.server, method)(*arguments), timeout_s, f"{method} of {self.name}"
+        )
 
 
 def _calls(*servers: Endpoint, timeout_s: float = 20.0, run):
@@ -67,7 +82,9 @@ def test_servers_that_keep_dying_on_a_call_end_it():
     servers = [Scripted(f"model-server-{i}", GoneError(f"death {i}")) for i in range(4)]
 
     async def run(calls, directory):
-        with pytest.raises(ServersDiedError, match=r"3 model servers died on 2 requests \(death 2\)"):
+        with pytest.raises(
+            ServersDiedError, match=r"3 model servers died on 2 requests \(death 2\)"
+        ):
             await calls.call(toy_requests(1))
 
     _calls(*servers, run=run)
@@ -75,7 +92,9 @@ def test_servers_that_keep_dying_on_a_call_end_it():
 
 
 def test_a_busy_or_unreachable_server_is_asked_again_under_the_same_name():
-    server = Scripted("model-server-0", BusyError("full"), UnreachableError("lost"), BusyError("full"))
+    server = Scripted(
+        "model-server-0", BusyError("full"), UnreachableError("lost"), BusyError("full")
+    )
 
     async def run(calls, directory):
         begin = asyncio.get_running_loop().time()
@@ -92,7 +111,11 @@ def test_a_busy_or_unreachable_server_is_asked_again_under_the_same_name():
     ("servers", "error", "words"),
     [
         ((), FleetError, "a model server that can be called"),
-        ([Scripted("model-server-0", *[BusyError("model-server-0: full")] * 9)], BusyError, "model-server-0: full"),
+        (
+            [Scripted("model-server-0", *[BusyError("model-server-0: full")] * 9)],
+            BusyError,
+            "model-server-0: full",
+        ),
     ],
 )
 def test_a_call_ends_at_its_deadline_and_says_what_it_waited_for(servers, error, words):
@@ -159,7 +182,9 @@ def test_older_routes_that_come_late_are_ignored():
 
 
 def test_forward_passes_of_different_servers_and_incarnations_never_coincide():
-    firsts = [Endpoint(f"model-server-{i}", k).first_call for i in (*range(120), 1000) for k in range(5)]
+    firsts = [
+        Endpoint(f"model-server-{i}", k).first_call for i in (*range(120), 1000) for k in range(5)
+    ]
     gaps = np.diff(sorted(firsts))
     assert gaps.min() >= 1 << 36 and max(firsts) < 1 << 62
 

@@ -71,15 +71,22 @@ class Deadly:
 def test_a_problem_that_kills_its_searchers_is_set_aside_and_every_other_is_finished(searchers):
     backend = PlainBackend(_load)
     deadly = Deadly(_load(), backend)
-    work = [replace(w, reward=deadly) if w.problem == 3 else w for w in toy_work(_load(), METHODS, 12)]
+    work = [
+        replace(w, reward=deadly) if w.problem == 3 else w for w in toy_work(_load(), METHODS, 12)
+    ]
 
     async def tell(controller):
         deadly.controller = controller
 
     outcomes = _run(work, backend, meanwhile=tell, searchers=searchers, problems_per_searcher=4)
-    message = _check_all_but("residual_ts/3", [replace(w, reward=GivenReward(_load())) for w in work], outcomes)
+    message = _check_all_but(
+        "residual_ts/3", [replace(w, reward=GivenReward(_load())) for w in work], outcomes
+    )
     assert (
-        deadly.kills == 5 and "set aside after 5 attempts" in message and "searcher-" in message and "died" in message
+        deadly.kills == 5
+        and "set aside after 5 attempts" in message
+        and "searcher-" in message
+        and "died" in message
     )
 
 
@@ -141,7 +148,9 @@ class SilentBackend(PlainBackend):
         ({"problem_timeout_s": 0.3}, ["no progress for", "requests at model-server-0"]),
     ],
 )
-def test_a_search_that_no_server_answers_ends_at_its_deadline_and_says_what_it_waited_for(deadlines, words):
+def test_a_search_that_no_server_answers_ends_at_its_deadline_and_says_what_it_waited_for(
+    deadlines, words
+):
     work = toy_work(_load(), METHODS, 3)
     work[1] = replace(work[1], context=[POISON])
     outcomes = _run(work, SilentBackend(_load), max_attempts=3, **deadlines)
@@ -165,7 +174,9 @@ def test_results_are_given_until_they_are_acknowledged_and_counted_once():
             one = await controller.next_report(["residual_ts/1"], 0.5)
             repeated = await controller.next_report(["residual_ts/1"], 0.5)
             assert not repeated.finished
-            last = await controller.next_report(["residual_ts/0", "residual_ts/1", "residual_ts/2"], 0.5)
+            last = await controller.next_report(
+                ["residual_ts/0", "residual_ts/1", "residual_ts/2"], 0.5
+            )
         await controller.stop()
         return first, again, dict(one.results), dict(repeated.results), last
 
@@ -186,7 +197,9 @@ def _broken() -> Toy:
 
 
 def test_a_model_that_never_loads_ends_the_run_and_says_why():
-    with pytest.raises(FleetError, match=r"no model-server can be started; model-server-\d: .*no weights here"):
+    with pytest.raises(
+        FleetError, match=r"no model-server can be started; model-server-\d: .*no weights here"
+    ):
         _run(toy_work(_load(), METHODS, 2), PlainBackend(_broken), servers=2, timeout_s=20.0)
 
 
@@ -253,4 +266,6 @@ def test_a_fleet_that_is_stopped_leaves_no_actor_and_no_task():
 
     left = asyncio.run(run())
     assert backend.alive == {}
-    assert [task for task in left if task.get_coro().__qualname__.startswith(("Controller.", "Slot."))] == []
+    assert [
+        task for task in left if task.get_coro().__qualname__.startswith(("Controller.", "Slot."))
+    ] == []

@@ -38,7 +38,9 @@ def files(tmp_path_factory) -> list[FlowFiles]:
     """Three flows of the toy."""
     folder = tmp_path_factory.mktemp("flows")
     card = card_of(_load())
-    return [save_small_flow(folder / str(seed), card, 4, reward="toy", seed=seed) for seed in range(3)]
+    return [
+        save_small_flow(folder / str(seed), card, 4, reward="toy", seed=seed) for seed in range(3)
+    ]
 
 
 def _work(methods, count, flow):
@@ -46,14 +48,18 @@ def _work(methods, count, flow):
 
 
 def _run(work, backend, flows, meanwhile=None, **fleet):
-    return asyncio.run(run_controller(work, backend, fleet_config(fleet), 4, meanwhile, flows=flows))
+    return asyncio.run(
+        run_controller(work, backend, fleet_config(fleet), 4, meanwhile, flows=flows)
+    )
 
 
 @pytest.mark.parametrize(("searchers", "servers"), [(1, 1), (2, 2)])
 def test_a_fleet_proposes_with_a_flow_as_one_process_does(files, searchers, servers):
     flow = Flow.of(files[0])
     with_flow = _work(METHODS, 3, flow.identity)
-    without = [replace(w, name=f"plain/{w.name}", flow=None) for w in with_flow if w.method != "s_adt"]
+    without = [
+        replace(w, name=f"plain/{w.name}", flow=None) for w in with_flow if w.method != "s_adt"
+    ]
     work = [*with_flow, *without]
     outcomes = _run(work, PlainBackend(_load), files[:1], searchers=searchers, servers=servers)
     assert outcomes.keys() == {w.name for w in work}
@@ -61,7 +67,11 @@ def test_a_fleet_proposes_with_a_flow_as_one_process_does(files, searchers, serv
         want = alone(_load(), w, flow if w.flow else None)
         assert same(outcomes[w.name], want) and outcomes[w.name].nfe == want.nfe, w.name
         assert outcomes[w.name].flow == w.flow
-    assert any(not same(outcomes[f"plain/{w.name}"], alone(_load(), w, flow)) for w in with_flow if w.method == "snis")
+    assert any(
+        not same(outcomes[f"plain/{w.name}"], alone(_load(), w, flow))
+        for w in with_flow
+        if w.method == "snis"
+    )
 
 
 @pytest.mark.parametrize("victim", ["model-server-0", "searcher-0"])
@@ -75,11 +85,17 @@ def test_deaths_change_no_sample_and_a_new_server_has_its_flows_before_it_is_ask
         while len(kills) < 3:
             await asyncio.sleep(0.05)
             status = controller.status()
-            if status["done"] >= 3 * len(kills) and status["slots"][victim]["state"] == "ready" and status["under_way"]:
+            if (
+                status["done"] >= 3 * len(kills)
+                and status["slots"][victim]["state"] == "ready"
+                and status["under_way"]
+            ):
                 backend.alive[victim].die()
                 kills.append(status["done"])
 
-    outcomes = _run(work, backend, files[:1], kill, searchers=2, problems_per_searcher=3, max_attempts=50)
+    outcomes = _run(
+        work, backend, files[:1], kill, searchers=2, problems_per_searcher=3, max_attempts=50
+    )
     assert len(kills) > 1 and backend.spawned.count(victim) > 1
     assert [w.name for w in work if not same(outcomes[w.name], alone(_load(), w, flow))] == []
 
@@ -111,10 +127,14 @@ def test_searches_begin_with_the_newest_flow_and_keep_it_at_later_attempts_and_o
 
     outcomes = _run(work, backend, files[:1], publish, problems_per_searcher=3, max_attempts=50)
     by_name = {f.identity: Flow.of(f) for f in files}
-    assert all(same(outcomes[w.name], alone(_load(), w, by_name[outcomes[w.name].flow])) for w in work)
+    assert all(
+        same(outcomes[w.name], alone(_load(), w, by_name[outcomes[w.name].flow])) for w in work
+    )
     assert {outcomes[name].flow for name in seen["first"]} == {files[0].identity}
     assert [o.flow for o in outcomes.values()].count(files[1].identity) >= 6
-    assert seen["held"] == {files[0].identity, files[1].identity} and seen["last"] == {files[1].identity}
+    assert seen["held"] == {files[0].identity, files[1].identity} and seen["last"] == {
+        files[1].identity
+    }
 
 
 def test_a_version_that_servers_are_being_told_of_is_not_retired_meanwhile(files):
@@ -149,7 +169,9 @@ def test_a_further_flow_that_does_not_fit_is_refused_and_the_run_goes_on(files, 
 
     outcomes = _run(work, PlainBackend(_load), files[:1], publish, problems_per_searcher=2)
     assert "trained for model" in said[0] and "the files of two versions" in said[1]
-    assert said[2] == files[0].identity and {o.flow for o in outcomes.values()} == {files[0].identity}
+    assert said[2] == files[0].identity and {o.flow for o in outcomes.values()} == {
+        files[0].identity
+    }
 
 
 class Flowless:
@@ -171,7 +193,10 @@ class Flowless:
 
 def test_flows_that_the_fleet_cannot_use_end_the_run_at_its_start(files, tmp_path):
     other = save_small_flow(tmp_path / "other", card_of(Toy(5, 4, 2.0)), 4, reward="toy")
-    with pytest.raises(CheckpointError, match=r"trained for model [0-9a-f]{32}, 'Toy' is [0-9a-f]{32}; give the model"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"trained for model [0-9a-f]{32}, 'Toy' is [0-9a-f]{32}; give the model",
+    ):
         _run(_work(LONG, 2, other.identity), PlainBackend(_load), [other])
     damaged = FlowFiles(files[1].info_text, files[2].weights)
     with pytest.raises(CheckpointError, match="the files of two versions, or damage"):
@@ -182,8 +207,17 @@ def test_flows_that_the_fleet_cannot_use_end_the_run_at_its_start(files, tmp_pat
 
 @pytest.mark.parametrize("name", ["no such flow", LATEST])
 def test_work_that_names_a_flow_which_was_not_given_is_refused(name):
-    with pytest.raises(ConfigurationError, match=f"work s_adt/0: flow '{name}', the fleet has none; give it as flows"):
-        Controller(fleet_config({}), PlainBackend(_load), _work(LONG, 1, name), max_new_tokens=4, policy=QUICK)
+    with pytest.raises(
+        ConfigurationError,
+        match=f"work s_adt/0: flow '{name}', the fleet has none; give it as flows",
+    ):
+        Controller(
+            fleet_config({}),
+            PlainBackend(_load),
+            _work(LONG, 1, name),
+            max_new_tokens=4,
+            policy=QUICK,
+        )
 
 
 def _reach(url, made):
@@ -203,7 +237,8 @@ def test_a_server_over_http_must_hold_the_flow_itself(files, monkeypatch):
             outcomes = _run(work, PlainBackend(lambda: _reach(server.url, remotes)), files[:1])
             assert all(same(outcomes[w.name], alone(_load(), w, flow)) for w in work)
             with pytest.raises(
-                ConfigurationError, match=rf"which has {flow.identity}; start it with `sdt serve --flow"
+                ConfigurationError,
+                match=rf"which has {flow.identity}; start it with `sdt serve --flow",
             ):
                 remotes[0].process(4).load_flow(Flow.of(files[1]))
         with RunningServer(_load(), card_of(model)) as server:
@@ -223,5 +258,7 @@ def test_a_server_that_drops_a_flow_says_that_it_does_not_hold_it(files):
     assert model.rollout(asked, model.law)[0].log_proposal is not None
     model.drop_flow(name)
     model.drop_flow(name)
-    with pytest.raises(ConfigurationError, match=f"flow '{name}' is not held by this model, which has none"):
+    with pytest.raises(
+        ConfigurationError, match=f"flow '{name}' is not held by this model, which has none"
+    ):
         model.rollout(asked, model.law)

@@ -66,13 +66,19 @@ class Run:
     """A live training in this process: what was searched with which flow, and the controller's last state."""
 
     def __init__(
-        self, output: Path, config: TrainFlowConfig = CONFIG, fleet: FleetConfig = FLEET, **backend: Any
+        self,
+        output: Path,
+        config: TrainFlowConfig = CONFIG,
+        fleet: FleetConfig = FLEET,
+        **backend: Any,
     ) -> None:
         self.output = output
         self.config = config
         self.fleet = fleet
         plan = LearningPlan(config, output, "members")
-        self.backend = PlainBackend(_load, plan=plan, buffer_records=fleet.buffer_records, **backend)
+        self.backend = PlainBackend(
+            _load, plan=plan, buffer_records=fleet.buffer_records, **backend
+        )
         self.outcomes: dict[str, Outcome] = {}
         self.status: dict[str, Any] = {}
 
@@ -98,10 +104,17 @@ class Run:
         return self
 
     async def _go(
-        self, meanwhile: Callable[[Run], Any] | None, timeout_s: float, stop_when: Callable[[LiveLearner], bool]
+        self,
+        meanwhile: Callable[[Run], Any] | None,
+        timeout_s: float,
+        stop_when: Callable[[LiveLearner], bool],
     ) -> None:
-        controller = Controller(self.fleet, self.backend, [], max_new_tokens=4, learns=True, policy=QUICK)
-        stream = SearchStream(self.config, Members(), lambda prompt: GivenReward(FamilyMember(prompt)), self.fleet)
+        controller = Controller(
+            self.fleet, self.backend, [], max_new_tokens=4, learns=True, policy=QUICK
+        )
+        stream = SearchStream(
+            self.config, Members(), lambda prompt: GivenReward(FamilyMember(prompt)), self.fleet
+        )
         controller.start()
         side = asyncio.create_task(meanwhile(self)) if meanwhile else None
         acknowledged: list[str] = []
@@ -147,13 +160,23 @@ def test_searches_stream_versions_are_used_by_later_ones_and_the_end_is_a_flow(t
     methods = [{facts["method"] for facts in found} for found in card["rounds"]]
     assert methods[0] == {"residual_ts"} and "s_adt" in set().union(*methods) and len(methods) == 4
     received = sum(facts["trajectories"] for found in card["rounds"] for facts in found)
-    assert CONFIG.step_ratio * run.learner()["received"] >= 48 and received == run.learner()["received"]
-    assert run.buffer()["repeated"] == 0 and run.status["done"] < 150, "none begin while the buffer is full"
-    assert "calibration/tree_rms_error" in card["metrics"] or "calibration/tree_rms_error" in card["curves"]
+    assert (
+        CONFIG.step_ratio * run.learner()["received"] >= 48
+        and received == run.learner()["received"]
+    )
+    assert run.buffer()["repeated"] == 0 and run.status["done"] < 150, (
+        "none begin while the buffer is full"
+    )
+    assert (
+        "calibration/tree_rms_error" in card["metrics"]
+        or "calibration/tree_rms_error" in card["curves"]
+    )
     assert run.learner()["error"] is None and run.learner()["unusable"] == 0
 
 
-def test_a_learner_that_is_killed_goes_on_from_its_saved_state_and_searches_go_on_meanwhile(tmp_path):
+def test_a_learner_that_is_killed_goes_on_from_its_saved_state_and_searches_go_on_meanwhile(
+    tmp_path,
+):
     """Each further learner is made to start only when three more searches have ended."""
     run = Run(tmp_path / "run", fleet=FLEET.model_copy(update={"buffer_records": 1000}))
     make = run.backend._make
@@ -168,7 +191,9 @@ def test_a_learner_that_is_killed_goes_on_from_its_saved_state_and_searches_go_o
 
     async def kill(run: Run) -> None:
         for step in (16, 34):
-            await run.until(lambda step=step: (run.live_learner() or NOBODY).status()["step"] >= step)
+            await run.until(
+                lambda step=step: (run.live_learner() or NOBODY).status()["step"] >= step
+            )
             dead = run.live_learner()
             run.backend.alive["learner-0"].die()
             seen.append([dead.status()["step"]])
@@ -188,7 +213,9 @@ def test_a_learner_that_is_killed_goes_on_from_its_saved_state_and_searches_go_o
 
 
 def test_a_training_that_was_stopped_goes_on_from_its_directory(tmp_path):
-    run = Run(tmp_path / "run").go(stop_when=lambda learner: learner.status()["step"] >= 2 * CONFIG.save_every)
+    run = Run(tmp_path / "run").go(
+        stop_when=lambda learner: learner.status()["step"] >= 2 * CONFIG.save_every
+    )
     before = read_losses(run.output / LOSSES_FILE)[-1]["step"]
     assert 0 < before < 48
     assert check_live(CONFIG, run.output, FLEET, resume=True) > 0
@@ -231,7 +258,8 @@ def test_lost_messages_and_dying_searchers_and_servers_count_nothing_twice(tmp_p
 def test_a_training_that_diverges_ends_the_run_and_says_why(tmp_path):
     with pytest.raises(FleetError, match=r"the learner cannot go on: .*loss nan"):
         Run(
-            tmp_path / "run", CONFIG.model_copy(update={"learning_rate": 1e30, "warmup_steps": 0, "clip_norm": 1e30})
+            tmp_path / "run",
+            CONFIG.model_copy(update={"learning_rate": 1e30, "warmup_steps": 0, "clip_norm": 1e30}),
         ).go()
 
 
@@ -249,7 +277,9 @@ def test_a_search_on_its_own_gives_the_trajectories_that_the_learner_gets():
         have = FinishedSearch.of(result, problem.root, 0).trajectories(process, 3, 1)
         assert len(have) == len(want.trajectories) > 4
         for one, other in zip(have, want.trajectories, strict=True):
-            assert one.key == other.key and one.reward == other.reward and one.source == other.source
+            assert (
+                one.key == other.key and one.reward == other.reward and one.source == other.source
+            )
             assert np.array_equal(one.candidates.tokens, other.candidates.tokens)
             assert np.array_equal(one.candidates.log_weight, other.candidates.log_weight)
 
@@ -267,12 +297,23 @@ def test_a_full_buffer_lets_the_oldest_go_and_counts_them_and_a_repeated_message
         assert names(first) == {2: "search/1", 3: "search/2"}, "the newest first"
         for number in range(3, 8):  # 0 and 3 are lost; 1 and 2 went too, but were taken
             await buffer.put(_record(number))
-        assert buffer.status() == {"held": 4, "waiting": 4, "received": 8, "repeated": 1, "dropped": 2}
+        assert buffer.status() == {
+            "held": 4,
+            "waiting": 4,
+            "received": 8,
+            "repeated": 1,
+            "dropped": 2,
+        }
         await buffer.put(_record(2))
         again = await buffer.take(first.token, [2, 3], [2, 3], 3, 0.0)
-        assert names(again) == {6: "search/5", 7: "search/6", 8: "search/7"} and buffer.status()["repeated"] == 2
+        assert (
+            names(again) == {6: "search/5", 7: "search/6", 8: "search/7"}
+            and buffer.status()["repeated"] == 2
+        )
         repeated = await buffer.take(first.token, [], [], 3, 0.0)
-        assert names(repeated) == names(again), "what is not kept elsewhere is there for the next learner"
+        assert names(repeated) == names(again), (
+            "what is not kept elsewhere is there for the next learner"
+        )
         rest = await buffer.take(first.token, [6, 7, 8], [6, 7], 3, 0.0)
         assert names(rest) == {5: "search/4"} and buffer.status()["held"] == 2
         empty = await buffer.take(first.token, [5, 8], [5, 8], 3, 0.01)
@@ -295,7 +336,9 @@ def test_a_learner_that_can_use_nothing_says_so_instead_of_waiting_for_ever():
     error = ConfigurationError("too long")
     for found in [*[error] * 15, None, *[error] * 15]:
         learner.count_unusable(_record(0), found)
-    with pytest.raises(FleetError, match="16 searches in a row cannot be learnt from, the last because: too long"):
+    with pytest.raises(
+        FleetError, match="16 searches in a row cannot be learnt from, the last because: too long"
+    ):
         learner.count_unusable(_record(0), error)
     assert learner.status()["unusable"] == 31
 

@@ -23,10 +23,19 @@ from sdt_dist.models.toy import Toy
 from sdt_dist.search.methods import method_names
 from sdt_dist.search.result import SearchResult
 from sdt_dist.search.sharing_plan import SharingPlan, merge_members
-from tests.fleet_helpers import TOY, PlainBackend, ServerTarget, alone, run_controller, same, toy_work
+from tests.fleet_helpers import (
+    TOY,
+    PlainBackend,
+    ServerTarget,
+    alone,
+    run_controller,
+    same,
+    toy_work,
+)
 
 METHODS = {
-    name: {"num_samples": 4} | ({} if name in ("greedy", "sample") else {"num_rollouts": 40}) for name in method_names()
+    name: {"num_samples": 4} | ({} if name in ("greedy", "sample") else {"num_rollouts": 40})
+    for name in method_names()
 }
 FEW = {"residual_ts": METHODS["residual_ts"]}
 OTHER = {"model": "mlx:/models/toy"}
@@ -41,7 +50,9 @@ class Inexact(Toy):
         super().__init__(*TOY)
         rng = np.random.default_rng(5)
         tables = [table + 1e-4 * rng.standard_normal(table.shape) for table in self.log_prob_tables]
-        self.log_prob_tables = [table - np.asarray(logsumexp(table, axis=1, keepdims=True)) for table in tables]
+        self.log_prob_tables = [
+            table - np.asarray(logsumexp(table, axis=1, keepdims=True)) for table in tables
+        ]
 
 
 class Smaller(Toy):
@@ -108,7 +119,9 @@ def test_servers_that_promise_only_seeds_make_valid_results_that_say_so():
     assert len(outcomes) == 6 * len(METHODS)
     _check_valid(outcomes, _exact())
     assert backend.loaded == [("model-server-0", 0), ("model-server-1", 1)]
-    assert rows.keys() == {"model-server-0", "model-server-1"} and min(rows.values()) > 1  # one row is the probe
+    assert (
+        rows.keys() == {"model-server-0", "model-server-1"} and min(rows.values()) > 1
+    )  # one row is the probe
 
 
 def test_two_kinds_that_each_repeat_themselves_still_promise_only_seeds():
@@ -120,7 +133,9 @@ def test_two_kinds_that_each_repeat_themselves_still_promise_only_seeds():
 def test_a_server_of_the_same_group_that_promises_only_seeds_marks_all_results():
     """It joins after searchers were told of the first one, and before any search begins."""
     loads = iter([_exact(), Inexact()])
-    outcomes = _run(toy_work(_exact(), FEW, 4), PlainBackend(lambda: next(loads)), fleet_config({"servers": 2}))
+    outcomes = _run(
+        toy_work(_exact(), FEW, 4), PlainBackend(lambda: next(loads)), fleet_config({"servers": 2})
+    )
     _check_valid(outcomes, _exact())
 
 
@@ -150,7 +165,9 @@ def test_results_are_marked_from_when_a_route_to_such_a_server_is_given():
 def test_one_group_of_equal_servers_stays_deterministic_bit_by_bit():
     work = toy_work(_exact(), FEW, 4)
     outcomes = _run(work, PlainBackend(_exact), fleet_config({"servers": 2, "searchers": 2}))
-    assert all(same(outcomes[w.name], alone(_exact(), w)) and outcomes[w.name].deterministic for w in work)
+    assert all(
+        same(outcomes[w.name], alone(_exact(), w)) and outcomes[w.name].deterministic for w in work
+    )
 
 
 @pytest.mark.parametrize("loads", [(_exact, Smaller), (Smaller, _exact)])
@@ -166,7 +183,9 @@ def test_a_group_with_another_vocabulary_ends_the_run_before_any_search(loads):
     assert f"model-server-0 (the run's own model) has {sizes[0]}" in said
     assert f"model-server-1 (more_servers.0, mlx:/models/toy) has {sizes[1]}" in said
     assert "give each a copy of it" in said
-    assert len(backend.loaded) == 2 and time.monotonic() - begun < 10, "starting it again cannot help"
+    assert len(backend.loaded) == 2 and time.monotonic() - begun < 10, (
+        "starting it again cannot help"
+    )
 
 
 def test_one_odd_server_among_others_of_its_group_is_refused_and_the_run_goes_on():
@@ -197,8 +216,12 @@ def test_one_odd_server_among_others_of_its_group_is_refused_and_the_run_goes_on
             await asyncio.sleep(0.005)
 
     outcomes = _run(work, OddSecond(_exact), fleet_config({"servers": 2}), look)
-    assert all(same(outcomes[w.name], alone(_exact(), w)) and outcomes[w.name].deterministic for w in work)
-    assert any("disagree on vocab_size" in r and "the same model under the same name" in r for r in reasons), reasons
+    assert all(
+        same(outcomes[w.name], alone(_exact(), w)) and outcomes[w.name].deterministic for w in work
+    )
+    assert any(
+        "disagree on vocab_size" in r and "the same model under the same name" in r for r in reasons
+    ), reasons
 
 
 def test_who_replaces_a_dead_server_is_of_its_group_and_results_stay_valid():
@@ -231,11 +254,14 @@ def _broken() -> Toy:
 
 def test_a_group_that_never_gets_ready_ends_the_run_and_says_which():
     config = _fleet(OTHER, {"model": "http://127.0.0.1:8011", "count": 2}, servers=2)
-    match = (
-        r"no model-server of more_servers.1, http://127.0.0.1:8011 can be started; model-server-[34]: .*no weights on"
-    )
+    match = r"no model-server of more_servers.1, http://127.0.0.1:8011 can be started; model-server-[34]: .*no weights on"
     with pytest.raises(FleetError, match=match):
-        _run(toy_work(_exact(), FEW, 2), GroupedBackend(config, _exact, Inexact, _broken), config, timeout_s=20.0)
+        _run(
+            toy_work(_exact(), FEW, 2),
+            GroupedBackend(config, _exact, Inexact, _broken),
+            config,
+            timeout_s=20.0,
+        )
 
 
 def test_nothing_is_searched_before_every_group_has_said_what_it_serves():
@@ -259,7 +285,9 @@ def test_nothing_is_searched_before_every_group_has_said_what_it_serves():
         seen.append((controller.status()["done"], controller.status()["under_way"]))
         opened.set()
 
-    _check_valid(_run(toy_work(_exact(), FEW, 4), Slow(config, _exact, Inexact), config, look), _exact())
+    _check_valid(
+        _run(toy_work(_exact(), FEW, 4), Slow(config, _exact, Inexact), config, look), _exact()
+    )
     assert seen == [(0, 0)]
 
 
@@ -295,7 +323,9 @@ def test_teams_share_evidence_across_kinds_under_the_runs_own_key(tmp_path):
     outcomes = _run(work, GroupedBackend(config, _exact, Inexact, folder=tmp_path), config)
     _check_valid(outcomes, _exact())
     for problem in range(2):
-        merged = merge_members([outcomes[f"residual_ts/{problem}/{searcher}"] for searcher in range(4)])
+        merged = merge_members(
+            [outcomes[f"residual_ts/{problem}/{searcher}"] for searcher in range(4)]
+        )
         assert merged.deterministic is False
         assert merged.log_z == pytest.approx(_exact().log_z, abs=0.01)
 
@@ -309,9 +339,15 @@ def test_searchers_are_told_the_runs_own_model_with_what_holds_for_every_group()
     agreement = Agreement(["the run's own model", "b"])
     agreement.add("model-server-1", 1, _card(identity="other", max_context=32))
     assert agreement.card is None and agreement.knows(1) and not agreement.knows(0)
-    agreement.add("model-server-0", 0, ModelCard.from_json(_card().to_json()))  # a card that came over HTTP
+    agreement.add(
+        "model-server-0", 0, ModelCard.from_json(_card().to_json())
+    )  # a card that came over HTTP
     card = agreement.card
-    assert card is not None and (card.identity, card.max_context, card.deterministic) == ("main", 32, False)
+    assert card is not None and (card.identity, card.max_context, card.deterministic) == (
+        "main",
+        32,
+        False,
+    )
 
 
 @pytest.mark.parametrize(("first", "second", "group", "deterministic"), [
@@ -320,11 +356,15 @@ def test_searchers_are_told_the_runs_own_model_with_what_holds_for_every_group()
     ({"deterministic": False}, {}, 0, False),
     ({}, {"identity": "of other bytes"}, 0, False),
 ])  # fmt: skip
-def test_one_group_is_deterministic_where_all_its_servers_are_the_same(first, second, group, deterministic):
+def test_one_group_is_deterministic_where_all_its_servers_are_the_same(
+    first, second, group, deterministic
+):
     agreement = Agreement(["the run's own model"])
     agreement.add("model-server-0", 0, _card(**first))
     agreement.add("model-server-1", group, _card(**second))
-    assert agreement.deterministic is deterministic and agreement.card.deterministic is deterministic
+    assert (
+        agreement.deterministic is deterministic and agreement.card.deterministic is deterministic
+    )
 
 
 @pytest.mark.parametrize(("groups", "changed", "said"), [
@@ -343,9 +383,15 @@ def test_what_is_said_of_servers_that_disagree(groups, changed, said):
 
 
 def test_groups_and_their_servers():
-    config = _fleet(OTHER, {"model": "https://mac:8011", "count": 3, "placement": {"labels": {"zone": "b"}}}, servers=2)
+    config = _fleet(
+        OTHER,
+        {"model": "https://mac:8011", "count": 3, "placement": {"labels": {"zone": "b"}}},
+        servers=2,
+    )
     assert config.group_of_server == [0, 0, 1, 2, 2, 2]
-    assert config.placement_of(0) == config.server and config.placement_of(2).labels == {"zone": "b"}
+    assert config.placement_of(0) == config.server and config.placement_of(2).labels == {
+        "zone": "b"
+    }
     assert fleet_config({}).group_of_server == [0] and fleet_config({}).more_servers == []
 
 

@@ -10,7 +10,9 @@ from sdt_dist.actors.controller.routing import RouteTable
 from sdt_dist.cluster.live import Rates, fleet_line
 from tests.fleet_helpers import Clock
 
-POLICY = HealthPolicy(first_pause_s=1.0, longest_pause_s=5.0, steady_s=60.0, misses=3, failed_starts=3)
+POLICY = HealthPolicy(
+    first_pause_s=1.0, longest_pause_s=5.0, steady_s=60.0, misses=3, failed_starts=3
+)
 
 
 def test_health_goes_from_starting_to_ready_suspect_and_dead():
@@ -24,7 +26,9 @@ def test_health_goes_from_starting_to_ready_suspect_and_dead():
     health.answered()
     assert health.state == "ready" and not health.missed("slow") and not health.missed("slow")
     clock.now += 14.9
-    assert not health.missed("out of reach"), "three probes that fail at once are no 15 s of silence"
+    assert not health.missed("out of reach"), (
+        "three probes that fail at once are no 15 s of silence"
+    )
     clock.now += 0.1
     assert health.missed("slow")
     health.died("slow")
@@ -59,7 +63,9 @@ def test_only_starts_that_fail_in_a_row_are_given_up():
     assert (health.state, health.reason) == ("given up", "no memory")
 
 
-CHANGES = st.lists(st.tuples(st.sets(st.integers(0, 9)), st.sets(st.sampled_from("abcd"))), min_size=1, max_size=6)
+CHANGES = st.lists(
+    st.tuples(st.sets(st.integers(0, 9)), st.sets(st.sampled_from("abcd"))), min_size=1, max_size=6
+)
 
 
 @given(CHANGES)
@@ -94,7 +100,11 @@ def _status(rows: int, state: str = "ready", deaths: int = 0) -> dict:
         "nfe": rows,
     }
     searcher = {"state": "ready", "reason": "", "deaths": 0, "rows": 5}
-    return {"under_way": 3, "waiting": 4, "slots": {"model-server-0": server, "searcher-0": searcher}}
+    return {
+        "under_way": 3,
+        "waiting": 4,
+        "slots": {"model-server-0": server, "searcher-0": searcher},
+    }
 
 
 def test_rates_are_growth_per_second_and_none_after_a_server_was_replaced():

@@ -17,7 +17,8 @@ from tests.fleet_helpers import TOY, PlainBackend, alone, run_controller, same, 
 from tests.http_helpers import TOKEN, RunningServer
 
 METHODS = {
-    name: {"num_samples": 4} | ({} if name in ("greedy", "sample") else {"num_rollouts": 40}) for name in method_names()
+    name: {"num_samples": 4} | ({} if name in ("greedy", "sample") else {"num_rollouts": 40})
+    for name in method_names()
 }
 
 
@@ -33,7 +34,9 @@ def _run(work, backend, config=None, meanwhile=None, timeout_s=60.0):
 @pytest.mark.parametrize(("searchers", "servers"), [(1, 1), (1, 2), (4, 1), (4, 2)])
 def test_a_fleet_gives_the_samples_of_one_process(searchers, servers):
     work = toy_work(_load(), METHODS, 3)
-    outcomes = _run(work, PlainBackend(_load), fleet_config({"searchers": searchers, "servers": servers}))
+    outcomes = _run(
+        work, PlainBackend(_load), fleet_config({"searchers": searchers, "servers": servers})
+    )
     assert outcomes.keys() == {w.name for w in work}
     for w in work:
         want = alone(_load(), w)
@@ -76,7 +79,9 @@ class LateBackend(PlainBackend):
 
 def test_a_server_that_starts_late_changes_neither_a_budget_of_nfe_nor_its_samples():
     budget = {"num_samples": 4, "num_rollouts": 400, "max_nfe": 100}
-    work = toy_work(_load(), {"best_of_n": budget, "snis": budget, "mcts": budget | {"wave_size": 2}}, 6)
+    work = toy_work(
+        _load(), {"best_of_n": budget, "snis": budget, "mcts": budget | {"wave_size": 2}}, 6
+    )
     outcomes = _run(work, LateBackend(_load), fleet_config({"servers": 2, "searchers": 2}))
     assert all(same(outcomes[w.name], alone(_load(), w)) for w in work)
     assert all(outcomes[w.name].nfe == alone(_load(), w).nfe for w in work)
@@ -106,7 +111,11 @@ def test_deaths_lose_nothing_and_change_no_sample(victim):
 @pytest.mark.parametrize("servers", [1, 2])
 def test_lost_requests_and_replies_change_nothing(servers):
     work = toy_work(_load(), {"residual_ts": METHODS["residual_ts"], "snis": METHODS["snis"]}, 6)
-    outcomes = _run(work, PlainBackend(_load, loss=0.25, seed=3), fleet_config({"searchers": 2, "servers": servers}))
+    outcomes = _run(
+        work,
+        PlainBackend(_load, loss=0.25, seed=3),
+        fleet_config({"searchers": 2, "servers": servers}),
+    )
     assert all(same(outcomes[w.name], alone(_load(), w)) for w in work)
     if (
         servers == 1

@@ -30,7 +30,9 @@ def _teams(num_rollouts: int) -> list[Work]:
     """Four searches a problem, with one budget."""
     plan = SharingPlan("run", {i: f"key {i}" for i in range(PROBLEMS)}, TEAM)
     alone = toy_work(
-        _load(), {"residual_ts": {"num_rollouts": num_rollouts, "wave_size": 4, "num_samples": 6}}, PROBLEMS
+        _load(),
+        {"residual_ts": {"num_rollouts": num_rollouts, "wave_size": 4, "num_samples": 6}},
+        PROBLEMS,
     )
     return [
         replace(work, name=f"{work.name}/{member.searcher}", membership=member)
@@ -93,7 +95,11 @@ def test_deaths_change_no_sample_of_an_exhausted_team(victim, undisturbed, tmp_p
 def test_lost_exchanges_keep_the_estimate_honest(tmp_path):
     """A quarter of all messages lost, nothing exhausted: every share is whole and log Z is where its error says."""
     model = _load()
-    results = _run(_teams(120), PlainBackend(_load, loss=0.25, seed=2, folder=tmp_path), fleet_config({"searchers": 3}))
+    results = _run(
+        _teams(120),
+        PlainBackend(_load, loss=0.25, seed=2, folder=tmp_path),
+        fleet_config({"searchers": 3}),
+    )
     for result in results:
         assert result.complete and result.rollouts == 120
         assert abs(np.expm1(result.log_z - model.log_z)) < 5 * result.log_z_error

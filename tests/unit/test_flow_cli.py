@@ -27,7 +27,14 @@ from tests.flow_helpers import save_small_flow
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-RUN = {"num_problems": 2, "num_rollouts": 4, "horizon": 8, "context_length": 64, "num_samples": 4, "wave_size": 2}
+RUN = {
+    "num_problems": 2,
+    "num_rollouts": 4,
+    "horizon": 8,
+    "context_length": 64,
+    "num_samples": 4,
+    "wave_size": 2,
+}
 FLOW_RUN = {**RUN, "num_problems": 1, "methods": ["snis", "snis+flow", "s_adt"]}
 EVALUATE = ["evaluate", "--num-problems", "2", "--rollouts", "4", "--horizon", "8"]
 
@@ -55,13 +62,24 @@ def _evaluate(methods: str, flow: object, *more: object) -> list[object]:
     return [*EVALUATE, "--methods", methods, "--flow", flow, *more, "--output", "absent"]
 
 
-def test_flows_that_fit_nothing_are_refused_before_a_model_loads(mistake, flow, tmp_path, monkeypatch):
+def test_flows_that_fit_nothing_are_refused_before_a_model_loads(
+    mistake, flow, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sdt_dist.evaluation.runner.load_problems", lambda *_, **__: pytest.fail("data were loaded"))
+        patch.setattr(
+            "sdt_dist.evaluation.runner.load_problems",
+            lambda *_, **__: pytest.fail("data were loaded"),
+        )
         cases = [
-            (["s_adt", "absent"], "flow: absent is no directory; give the directory of a flow's checkpoint"),
-            (["s_adt", tmp_path], "flow.json cannot be read (No such file or directory); give a whole checkpoint"),
+            (
+                ["s_adt", "absent"],
+                "flow: absent is no directory; give the directory of a flow's checkpoint",
+            ),
+            (
+                ["s_adt", tmp_path],
+                "flow.json cannot be read (No such file or directory); give a whole checkpoint",
+            ),
             (
                 ["s_adt", flow, "--reward", "nonneg"],
                 "flow: trained for reward 'spectral:gamma=1', given 'nonneg'; give",
@@ -74,9 +92,18 @@ def test_flows_that_fit_nothing_are_refused_before_a_model_loads(mistake, flow, 
                 ["s_adt", flow, "--horizon", 9],
                 "flow: trained for up to 8 new tokens (a forecast's horizon), asked for 9",
             ),
-            (["snis,smc", flow], "but none of the methods snis, smc uses it; add s_adt, snis+flow or smc+flow"),
-            (["dts+flow", flow], "flow: given, but method 'dts' does not use one; allowed with s_adt, smc and snis"),
-            (["s_adt", flow, "--model", "vllm:some/name"], "'vllm:some/name' cannot hold flow networks"),
+            (
+                ["snis,smc", flow],
+                "but none of the methods snis, smc uses it; add s_adt, snis+flow or smc+flow",
+            ),
+            (
+                ["dts+flow", flow],
+                "flow: given, but method 'dts' does not use one; allowed with s_adt, smc and snis",
+            ),
+            (
+                ["s_adt", flow, "--model", "vllm:some/name"],
+                "'vllm:some/name' cannot hold flow networks",
+            ),
         ]
         for arguments, words in cases:
             assert words in mistake(*_evaluate(*arguments)), arguments
@@ -93,8 +120,16 @@ def test_damaged_and_foreign_checkpoints_are_refused(mistake, flow, tmp_path):
     changed[-1] ^= 1
     cases = {
         "cut": (info, weights[:-9], "model.safetensors cannot be read"),
-        "changed": (info, bytes(changed), "the files of two versions, or damage; save the flow again"),
-        "foreign": ('{"format": "sdt-forecaster/1"}', weights, "has format 'sdt-forecaster/1', allowed: 'sdt-flow/1'"),
+        "changed": (
+            info,
+            bytes(changed),
+            "the files of two versions, or damage; save the flow again",
+        ),
+        "foreign": (
+            '{"format": "sdt-forecaster/1"}',
+            weights,
+            "has format 'sdt-forecaster/1', allowed: 'sdt-flow/1'",
+        ),
         "no JSON": ("{", weights, "flow.json cannot be read (Expecting property name"),
         "a list": ("[]", weights, "has format 'list', allowed: 'sdt-flow/1'"),
     }
@@ -104,35 +139,54 @@ def test_damaged_and_foreign_checkpoints_are_refused(mistake, flow, tmp_path):
         (folder / "flow.json").write_text(text)
         (folder / "model.safetensors").write_bytes(body)
         assert words in mistake(*_evaluate("s_adt", folder)), name
-    assert "no directory" in mistake("serve", "--flow", tmp_path / "absent", "--token-file", tmp_path / "token")
+    assert "no directory" in mistake(
+        "serve", "--flow", tmp_path / "absent", "--token-file", tmp_path / "token"
+    )
     assert "cannot hold flow" in mistake("serve", "--model", "vllm:a/b", "--flow", flow)
 
 
 def test_method_entries_say_whether_they_use_the_flow(flow):
-    values = {"methods": ["s_adt", "snis", "smc+flow", {"name": "snis", "label": "with F", "flow": True}]}
+    values = {
+        "methods": ["s_adt", "snis", "smc+flow", {"name": "snis", "label": "with F", "flow": True}]
+    }
     config = load_config(None, {**RUN, **values, "flow": str(flow)})
     assert [(m.label, m.uses_flow) for m in config.method_configs()] == [
         ("s_adt", True), ("snis", False), ("smc+flow", True), ("with F", True),
     ]  # fmt: skip
-    with pytest.raises(ConfigurationError, match="methods: s_adt has flow: false, but s_adt needs one; leave flow out"):
+    with pytest.raises(
+        ConfigurationError,
+        match="methods: s_adt has flow: false, but s_adt needs one; leave flow out",
+    ):
         load_config(None, {**RUN, "methods": [{"name": "s_adt", "flow": False}], "flow": str(flow)})
     own = {"name": "s_adt", "options": {"inverse_temperature": 30}}
-    with pytest.raises(ConfigurationError, match=r"inverse_temperature: 30, the flow was trained for 0\.5 to 20"):
+    with pytest.raises(
+        ConfigurationError, match=r"inverse_temperature: 30, the flow was trained for 0\.5 to 20"
+    ):
         load_config(None, {**RUN, "methods": [own], "flow": str(flow)})
     own = {"name": "s_adt", "reward": "nonneg"}
-    with pytest.raises(CheckpointError, match="flow: trained for reward 'spectral:gamma=1', given 'nonneg'"):
+    with pytest.raises(
+        CheckpointError, match="flow: trained for reward 'spectral:gamma=1', given 'nonneg'"
+    ):
         load_config(None, {**RUN, "methods": [own], "flow": str(flow)})
     swept = {**RUN, "methods": ["s_adt"], "flow": str(flow)}
-    config = load_config(None, swept | {"ablate": {"gamma": [1], "alpha": [0, 0.5], "lambda": [1, 3]}})
+    config = load_config(
+        None, swept | {"ablate": {"gamma": [1], "alpha": [0, 0.5], "lambda": [1, 3]}}
+    )
     assert len(config.methods) == 4 and all(method.uses_flow for method in config.method_configs())
     with pytest.raises(CheckpointError, match="given 'spectral:gamma=2'"):
         load_config(None, swept | {"ablate": {"gamma": [1, 2]}})
 
 
 def test_a_dry_run_shows_the_flow_and_loads_nothing(flow, monkeypatch, capsys):
-    monkeypatch.setattr("sdt_dist.flow.files.FlowFiles.flow", lambda *_: pytest.fail("the network was built"))
-    monkeypatch.setattr("sdt_dist.models.loading.load_model", lambda *_: pytest.fail("a model was loaded"))
-    monkeypatch.setattr(sys, "argv", ["sdt", *map(str, _evaluate("snis,s_adt,smc+flow", flow)), "--dry-run"])
+    monkeypatch.setattr(
+        "sdt_dist.flow.files.FlowFiles.flow", lambda *_: pytest.fail("the network was built")
+    )
+    monkeypatch.setattr(
+        "sdt_dist.models.loading.load_model", lambda *_: pytest.fail("a model was loaded")
+    )
+    monkeypatch.setattr(
+        sys, "argv", ["sdt", *map(str, _evaluate("snis,s_adt,smc+flow", flow)), "--dry-run"]
+    )
     with pytest.raises(SystemExit) as done:
         main()
     out = capsys.readouterr().out
@@ -142,10 +196,16 @@ def test_a_dry_run_shows_the_flow_and_loads_nothing(flow, monkeypatch, capsys):
 
 
 def test_a_fleet_with_servers_that_hold_no_flows_is_refused(mistake, flow, tmp_path):
-    (tmp_path / "fleet.yaml").write_text("more_servers: [{model: bundled}, {model: 'vllm:/models/x'}]\n")
+    (tmp_path / "fleet.yaml").write_text(
+        "more_servers: [{model: bundled}, {model: 'vllm:/models/x'}]\n"
+    )
     line = mistake(*_evaluate("s_adt", flow, "--fleet", tmp_path / "fleet.yaml"))
-    assert "more_servers.1: flow: given, but model 'vllm:/models/x' cannot hold flow networks" in line
-    fleet_config({"more_servers": [{"model": "mlx:/models/x"}, {"model": "http://127.0.0.1:8011"}]}).check_flows()
+    assert (
+        "more_servers.1: flow: given, but model 'vllm:/models/x' cannot hold flow networks" in line
+    )
+    fleet_config(
+        {"more_servers": [{"model": "mlx:/models/x"}, {"model": "http://127.0.0.1:8011"}]}
+    ).check_flows()
 
 
 def test_an_evaluation_names_its_flow_and_is_resumed_with_no_other(flow, card, tmp_path, mistake):
@@ -167,8 +227,13 @@ def test_an_evaluation_names_its_flow_and_is_resumed_with_no_other(flow, card, t
     check_directory(output, elsewhere, make_plan(elsewhere).problems, resume=True)
     save_small_flow(own, card, 8, seed=1)
     line = mistake(*_resume(output, own))
-    assert f"holds results of another configuration (flow_identity: '{config.flow_identity}', now " in line
-    with pytest.raises(CheckpointError, match=f"flow_identity is {config.flow_identity}; give that flow"):
+    assert (
+        f"holds results of another configuration (flow_identity: '{config.flow_identity}', now "
+        in line
+    )
+    with pytest.raises(
+        CheckpointError, match=f"flow_identity is {config.flow_identity}; give that flow"
+    ):
         load_config(None, saved)
 
 
@@ -181,14 +246,19 @@ def _resume(output: Path, flow: Path) -> list[object]:
 
 def test_a_flow_of_another_model_is_refused_before_the_first_search(tmp_path, card):
     save_small_flow(tmp_path / "flow", replace(card, identity="f" * 32), 8)
-    config = load_config(None, {**RUN, "methods": ["snis", "s_adt"], "flow": str(tmp_path / "flow")})
+    config = load_config(
+        None, {**RUN, "methods": ["snis", "s_adt"], "flow": str(tmp_path / "flow")}
+    )
     with pytest.raises(
-        CheckpointError, match=f"flow: trained for model {'f' * 32}, 'bundled' is {card.identity}; give"
+        CheckpointError,
+        match=f"flow: trained for model {'f' * 32}, 'bundled' is {card.identity}; give",
     ):
         run_evaluation(make_plan(config), tmp_path / "run", execute=in_process())
     save_small_flow(tmp_path / "toy", card_of(Toy(5, 8, 1.0)), 8)
     config = load_config(None, {**RUN, "methods": ["s_adt"], "flow": str(tmp_path / "toy")})
-    with pytest.raises(CheckpointError, match="flow: vocab_size 5, model 'bundled' has 1024; give the model"):
+    with pytest.raises(
+        CheckpointError, match="flow: vocab_size 5, model 'bundled' has 1024; give the model"
+    ):
         run_evaluation(make_plan(config), tmp_path / "other", execute=in_process())
 
 
@@ -202,18 +272,37 @@ def series(tmp_path) -> Path:
 
 def test_forecast_and_generate_refuse_flows_before_a_model_loads(mistake, flow, series):
     forecast = ["forecast", series, "--horizon", 8]
-    assert "'s_adt': it needs a flow network; give one (--flow PATH" in mistake(*forecast, "--method", "s_adt")
+    assert "'s_adt': it needs a flow network; give one (--flow PATH" in mistake(
+        *forecast, "--method", "s_adt"
+    )
     assert "method 'dts' does not use one" in mistake(*forecast, "--method", "dts", "--flow", flow)
-    assert "trained for up to 8 new tokens" in mistake("forecast", series, "--horizon", 9, "--flow", flow)
-    assert "the flow was trained for 0.5 to 20" in mistake(*forecast, "--inverse-temperature", 0.1, "--flow", flow)
+    assert "trained for up to 8 new tokens" in mistake(
+        "forecast", series, "--horizon", 9, "--flow", flow
+    )
+    assert "the flow was trained for 0.5 to 20" in mistake(
+        *forecast, "--inverse-temperature", 0.1, "--flow", flow
+    )
     generate = ["generate", "x", "--model", "bundled", "--reward", "regex:a", "--method"]
     assert "'s_adt': it needs a flow network; give one (--flow PATH" in mistake(*generate, "s_adt")
-    assert "trained for reward 'spectral:gamma=1', given 'regex:a'" in mistake(*generate, "s_adt", "--flow", flow)
+    assert "trained for reward 'spectral:gamma=1', given 'regex:a'" in mistake(
+        *generate, "s_adt", "--flow", flow
+    )
 
 
 def test_a_forecast_with_a_flow(flow, series, monkeypatch, capsys):
     def run(*more: object) -> str:
-        command = ["sdt", "forecast", series, "--horizon", 8, "--rollouts", 8, "--num-samples", 8, *more]
+        command = [
+            "sdt",
+            "forecast",
+            series,
+            "--horizon",
+            8,
+            "--rollouts",
+            8,
+            "--num-samples",
+            8,
+            *more,
+        ]
         monkeypatch.setattr(sys, "argv", list(map(str, command)))
         with pytest.raises(SystemExit) as done:
             main()
@@ -226,7 +315,9 @@ def test_a_forecast_with_a_flow(flow, series, monkeypatch, capsys):
 
 def test_serve_gives_its_model_the_flows_and_says_so(flow, card, tmp_path, monkeypatch):
     services = []
-    monkeypatch.setattr("sdt_dist.cluster.commands.serve._run", lambda service, *_: services.append(service))
+    monkeypatch.setattr(
+        "sdt_dist.cluster.commands.serve._run", lambda service, *_: services.append(service)
+    )
     save_small_flow(tmp_path / "second", card, 8, seed=1)
     save_small_flow(tmp_path / "foreign", replace(card, identity="f" * 32), 8)
 

@@ -34,18 +34,33 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 SPEC = FlowSpec(5, (0, 5), 4, values=(-1.0, 1.0), context_length=3, hidden_size=8, key_size=4)
 INFO = FlowInfo("model", "toy", (1.0, 1.0))
 TRAINING = FlowTrainOptions.parse(
-    {"steps": 12, "lowest_inverse_temperature": 2, "highest_inverse_temperature": 5, "log_every": 2, "num_contexts": 3}
+    {
+        "steps": 12,
+        "lowest_inverse_temperature": 2,
+        "highest_inverse_temperature": 5,
+        "log_every": 2,
+        "num_contexts": 3,
+    }
 )
-OPTIONS = LearnerOptions(save_every=3, calibrate_every=4, keep_versions=2, max_staleness=1, replay_capacity=30)
+OPTIONS = LearnerOptions(
+    save_every=3, calibrate_every=4, keep_versions=2, max_staleness=1, replay_capacity=30
+)
 PART = 4  # steps between two versions
 
 
 def sequences(first: int, prompt: int = 0) -> list[Trajectory]:
-    return [toy_trajectory(toy("A"), toy("A").sequence(i), (prompt,)) for i in range(first, 600, 90)]
+    return [
+        toy_trajectory(toy("A"), toy("A").sequence(i), (prompt,)) for i in range(first, 600, 90)
+    ]
 
 
 def opened(directory: Path, *, resume: bool = False, **changes: Any) -> Learner:
-    arguments: dict[str, Any] = {"spec": SPEC, "info": INFO, "training": TRAINING, "options": OPTIONS} | changes
+    arguments: dict[str, Any] = {
+        "spec": SPEC,
+        "info": INFO,
+        "training": TRAINING,
+        "options": OPTIONS,
+    } | changes
     return Learner.open(directory, **arguments, resume=resume)
 
 
@@ -73,10 +88,14 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def same_training(one: Path, other: Path) -> bool:
     heads = [
-        json.loads((latest_version(path) or pytest.fail("no version"))[1].joinpath(INFO_FILE).read_text())
+        json.loads(
+            (latest_version(path) or pytest.fail("no version"))[1].joinpath(INFO_FILE).read_text()
+        )
         for path in (one, other)
     ]
-    return (one / LOSSES_FILE).read_bytes() == (other / LOSSES_FILE).read_bytes() and heads[0] == heads[1]
+    return (one / LOSSES_FILE).read_bytes() == (other / LOSSES_FILE).read_bytes() and heads[
+        0
+    ] == heads[1]
 
 
 class Killed(BaseException):
@@ -101,10 +120,20 @@ def test_a_learner_killed_before_a_write_goes_on_exactly(
             if not next(left, False):
                 raise Killed
 
-        with monkeypatch.context() as patch, contextlib.suppress(Killed), contextlib.ExitStack() as stack:
-            patch.setattr(Path, "rename", lambda path, target, count=count: (count(), renames(path, target)))
+        with (
+            monkeypatch.context() as patch,
+            contextlib.suppress(Killed),
+            contextlib.ExitStack() as stack,
+        ):
+            patch.setattr(
+                Path, "rename", lambda path, target, count=count: (count(), renames(path, target))
+            )
             for module in (checkpoint, trainer):
-                patch.setattr(module, "replace_file", lambda path, write, count=count: (count(), writes(path, write)))
+                patch.setattr(
+                    module,
+                    "replace_file",
+                    lambda path, write, count=count: (count(), writes(path, write)),
+                )
             learner = opened(directory)
             stack.callback(learner.close)
             go_on(learner)
@@ -156,7 +185,11 @@ def test_staleness_is_bounded_and_counted(tmp_path: Path) -> None:
     learner.publish()
     assert (len(learner.replay), learner.dropped, learner.expired) == (14, 0, 0)
     learner.publish()
-    assert (len(learner.replay), learner.dropped, learner.expired) == (7, 0, 7)  # draws from p alone stay
+    assert (len(learner.replay), learner.dropped, learner.expired) == (
+        7,
+        0,
+        7,
+    )  # draws from p alone stay
     assert learner.add(sequences(2), 0) == 0 and learner.dropped == 7
     assert learner.add(sequences(2), 1) == 7 and len(learner.replay) == 14
     with pytest.raises(ConfigurationError, match="version 3, allowed: 0 to 2"):
@@ -176,10 +209,21 @@ def test_tensorboard_has_losses_calibration_and_staleness(tmp_path: Path) -> Non
     go_on(opened(tmp_path / "run", resume=True))
     events = EventAccumulator(str(tmp_path / "run" / TENSORBOARD)).Reload()
     tags = set(events.Tags()["scalars"])
-    assert {"loss/total", "loss/rtb", "log_z", "replay/size", "replay/dropped", "staleness/mean"} <= tags
+    assert {
+        "loss/total",
+        "loss/rtb",
+        "log_z",
+        "replay/size",
+        "replay/dropped",
+        "staleness/mean",
+    } <= tags
     assert {"staleness/max", "throughput/steps_per_s", "throughput/trajectories_per_s"} <= tags
     lines = read_losses(tmp_path / "run" / LOSSES_FILE)
-    for name in ("calibration/tree_rms_error", "calibration/tree_correlation", "calibration/tree_log_z_error"):
+    for name in (
+        "calibration/tree_rms_error",
+        "calibration/tree_correlation",
+        "calibration/tree_log_z_error",
+    ):
         points = events.Scalars(name)
         assert [point.step for point in points] == [4, 8, 12]
         assert points[-1].value == pytest.approx(lines[-1][name])
@@ -200,7 +244,9 @@ def test_calibration_compares_with_exact_values(tmp_path: Path) -> None:
     learner.trainer.network.set_scale(float(values.mean()), 1.0)
     found = learner.calibrate()
     assert found["calibration/tree_rms_error"] == pytest.approx(values.std(), rel=1e-5)
-    assert found["calibration/tree_log_z_error"] == pytest.approx(5 * abs(values.mean() - values[0]), rel=1e-4)
+    assert found["calibration/tree_log_z_error"] == pytest.approx(
+        5 * abs(values.mean() - values[0]), rel=1e-4
+    )
 
 
 def test_foreign_damaged_and_other_directories_are_refused(tmp_path: Path) -> None:
@@ -214,7 +260,9 @@ def test_foreign_damaged_and_other_directories_are_refused(tmp_path: Path) -> No
         opened(run, info=replace(INFO, reward="else"), resume=True)
     with pytest.raises(ResultsError, match=r"another configuration \(spec"):
         opened(run, spec=replace(SPEC, hidden_size=16), resume=True)
-    with pytest.raises(ResultsError, match=r"another configuration \(learner: .*'keep_versions': 2"):
+    with pytest.raises(
+        ResultsError, match=r"another configuration \(learner: .*'keep_versions': 2"
+    ):
         opened(run, options=OPTIONS.model_copy(update={"keep_versions": 9}), resume=True)
     with pytest.raises(CheckpointError, match=r"rtb=1\.0, now 2\.0"):
         opened(run, training=TRAINING.model_copy(update={"rtb": 2.0}), resume=True)
@@ -223,7 +271,9 @@ def test_foreign_damaged_and_other_directories_are_refused(tmp_path: Path) -> No
         opened(run, resume=True)
     (run / STATE_FILE).unlink()
     (run / "samples.jsonl").touch()
-    with pytest.raises(CheckpointError, match=r"holds 'samples\.jsonl' but no training\.safetensors"):
+    with pytest.raises(
+        CheckpointError, match=r"holds 'samples\.jsonl' but no training\.safetensors"
+    ):
         opened(run, resume=True)
     (tmp_path / "file").touch()
     with pytest.raises(ResultsError, match="no directory"):
@@ -265,7 +315,9 @@ def test_samples_without_a_tree_give_the_same_trajectories(num_children: int | N
         assert one.key == other.key and one.reward == other.reward
         np.testing.assert_allclose(one.log_prob, other.log_prob, atol=1e-12)
         for name in ("tokens", "log_prob", "log_weight", "reward", "ends"):
-            np.testing.assert_allclose(getattr(one.candidates, name), getattr(other.candidates, name), atol=1e-9)
+            np.testing.assert_allclose(
+                getattr(one.candidates, name), getattr(other.candidates, name), atol=1e-9
+            )
 
 
 def test_a_sample_gets_the_end_token_that_it_came_with() -> None:
@@ -285,7 +337,9 @@ def test_searches_become_trajectories(method: str) -> None:
     process = TokenProcess(model, model.law, model.length)
     problems = [SearchProblem(i, process.root([i]), model) for i in (0, 0, 0)]
     problems = [replace(p, index=i) for i, p in enumerate(problems)]
-    found = collect(process, problems, method, {"num_rollouts": 6, "inverse_temperature": 5.0}, seed=1)
+    found = collect(
+        process, problems, method, {"num_rollouts": 6, "inverse_temperature": 5.0}, seed=1
+    )
     assert len(found.rewards) == 3 and not found.errors and found.facts["searches"] == 3
     assert {t.source["problem"] for t in found.trajectories} == {0, 1, 2}
     for t in found.trajectories:
@@ -295,7 +349,11 @@ def test_searches_become_trajectories(method: str) -> None:
 
 def test_contexts_of_a_round_depend_on_seed_and_round_alone(tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("one\n\ntwo \nthree\none\n")
-    sources = [SyntheticContexts(64), DatasetContexts("classic", 64), PromptContexts(tmp_path / "prompts.txt")]
+    sources = [
+        SyntheticContexts(64),
+        DatasetContexts("classic", 64),
+        PromptContexts(tmp_path / "prompts.txt"),
+    ]
     for source in sources:
         first, again, other = (source.draw(3, number, 2) for number in (0, 0, 1))
         assert all(map(np.array_equal, first, again)) and not all(map(np.array_equal, first, other))

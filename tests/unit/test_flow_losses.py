@@ -55,7 +55,9 @@ def test_a_batch_has_the_candidates_of_every_step_and_pads_the_rest() -> None:
     long = toy_trajectory(TOY, (4, 3, 2, 1))
     found = long.candidates
     kept = [[t for t in range(5) if step != 1 or t in (0, 3)] for step in range(4)]
-    steps = [tuple(column[found.step(t)][of] for column in _columns(found)) for t, of in enumerate(kept)]
+    steps = [
+        tuple(column[found.step(t)][of] for column in _columns(found)) for t, of in enumerate(kept)
+    ]
     narrow = replace(long, candidates=Candidates.join(steps))
     batch = make_batch([short, long, narrow], {long.context: 5.0})
     for i, trajectory in enumerate([short, long, narrow]):
@@ -64,12 +66,18 @@ def test_a_batch_has_the_candidates_of_every_step_and_pads_the_rest() -> None:
             own = found.step(t) if t < len(trajectory.tokens) else slice(0, 0)
             count = own.stop - own.start
             assert batch.candidates[i, t, :count].tolist() == found.tokens[own].tolist()
-            assert batch.candidate_log_weight[i, t, :count].tolist() == found.log_weight[own].tolist()
+            assert (
+                batch.candidate_log_weight[i, t, :count].tolist() == found.log_weight[own].tolist()
+            )
             np.testing.assert_array_equal(batch.candidate_reward[i, t, :count], found.reward[own])
             assert (batch.candidate_log_weight[i, t, count:] == -np.inf).all()
             assert batch.candidate_reward[i, t, count:].isnan().all()
             if count:
-                assert batch.candidates[i, t, batch.chosen[i, t]] == batch.tokens[i, t] == trajectory.tokens[t]
+                assert (
+                    batch.candidates[i, t, batch.chosen[i, t]]
+                    == batch.tokens[i, t]
+                    == trajectory.tokens[t]
+                )
 
 
 def _columns(found: Candidates) -> tuple[np.ndarray, ...]:
@@ -102,9 +110,13 @@ def test_trajectories_of_other_lengths_do_not_matter(batch: Batch) -> None:
 
     both = make_batch([long, short], tilts)
     alone = make_batch([short], tilts)
-    for name in set(LOSSES) - {"log_partition_variance"}:  # which compares trajectories with each other
+    for name in set(LOSSES) - {
+        "log_partition_variance"
+    }:  # which compares trajectories with each other
         have = LOSSES[name](scores_by(value, both), both)[1]
-        assert have == pytest.approx(float(LOSSES[name](scores_by(value, alone), alone)[0]), rel=1e-12)
+        assert have == pytest.approx(
+            float(LOSSES[name](scores_by(value, alone), alone)[0]), rel=1e-12
+        )
 
 
 def test_trajectory_losses_see_children_up_to_a_constant(batch: Batch, exact: Scores) -> None:
@@ -122,7 +134,9 @@ def test_log_z_of_the_exact_values(batch: Batch, exact: Scores) -> None:
 
 def test_the_formula_of_the_early_notes_is_not_zero(batch: Batch, exact: Scores) -> None:
     """log Z + sum log[F(x_t-1)/P_F(x_t|x_t-1)] - lambda r, which SPEC section 6 warns of."""
-    log_p = torch.stack([batch.candidate_log_weight[b, torch.arange(4), batch.chosen[b]] for b in range(6)])
+    log_p = torch.stack(
+        [batch.candidate_log_weight[b, torch.arange(4), batch.chosen[b]] for b in range(6)]
+    )
     log_pf = log_ratios(exact, batch) + log_p
     early = 5 * exact.state[:, 0] + (5 * exact.state[:, :-1] - log_pf).sum(1) - 5 * batch.reward
     assert early.abs().min() > 1
@@ -147,7 +161,9 @@ def test_horvitz_thompson_weights_are_unbiased() -> None:
     estimates = []
     for row, kept in zip(perturbed, order, strict=True):
         log_weight = horvitz_thompson_log_weights(log_prob[kept[:count]], float(row[kept[count]]))
-        estimates.append([(np.exp(log_weight) * values[kept[:count]]).sum(), np.exp(log_weight).sum()])
+        estimates.append(
+            [(np.exp(log_weight) * values[kept[:count]]).sum(), np.exp(log_weight).sum()]
+        )
     mean = np.mean(estimates, axis=0)
     error = np.std(estimates, axis=0) / np.sqrt(len(keys))
     wanted = np.array([(np.exp(log_prob) * values).sum(), 1.0])
@@ -170,10 +186,16 @@ def test_contrastive_differences_are_divergences_from_the_target() -> None:
     trajectories = [toy_trajectory(model, s) for s in sequences]
     tilts = {t.context: model.inverse_temperature for t in trajectories}
     batch = make_batch([trajectories[i] for i in draws], tilts)
-    log_target = log_prior + model.inverse_temperature * np.array([t.reward for t in trajectories]) - model.log_z
+    log_target = (
+        log_prior
+        + model.inverse_temperature * np.array([t.reward for t in trajectories])
+        - model.log_z
+    )
 
     def wrong(tokens: tuple[int, ...]) -> float:
-        return exact_value(model)(tokens) + 0.3 * np.sin(1.0 + model.index(tokens) + 7 * len(tokens))
+        return exact_value(model)(tokens) + 0.3 * np.sin(
+            1.0 + model.index(tokens) + 7 * len(tokens)
+        )
 
     every = make_batch(trajectories, tilts)
     of_f = log_prior + log_ratios(scores_by(wrong, every), every).sum(1).numpy()
@@ -188,7 +210,9 @@ def test_contrastive_differences_are_divergences_from_the_target() -> None:
 
     (flow, prior), (of_exact, same_prior) = (divergences_of(scores, batch) for scores in of_draws)
     log_z = torch.logsumexp(batch.tilt * batch.reward, 0) - np.log(count)
-    torch.testing.assert_close(of_exact, (model.log_z - log_z)[None])  # 0 but for the error of log Z
+    torch.testing.assert_close(
+        of_exact, (model.log_z - log_z)[None]
+    )  # 0 but for the error of log Z
     torch.testing.assert_close(flow - of_exact, ours.mean()[None])
     true_prior = float(np.exp(log_target) @ (log_target - log_prior))
     assert torch.equal(prior, same_prior) and abs(float(prior) - true_prior) < 0.1 * true_prior
@@ -208,4 +232,6 @@ def test_weights_within_a_context_correct_for_the_law_that_drew() -> None:
     assert batch.log_omega.tolist() == [-1.0, 0.0, -np.inf, -np.inf]
     weights = np.exp([5.0 * first.reward - 1.0, 5.0 * second.reward])
     wanted = [*(3 * weights / weights.sum()), 0.0, 0.0]
-    np.testing.assert_allclose(batch.shares(batch.tilt * batch.reward + batch.log_omega), wanted, atol=1e-12)
+    np.testing.assert_allclose(
+        batch.shares(batch.tilt * batch.reward + batch.log_omega), wanted, atol=1e-12
+    )

@@ -23,7 +23,16 @@ from sdt_dist.protocols import Root, prompt_digest
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SPECS = {
-    "values": FlowSpec(34, (2, 34), 60, values=(-3.0, 3.0), context_length=20, patch=3, hidden_size=24, num_layers=2),
+    "values": FlowSpec(
+        34,
+        (2, 34),
+        60,
+        values=(-3.0, 3.0),
+        context_length=20,
+        patch=3,
+        hidden_size=24,
+        num_layers=2,
+    ),
     "ids": FlowSpec(30, (0, 25), 10, context_length=7, hidden_size=16, key_size=8),
 }
 INFO = FlowInfo("model", "reward", (0.5, 20.0))
@@ -41,10 +50,16 @@ def network(request: pytest.FixtureRequest) -> Iterator[FlowNetwork]:
 def random_states(spec: FlowSpec, count: int, seed: int = 0) -> list[tuple[Root, tuple[int, ...]]]:
     """States of all lengths below max_new_tokens after prompts of lengths up to twice the context length."""
     rng = np.random.default_rng(seed)
-    prompts = [tuple(rng.integers(0, spec.vocab_size, n).tolist()) for n in rng.integers(1, 2 * spec.context_length, 5)]
+    prompts = [
+        tuple(rng.integers(0, spec.vocab_size, n).tolist())
+        for n in rng.integers(1, 2 * spec.context_length, 5)
+    ]
     roots = [Root(prompt, prompt_digest(prompt)) for prompt in prompts]
     lengths = rng.integers(0, spec.max_new_tokens, count)
-    return [(roots[i % 5], tuple(rng.integers(*spec.allowed, n).tolist())) for i, n in enumerate(lengths)]
+    return [
+        (roots[i % 5], tuple(rng.integers(*spec.allowed, n).tolist()))
+        for i, n in enumerate(lengths)
+    ]
 
 
 def teacher_forced(
@@ -52,11 +67,19 @@ def teacher_forced(
 ) -> tuple[np.ndarray, np.ndarray]:
     prompt = torch.tensor([[*root.prompt, 0, 0]])  # padding must not matter
     ids = torch.tensor([tokens], dtype=torch.long)
-    hidden = network.hidden(network.context(prompt, torch.tensor([len(root.prompt)]), torch.tensor([tilt])), ids)
+    hidden = network.hidden(
+        network.context(prompt, torch.tensor([len(root.prompt)]), torch.tensor([tilt])), ids
+    )
     low, high = network.spec.allowed
-    log_prob = torch.from_numpy(rows(network.spec, [(root, tokens[:t]) for t in range(len(tokens) + 1)])[:, low:high])
-    of_p = moments(log_prob, network.keys()[:, 0].double()).float()[None] if network.spectral else None
-    return network.state_values(hidden)[0].double().numpy(), network.token_values(hidden, of_p)[0].double().numpy()
+    log_prob = torch.from_numpy(
+        rows(network.spec, [(root, tokens[:t]) for t in range(len(tokens) + 1)])[:, low:high]
+    )
+    of_p = (
+        moments(log_prob, network.keys()[:, 0].double()).float()[None] if network.spectral else None
+    )
+    return network.state_values(hidden)[0].double().numpy(), network.token_values(hidden, of_p)[
+        0
+    ].double().numpy()
 
 
 def rows(spec: FlowSpec, states: Sequence[tuple[Root, tuple[int, ...]]]) -> np.ndarray:
@@ -78,7 +101,9 @@ def test_inference_equals_teacher_forcing(network: FlowNetwork) -> None:
     states = random_states(network.spec, 12)
     tilts = tilts_of(flow, states, 4.0)
     values = flow.values(states, 4.0)
-    assert tilts.shape == (12, network.spec.vocab_size) and tilts.dtype == values.dtype == np.float64
+    assert (
+        tilts.shape == (12, network.spec.vocab_size) and tilts.dtype == values.dtype == np.float64
+    )
     for (root, tokens), row, value in zip(states, tilts, values, strict=True):
         state, token = teacher_forced(network, root, tokens, 4.0)
         np.testing.assert_allclose(row[low:high], 4.0 * token[-1], atol=2e-5)
@@ -122,7 +147,9 @@ def test_the_network_sees_prompt_tokens_and_inverse_temperature(network: FlowNet
 def test_candidates_are_the_tokens_own_values(network: FlowNetwork) -> None:
     """By gathering from all tokens, or from the candidates alone."""
     (root, tokens), *_ = random_states(network.spec, 1)
-    context = network.context(torch.tensor([root.prompt]), torch.tensor([len(root.prompt)]), torch.tensor([3.0]))
+    context = network.context(
+        torch.tensor([root.prompt]), torch.tensor([len(root.prompt)]), torch.tensor([3.0])
+    )
     hidden = network.hidden(context, torch.tensor([tokens], dtype=torch.long))
     of_p = torch.tensor([0.3, 0.8]).expand(*hidden.shape[:2], 2)
     low = network.spec.allowed[0]
@@ -130,7 +157,9 @@ def test_candidates_are_the_tokens_own_values(network: FlowNetwork) -> None:
     for width in (2, network.spec.num_tokens):
         ids = torch.randint(*network.spec.allowed, (*hidden.shape[:2], width))
         wanted = everything.gather(-1, ids - low)
-        torch.testing.assert_close(network.candidate_values(hidden, ids, of_p), wanted, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            network.candidate_values(hidden, ids, of_p), wanted, atol=1e-5, rtol=1e-5
+        )
 
 
 def test_a_vocabulary_of_128k_costs_one_product() -> None:
@@ -141,7 +170,10 @@ def test_a_vocabulary_of_128k_costs_one_product() -> None:
 
 def test_identity_names_weights_spec_and_use(network: FlowNetwork) -> None:
     first = Flow(network, INFO).identity
-    assert len(first) == 32 and first == Flow(network, replace(INFO, version=7, metrics={"loss": 1.0})).identity
+    assert (
+        len(first) == 32
+        and first == Flow(network, replace(INFO, version=7, metrics={"loss": 1.0})).identity
+    )
     assert first != Flow(network, replace(INFO, reward="other")).identity
     network.reward_mean.add_(1e-3)
     assert first != Flow(network, INFO).identity
@@ -155,7 +187,10 @@ def test_bits_do_not_depend_on_companions_where_tokens_are_few() -> None:
     states = [(root, tokens) for length in range(4) for tokens in product(range(5), repeat=length)]
     together = tilts_of(Flow(network, INFO), states, 5.0)
     alone = Flow(network, INFO)
-    assert all((tilts_of(alone, [state], 5.0)[0] == row).all() for state, row in zip(states, together, strict=True))
+    assert all(
+        (tilts_of(alone, [state], 5.0)[0] == row).all()
+        for state, row in zip(states, together, strict=True)
+    )
 
 
 def test_states_that_a_flow_cannot_value_are_refused(network: FlowNetwork) -> None:
@@ -172,7 +207,10 @@ def test_states_that_a_flow_cannot_value_are_refused(network: FlowNetwork) -> No
         flow.values([(root, (spec.vocab_size,))], 1.0)
     with pytest.raises(ConfigurationError, match="empty prompt"):
         flow.values([(Root((), b"e"), ())], 1.0)
-    assert flow.values([], 1.0).shape == (0,) and tilts_of(flow, [], 1.0).shape == (0, spec.vocab_size)
+    assert flow.values([], 1.0).shape == (0,) and tilts_of(flow, [], 1.0).shape == (
+        0,
+        spec.vocab_size,
+    )
 
 
 @pytest.mark.parametrize(("length", "segment"), [(48, 24), (30, 7), (9, 4), (4, 4)])
@@ -189,12 +227,20 @@ def test_the_reference_is_that_of_the_reward() -> None:
     found = reference_power(torch.from_numpy(history), torch.tensor([130, 100]), basis).numpy()
     for row, series in zip(found, (history[0], history[1, :100]), strict=True):
         wanted = reference_spectrum(series, 48, 24)
-        np.testing.assert_allclose(row, np.maximum(wanted, 1e-6) + FLOOR_SHARE * wanted.mean(), rtol=1e-10)
+        np.testing.assert_allclose(
+            row, np.maximum(wanted, 1e-6) + FLOOR_SHARE * wanted.mean(), rtol=1e-10
+        )
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("hidden_size", 0), ("patch", 1.0), ("allowed", (3, 40)), ("values", (1.0, 1.0)), ("num_layers", 1000)],
+    [
+        ("hidden_size", 0),
+        ("patch", 1.0),
+        ("allowed", (3, 40)),
+        ("values", (1.0, 1.0)),
+        ("num_layers", 1000),
+    ],
 )
 def test_specs_that_describe_no_network_are_refused(field: str, value: object) -> None:
     with pytest.raises(ConfigurationError, match=field):
@@ -217,7 +263,9 @@ def test_the_last_value_completes_the_spectrum_whatever_the_network_predicts() -
     for parameter in network.spectral.path.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     tokens = torch.randint(*spec.allowed, (3, spec.max_new_tokens))
-    context = network.context(torch.randint(*spec.allowed, (3, 20)), torch.full((3,), 20), torch.full((3,), 5.0))
+    context = network.context(
+        torch.randint(*spec.allowed, (3, 20)), torch.full((3,), 20), torch.full((3,), 5.0)
+    )
     hidden = network.hidden(context, tokens)
     states, packed = network._split(hidden)
     of_p = torch.tensor([0.2, 0.5]).expand(3, spec.max_new_tokens, 2)
@@ -226,7 +274,10 @@ def test_the_last_value_completes_the_spectrum_whatever_the_network_predicts() -
     reached = mean[:, -1] + (values[:, -1] - 0.2)[:, None, None, None] * response[:, -1]
     reference = torch.exp(0.5 * context[:, spec.hidden_size : -2])[:, None]
     series = values.double().numpy()
-    wanted = power_spectrum(series, spec.running_segment)[1] / reference[:, 0].detach().double().numpy() ** 2
+    wanted = (
+        power_spectrum(series, spec.running_segment)[1]
+        / reference[:, 0].detach().double().numpy() ** 2
+    )
     np.testing.assert_allclose((reached.detach() ** 2).sum((1, 3)), wanted, rtol=2e-3, atol=1e-3)
     assert float(variance[:, -1].detach().max()) < 1e-4
 
@@ -234,7 +285,9 @@ def test_the_last_value_completes_the_spectrum_whatever_the_network_predicts() -
 def test_prediction_is_learnt_from_what_samples_become() -> None:
     """On persistent series the likelihood of the final coefficients rises well above that of knowing nothing."""
     torch.manual_seed(0)
-    spec = FlowSpec(402, (2, 402), 16, values=(-4.0, 4.0), context_length=16, patch=4, segment=8, hidden_size=32)
+    spec = FlowSpec(
+        402, (2, 402), 16, values=(-4.0, 4.0), context_length=16, patch=4, segment=8, hidden_size=32
+    )
     network = FlowNetwork(spec)
     rng = np.random.default_rng(0)
     series = np.zeros((96, 32))

@@ -24,19 +24,29 @@ def searches(method: str, **arguments):
     model = Toy(*PARAMETERS["A"])
     process = TokenProcess(model, model.law, model.length)
     problem = SearchProblem(0, process.root([0]), model)
-    return list(run_searches(process, [problem], method=method, options={"num_rollouts": 20}, seed=0, **arguments))
+    return list(
+        run_searches(
+            process, [problem], method=method, options={"num_rollouts": 20}, seed=0, **arguments
+        )
+    )
 
 
 @pytest.mark.parametrize("method", [name for name in method_names() if name not in ("snis", "smc")])
 def test_methods_that_use_no_flow_refuse_one(method):
-    with pytest.raises(ConfigurationError, match=f"flow: given, but method '{method}' does not use one"):
+    with pytest.raises(
+        ConfigurationError, match=f"flow: given, but method '{method}' does not use one"
+    ):
         searches(method, flow=flow_of("A", "exact"))
 
 
 def test_s_adt_without_a_flow_says_what_to_do():
-    with pytest.raises(ConfigurationError, match=r"'s_adt': it needs a flow network; .* use residual_ts"):
+    with pytest.raises(
+        ConfigurationError, match=r"'s_adt': it needs a flow network; .* use residual_ts"
+    ):
         searches("s_adt")
-    with pytest.raises(ConfigurationError, match="methods: s_adt needs a flow; give --flow PATH or leave it out"):
+    with pytest.raises(
+        ConfigurationError, match="methods: s_adt needs a flow; give --flow PATH or leave it out"
+    ):
         load_config(None, {"methods": ["s_adt"]})
     assert "s_adt" not in method_names() and "s_adt" not in load_config(None, {}).methods
 
@@ -48,7 +58,10 @@ def test_s_adt_without_a_flow_says_what_to_do():
         ({"alpha": -0.1}, "alpha: -0.1, .*greater than or equal to 0"),
         ({"alpha_decay": 0.0}, "alpha_decay: 0.0, .*greater than 0"),
         ({"leaf_values": True}, "leaf_values=True with draw='path', allowed: draw='fall'"),
-        ({"leaf_values": True, "draw": "path"}, "leaf_values=True with draw='path', allowed: draw='fall'"),
+        (
+            {"leaf_values": True, "draw": "path"},
+            "leaf_values=True with draw='path', allowed: draw='fall'",
+        ),
     ],
 )
 def test_wrong_uses_of_a_flow_name_what_is_allowed(options, words):
@@ -58,7 +71,9 @@ def test_wrong_uses_of_a_flow_name_what_is_allowed(options, words):
 
 @pytest.mark.parametrize("option", ["alpha", "leaf_values", "proposal"])
 def test_uses_of_a_flow_belong_to_s_adt(option):
-    with pytest.raises(ConfigurationError, match=f"unknown option of method 'residual_ts' '{option}'"):
+    with pytest.raises(
+        ConfigurationError, match=f"unknown option of method 'residual_ts' '{option}'"
+    ):
         validate_options("residual_ts", {option: True})
 
 
@@ -113,7 +128,14 @@ def test_search_takes_a_flow_for_any_model_that_computes_here(method):
         return [float(sample[-1] == 2) for sample in samples]
 
     result = sdt.search(
-        Uniform(), [1], ends_in_two, method=method, max_new_tokens=6, flow=TwoFlow(), num_rollouts=20, num_samples=4
+        Uniform(),
+        [1],
+        ends_in_two,
+        method=method,
+        max_new_tokens=6,
+        flow=TwoFlow(),
+        num_rollouts=20,
+        num_samples=4,
     )
     assert result.method == method and result.best.reward == 1.0
     assert all(sample.log_prob == pytest.approx(6 * np.log(1 / 3)) for sample in result.samples)
@@ -150,30 +172,47 @@ def test_a_resumed_search_keeps_its_flow_and_equals_one_that_never_stopped(use, 
     def resumed(flow):
         model = Toy(*PARAMETERS["A"])
         process = TokenProcess(model, model.law, model.length)
-        options = {"num_rollouts": 100, "wave_size": 4, "inverse_temperature": model.inverse_temperature} | USES[use]
+        options = {
+            "num_rollouts": 100,
+            "wave_size": 4,
+            "inverse_temperature": model.inverse_temperature,
+        } | USES[use]
         problem = SearchProblem(0, process.root([0]), model)
-        ((_, run),) = run_searches(process, [problem], method="s_adt", options=options, seed=4, resume=saved, flow=flow)
+        ((_, run),) = run_searches(
+            process, [problem], method="s_adt", options=options, seed=4, resume=saved, flow=flow
+        )
         return run
 
     again = resumed(noisy)
     assert (again.log_z, again.rollouts) == (whole.log_z, 100)
     assert [s.tokens for s in again.samples] == [s.tokens for s in whole.samples]
     assert all(
-        np.array_equal(value, again.tree.arrays()[name], equal_nan=True) for name, value in whole.tree.arrays().items()
+        np.array_equal(value, again.tree.arrays()[name], equal_nan=True)
+        for name, value in whole.tree.arrays().items()
     )
-    with pytest.raises(ConfigurationError, match=r"the saved search has flow 'A/noisy/1\.0', now 'A/exact/1\.0'"):
+    with pytest.raises(
+        ConfigurationError, match=r"the saved search has flow 'A/noisy/1\.0', now 'A/exact/1\.0'"
+    ):
         resumed(flow_of("A", "exact"))
 
 
 def test_trees_saved_without_proposals_are_read_as_drawn_from_p():
     tree = run_toy("A", "residual_ts", 0, num_rollouts=30).tree
     newer = ("log_proposal", "log_residual_proposal", "log_advantage")
-    again = Tree.from_arrays({name: value for name, value in tree.arrays().items() if name not in newer}).arrays()
-    assert all(np.array_equal(value, again[name], equal_nan=True) for name, value in tree.arrays().items())
+    again = Tree.from_arrays(
+        {name: value for name, value in tree.arrays().items() if name not in newer}
+    ).arrays()
+    assert all(
+        np.array_equal(value, again[name], equal_nan=True) for name, value in tree.arrays().items()
+    )
 
 
 def test_trees_saved_without_advantages_have_those_of_their_proposal():
     (run,) = run_with_flow("A", "s_adt", flow_of("A", "noisy"), [0], num_rollouts=30)
     arrays = run.tree.arrays()
-    again = Tree.from_arrays({name: value for name, value in arrays.items() if name != "log_advantage"}).arrays()
-    assert np.array_equal(again["log_advantage"], arrays["log_advantage"]) and np.any(arrays["log_advantage"] != 0)
+    again = Tree.from_arrays(
+        {name: value for name, value in arrays.items() if name != "log_advantage"}
+    ).arrays()
+    assert np.array_equal(again["log_advantage"], arrays["log_advantage"]) and np.any(
+        arrays["log_advantage"] != 0
+    )

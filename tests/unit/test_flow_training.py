@@ -29,7 +29,13 @@ SPEC = FlowSpec(5, (0, 5), 4, values=(-1.0, 1.0), context_length=3, hidden_size=
 LOG_ROWS = np.log(np.full((2, 5), 0.2))
 ALL = {"rtb": 1, "subtb": 0.5, "log_partition_variance": 1, "bellman": 1, "terminal": 1, "tie": 1}
 OPTIONS = FlowTrainOptions.parse(
-    {"steps": 12, "lowest_inverse_temperature": 2, "highest_inverse_temperature": 5, "log_every": 4, **ALL}
+    {
+        "steps": 12,
+        "lowest_inverse_temperature": 2,
+        "highest_inverse_temperature": 5,
+        "log_every": 4,
+        **ALL,
+    }
 )
 
 
@@ -37,7 +43,12 @@ def new_trainer(options: FlowTrainOptions = OPTIONS, log_dir: Path | None = None
     torch.manual_seed(0)
     replay = ReplayBuffer(50)
     for prompt in range(6):
-        replay.add([toy_trajectory(toy("A"), toy("A").sequence(i + prompt), (prompt % 5,)) for i in range(0, 600, 60)])
+        replay.add(
+            [
+                toy_trajectory(toy("A"), toy("A").sequence(i + prompt), (prompt % 5,))
+                for i in range(0, 600, 60)
+            ]
+        )
     return FlowTrainer(FlowNetwork(SPEC), replay, options, log_dir=log_dir)
 
 
@@ -51,7 +62,11 @@ def test_resuming_equals_never_having_stopped(tmp_path: Path) -> None:
     stopped.save(tmp_path / "training.safetensors")
     resumed = FlowTrainer.resume(tmp_path / "training.safetensors", OPTIONS)
     resumed.train(on_step=lambda step, metrics: first.append((step, metrics)))
-    assert first == curve and len(curve) == 12 and {f"loss/{name}" for name in ALL} < curve[0][1].keys()
+    assert (
+        first == curve
+        and len(curve) == 12
+        and {f"loss/{name}" for name in ALL} < curve[0][1].keys()
+    )
     for name, value in whole.network.state_dict().items():
         assert torch.equal(value, resumed.network.state_dict()[name]), name
 
@@ -96,13 +111,24 @@ def test_a_diverged_loss_stops_the_training() -> None:
 def test_tensorboard_scalars(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    options = OPTIONS.model_copy(update={"highest_inverse_temperature": 5.0, "lowest_inverse_temperature": 5.0})
+    options = OPTIONS.model_copy(
+        update={"highest_inverse_temperature": 5.0, "lowest_inverse_temperature": 5.0}
+    )
     metrics = new_trainer(options, tmp_path).train()
     events = EventAccumulator(str(tmp_path)).Reload()
     tags = set(events.Tags()["scalars"])
-    assert {"loss/total", "loss/rtb", "log_z", "calibration/rms_error", "gradient_norm", "replay/size"} <= tags
+    assert {
+        "loss/total",
+        "loss/rtb",
+        "log_z",
+        "calibration/rms_error",
+        "gradient_norm",
+        "replay/size",
+    } <= tags
     points = events.Scalars("loss/total")
-    assert [p.step for p in points] == [4, 8, 12] and points[-1].value == pytest.approx(metrics["loss/total"])
+    assert [p.step for p in points] == [4, 8, 12] and points[-1].value == pytest.approx(
+        metrics["loss/total"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -147,7 +173,9 @@ def test_a_flow_comes_back_as_it_was(saved: Path) -> None:
     again = Flow(network, flow.info)
     assert flow.info.version == 3 and flow.info.metrics == {"loss": 0.25}
     assert flow.identity == again.identity
-    assert np.array_equal(flow.log_tilts(states, 2.0, LOG_ROWS), again.log_tilts(states, 2.0, LOG_ROWS))
+    assert np.array_equal(
+        flow.log_tilts(states, 2.0, LOG_ROWS), again.log_tilts(states, 2.0, LOG_ROWS)
+    )
     assert [path.name for path in sorted(saved.iterdir())] == [INFO_FILE, WEIGHTS_FILE]
 
 
@@ -173,19 +201,51 @@ def test_a_flow_for_another_model_or_reward_is_refused(saved: Path) -> None:
         ({"spec": None}, "a spec"),
         ({"info": {}}, "must have the fields"),
         (
-            {"info": {"model": 1, "reward": "", "inverse_temperatures": [1.0, 2.0], "version": 0, "metrics": {}}},
+            {
+                "info": {
+                    "model": 1,
+                    "reward": "",
+                    "inverse_temperatures": [1.0, 2.0],
+                    "version": 0,
+                    "metrics": {},
+                }
+            },
             "model: 1",
         ),
         (
-            {"info": {"model": "", "reward": "", "inverse_temperatures": [2.0, 1.0], "version": 0, "metrics": {}}},
+            {
+                "info": {
+                    "model": "",
+                    "reward": "",
+                    "inverse_temperatures": [2.0, 1.0],
+                    "version": 0,
+                    "metrics": {},
+                }
+            },
             "lowest <= highest",
         ),
         (
-            {"info": {"model": "", "reward": "", "inverse_temperatures": 1.0, "version": 0, "metrics": {}}},
+            {
+                "info": {
+                    "model": "",
+                    "reward": "",
+                    "inverse_temperatures": 1.0,
+                    "version": 0,
+                    "metrics": {},
+                }
+            },
             "two numbers",
         ),
         (
-            {"info": {"model": "", "reward": "", "inverse_temperatures": [1.0, 1.0], "version": -1, "metrics": {}}},
+            {
+                "info": {
+                    "model": "",
+                    "reward": "",
+                    "inverse_temperatures": [1.0, 1.0],
+                    "version": -1,
+                    "metrics": {},
+                }
+            },
             "version",
         ),
         ({"weights": "0" * 32}, "two versions"),

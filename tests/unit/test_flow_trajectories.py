@@ -22,7 +22,9 @@ from tests.flow_helpers import toy_trajectory
 from tests.search_helpers import run_toy, toy
 
 
-def searched(name: str = "A", method: str = "residual_ts", **options) -> tuple[Toy, TokenProcess, Root, Snapshot]:
+def searched(
+    name: str = "A", method: str = "residual_ts", **options
+) -> tuple[Toy, TokenProcess, Root, Snapshot]:
     model = toy(name)
     process = TokenProcess(model, model.law, model.length)
     result = run_toy(name, method, 3, **{"num_rollouts": 40, **options})
@@ -36,7 +38,8 @@ def same(one: Trajectory, other: Trajectory) -> bool:
     columns = ("tokens", "log_prob", "log_weight", "reward", "ends")
     pairs += [(getattr(one.candidates, n), getattr(other.candidates, n)) for n in columns]
     facts = [
-        (t.context, t.reward, t.log_omega, t.soft_values_at, t.source, t.soft_values is None) for t in (one, other)
+        (t.context, t.reward, t.log_omega, t.soft_values_at, t.source, t.soft_values is None)
+        for t in (one, other)
     ]
     if one.soft_values is not None and other.soft_values is not None:
         pairs.append((one.soft_values, other.soft_values))
@@ -52,21 +55,31 @@ def test_trajectories_hold_what_the_tree_knows(method: str) -> None:
         tokens = tuple(t.tokens.tolist())
         assert t.reward == model.rewards[model.index(tokens)]
         assert t.log_prob.sum() == pytest.approx(model.log_prior[model.index(tokens)])
-        assert t.context == root.digest.hex() and t.source == {"method": method, "seed": 3, "problem": 0}
+        assert t.context == root.digest.hex() and t.source == {
+            "method": method,
+            "seed": 3,
+            "problem": 0,
+        }
         for step in range(4):
             place = t.candidates.step(step)
             row = model.log_prob_tables[step][model.index(tokens[:step])]
-            np.testing.assert_allclose(t.candidates.log_prob[place], row[t.candidates.tokens[place]], atol=1e-12)
+            np.testing.assert_allclose(
+                t.candidates.log_prob[place], row[t.candidates.tokens[place]], atol=1e-12
+            )
             assert np.exp(t.candidates.log_weight[place]).sum() == pytest.approx(1)
         last = t.candidates.step(3)
-        rewards = dict(zip(t.candidates.tokens[last].tolist(), t.candidates.reward[last].tolist(), strict=True))
+        rewards = dict(
+            zip(t.candidates.tokens[last].tolist(), t.candidates.reward[last].tolist(), strict=True)
+        )
         for token, reward in rewards.items():
             sequence = (*tokens[:3], token)
             known = sequence in snapshot.sequences
             assert reward == model.rewards[model.index(sequence)] if known else np.isnan(reward)
     if method == "residual_ts":
         found, log_omega = (snapshot.notes[name].tolist() for name in ("sample", "log_omega"))
-        assert [t.log_omega for t in trajectories] == [log_omega[found.index(i)] for i in range(len(trajectories))]
+        assert [t.log_omega for t in trajectories] == [
+            log_omega[found.index(i)] for i in range(len(trajectories))
+        ]
 
 
 def test_an_exhausted_tree_gives_complete_rows() -> None:
@@ -114,7 +127,9 @@ def test_rows_by_draws_without_replacement_are_unbiased() -> None:
         for t in with_rows(process, root, plain, num_children=6, seed=seed):
             sizes = np.diff(t.candidates.ends, prepend=0)
             assert set(sizes.tolist()) <= {6, 7}
-            sums.append([np.exp(t.candidates.log_weight[t.candidates.step(i)]).sum() for i in range(3)])
+            sums.append(
+                [np.exp(t.candidates.log_weight[t.candidates.step(i)]).sum() for i in range(3)]
+            )
     mean = np.mean(sums, axis=0)
     error = np.std(sums, axis=0) / np.sqrt(300)
     assert (np.abs(mean - 1) < 4 * error).all() and (error < 0.05).all()
@@ -161,7 +176,9 @@ def test_malformed_trajectories_are_refused() -> None:
 def toy_buffer(capacity: int = 100, exponent: float = 0.5) -> ReplayBuffer:
     replay = ReplayBuffer(capacity, exponent)
     for prompt in range(4):
-        replay.add([toy_trajectory(toy("A"), toy("A").sequence(i), (prompt,)) for i in range(0, 60, 7)])
+        replay.add(
+            [toy_trajectory(toy("A"), toy("A").sequence(i), (prompt,)) for i in range(0, 60, 7)]
+        )
     return replay
 
 
@@ -190,12 +207,17 @@ def test_replay_prefers_large_losses() -> None:
     losses = np.zeros(36)
     losses[5] = 50.0
     replay.update(everything, losses.tolist())
-    hits = sum(replay.sample(np.random.default_rng(i), 1, 1)[0].key == everything[5].key for i in range(200))
+    hits = sum(
+        replay.sample(np.random.default_rng(i), 1, 1)[0].key == everything[5].key
+        for i in range(200)
+    )
     assert hits > 190
     fresh = toy_trajectory(toy("A"), toy("A").sequence(600), (0,))
     replay.update(everything, np.zeros(36).tolist())
     replay.add([fresh])
-    hits = sum(replay.sample(np.random.default_rng(i), 1, 1)[0].key == fresh.key for i in range(200))
+    hits = sum(
+        replay.sample(np.random.default_rng(i), 1, 1)[0].key == fresh.key for i in range(200)
+    )
     assert hits > 190  # what nobody has looked at comes first
 
 
@@ -231,7 +253,10 @@ def test_strata_stand_for_a_whole_row() -> None:
         log_prob -= np.logaddexp.reduce(log_prob)
         prob = np.exp(log_prob)
         row = (tokens[::-1], log_prob[::-1], log_prob[::-1])
-        for f in ((tokens - centre) / spread, np.cos(tokens * 2.0)):  # smooth, and as rough as can be
+        for f in (
+            (tokens - centre) / spread,
+            np.cos(tokens * 2.0),
+        ):  # smooth, and as rough as can be
             sums = []
             for key in range(400):
                 kept, own, log_weight = stratified(row, count, key)
@@ -242,6 +267,11 @@ def test_strata_stand_for_a_whole_row() -> None:
             error = max(np.std(sums) / 20, 1e-9)
             assert abs(np.mean(sums) - prob @ f) < 4 * error
         assert (
-            np.std([np.exp(w) @ ((k - centre) / spread) for k, _, w in (stratified(row, count, i) for i in range(50))])
+            np.std(
+                [
+                    np.exp(w) @ ((k - centre) / spread)
+                    for k, _, w in (stratified(row, count, i) for i in range(50))
+                ]
+            )
             < 0.05
         )

@@ -20,7 +20,13 @@ from safetensors.torch import load_file, save_file
 
 from sdt_dist.data import load_problems, synthetic
 from sdt_dist.data.scale import MIN_HISTORY, Scale
-from sdt_dist.errors import CheckpointError, ConfigurationError, ContextError, DataError, ResultsError
+from sdt_dist.errors import (
+    CheckpointError,
+    ConfigurationError,
+    ContextError,
+    DataError,
+    ResultsError,
+)
 from sdt_dist.models.forecaster import bundled
 from sdt_dist.models.forecaster.bundled import WEIGHTS_FILE, load_module
 from sdt_dist.models.forecaster.spec import BUNDLED, FORMAT, SPEC_FILE, ForecasterSpec
@@ -38,11 +44,17 @@ from sdt_dist.training.forecaster.trainer import CHECKPOINT_FILE, TrainConfig
 TOKENIZER = ValueTokenizer()
 CPU = torch.device("cpu")
 SMALL = ForecasterSpec(
-    context_length=64, max_horizon=16, vocab_size=66, hidden_size=32, intermediate_size=48, num_layers=2, head_dim=16
+    context_length=64,
+    max_horizon=16,
+    vocab_size=66,
+    hidden_size=32,
+    intermediate_size=48,
+    num_layers=2,
+    head_dim=16,
 )
-HISTORIES = arrays(np.float64, st.integers(MIN_HISTORY, 60), elements=st.floats(-1e3, 1e3, width=32)).filter(
-    lambda x: x.std() > 1e-3
-)
+HISTORIES = arrays(
+    np.float64, st.integers(MIN_HISTORY, 60), elements=st.floats(-1e3, 1e3, width=32)
+).filter(lambda x: x.std() > 1e-3)
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -57,7 +69,9 @@ def _wave(rows: int) -> np.ndarray:
     return 10 + np.sin(np.arange(rows) / 4) + 0.1 * np.random.default_rng(0).standard_normal(rows)
 
 
-@given(arrays(np.float64, 20, elements=st.floats(-10, 10)), st.floats(-1e6, 1e6), st.floats(1e-3, 1e6))
+@given(
+    arrays(np.float64, 20, elements=st.floats(-10, 10)), st.floats(-1e6, 1e6), st.floats(1e-3, 1e6)
+)
 def test_values_within_the_limit_come_back_within_half_a_bin(values, loc, scale):
     back = TOKENIZER.decode(TOKENIZER.tokens(values), Scale(loc, scale))
     slack = 1e-9 * (abs(loc) + scale)
@@ -66,7 +80,10 @@ def test_values_within_the_limit_come_back_within_half_a_bin(values, loc, scale)
 
 @given(st.floats(10, 1e300))
 def test_values_beyond_the_limit_take_the_outermost_bin(value):
-    assert TOKENIZER.tokens(np.array([-value, value])).tolist() == [FIRST_BIN, TOKENIZER.vocab_size - 1]
+    assert TOKENIZER.tokens(np.array([-value, value])).tolist() == [
+        FIRST_BIN,
+        TOKENIZER.vocab_size - 1,
+    ]
 
 
 @given(HISTORIES, st.integers(-8, 8), st.integers(-1000, 1000))
@@ -146,11 +163,16 @@ def test_the_bundled_weights_load_small_and_finite():
 
 
 def _config(directory: Path, **changes) -> TrainConfig:
-    return replace(TrainConfig(str(directory), steps=6, batch_size=2, spec=SMALL, checkpoint_every=100), **changes)
+    return replace(
+        TrainConfig(str(directory), steps=6, batch_size=2, spec=SMALL, checkpoint_every=100),
+        **changes,
+    )
 
 
 def _weights(directory: Path) -> dict[str, bytes]:
-    return {name: value.numpy().tobytes() for name, value in load_file(directory / WEIGHTS_FILE).items()}
+    return {
+        name: value.numpy().tobytes() for name, value in load_file(directory / WEIGHTS_FILE).items()
+    }
 
 
 def _step(directory: Path) -> int:
@@ -183,7 +205,9 @@ def test_training_resumes_exactly(trained, tmp_path, stop_at):
 
 
 @pytest.mark.parametrize("renames", range(6))
-def test_a_kill_between_any_two_files_of_a_save_resumes_exactly(trained, tmp_path, monkeypatch, renames):
+def test_a_kill_between_any_two_files_of_a_save_resumes_exactly(
+    trained, tmp_path, monkeypatch, renames
+):
     """Saves after steps 2 and 4; the kill leaves a torn file beside the one that was to come."""
     real = Path.replace
     done = []
@@ -211,7 +235,10 @@ def test_a_kill_between_any_two_files_of_a_save_resumes_exactly(trained, tmp_pat
 
 def test_a_kill_between_checkpoint_and_forecaster_still_exports_the_last_step(trained, tmp_path):
     train_forecaster(_config(tmp_path))
-    save_file({k: torch.zeros_like(v) for k, v in load_file(tmp_path / WEIGHTS_FILE).items()}, tmp_path / WEIGHTS_FILE)
+    save_file(
+        {k: torch.zeros_like(v) for k, v in load_file(tmp_path / WEIGHTS_FILE).items()},
+        tmp_path / WEIGHTS_FILE,
+    )
     assert _weights(train_forecaster(_config(tmp_path))) == _weights(trained)
 
 
@@ -232,12 +259,29 @@ def _rewrite(path: Path, change) -> None:
         lambda path: save_file({"weight": torch.zeros(2)}, path),
         lambda path: _rewrite(path, lambda tensors, metadata: metadata.update(step="four")),
         lambda path: _rewrite(path, lambda tensors, _: tensors.pop("model.model.norm.weight")),
-        lambda path: _rewrite(path, lambda tensors, _: tensors["model.model.norm.weight"].fill_(np.nan)),
+        lambda path: _rewrite(
+            path, lambda tensors, _: tensors["model.model.norm.weight"].fill_(np.nan)
+        ),
         lambda path: _rewrite(path, lambda tensors, _: tensors.pop("optimiser.1.0.exp_avg")),
-        lambda path: _rewrite(path, lambda tensors, _: tensors.update({"optimiser.0.x.y": torch.zeros(1)})),
-        lambda path: _rewrite(path, lambda tensors, _: tensors.update({"optimiser.0.0.y": torch.zeros(7)})),
+        lambda path: _rewrite(
+            path, lambda tensors, _: tensors.update({"optimiser.0.x.y": torch.zeros(1)})
+        ),
+        lambda path: _rewrite(
+            path, lambda tensors, _: tensors.update({"optimiser.0.0.y": torch.zeros(7)})
+        ),
     ],
-    ids=["missing", "torn", "pickled", "foreign", "step", "weight", "nan", "moment", "name", "shape"],
+    ids=[
+        "missing",
+        "torn",
+        "pickled",
+        "foreign",
+        "step",
+        "weight",
+        "nan",
+        "moment",
+        "name",
+        "shape",
+    ],
 )
 def test_a_damaged_training_checkpoint_is_refused(trained, tmp_path, damage):
     for file in trained.iterdir():
@@ -279,7 +323,9 @@ def test_the_seed_decides_the_weights(trained, tmp_path):
     assert _weights(train_forecaster(_config(tmp_path / "other", seed=1))) != _weights(trained)
 
 
-@pytest.mark.parametrize("change", [{"steps": 7}, {"seed": 1}, {"batch_size": 3}, {"adam_lr": 1e-3}])
+@pytest.mark.parametrize(
+    "change", [{"steps": 7}, {"seed": 1}, {"batch_size": 3}, {"adam_lr": 1e-3}]
+)
 def test_another_configurations_directory_is_refused(trained, change):
     before = _weights(trained)
     with pytest.raises(CheckpointError, match="another configuration"):
@@ -289,12 +335,18 @@ def test_another_configurations_directory_is_refused(trained, change):
 
 def test_fine_tuning_starts_from_its_init(trained, tmp_path):
     pd.DataFrame({"load": _wave(200)}).to_csv(tmp_path / "load.csv", index=False)
-    config = _config(tmp_path / "own", init=str(trained), data=str(tmp_path / "load.csv"), end_row=150, steps=1)
-    still = train_forecaster(replace(config, output=str(tmp_path / "still"), muon_lr=0.0, adam_lr=0.0))
+    config = _config(
+        tmp_path / "own", init=str(trained), data=str(tmp_path / "load.csv"), end_row=150, steps=1
+    )
+    still = train_forecaster(
+        replace(config, output=str(tmp_path / "still"), muon_lr=0.0, adam_lr=0.0)
+    )
     assert _weights(still) == _weights(trained)
     assert _weights(train_forecaster(config)) != _weights(trained)
     with pytest.raises(ConfigurationError, match="init"):
-        train_forecaster(replace(config, output=str(tmp_path / "wide"), spec=replace(SMALL, hidden_size=64)))
+        train_forecaster(
+            replace(config, output=str(tmp_path / "wide"), spec=replace(SMALL, hidden_size=64))
+        )
 
 
 def test_fine_tuning_sees_rows_before_the_end_row_only(tmp_path):
@@ -306,7 +358,10 @@ def test_fine_tuning_sees_rows_before_the_end_row_only(tmp_path):
         pd.DataFrame(table, columns=["a", "b"]).to_csv(tmp_path / f"{name}.csv", index=False)
         sources.append(CsvSource(tmp_path / f"{name}.csv", 100, CPU))
     for step in range(20):
-        drawn = [token_batch(source, SMALL, 16, torch.Generator().manual_seed(step)) for source in sources]
+        drawn = [
+            token_batch(source, SMALL, 16, torch.Generator().manual_seed(step))
+            for source in sources
+        ]
         assert all(torch.equal(one, other) for one, other in zip(*drawn, strict=True))
     with pytest.raises(DataError, match="80 rows"):
         CsvSource(tmp_path / "before.csv", 80, CPU).draw(1, 80, torch.Generator())
@@ -324,7 +379,9 @@ def test_synthetic_series_repeat_by_seed_and_are_finite():
         return synthetic.generate(64, 200, torch.Generator().manual_seed(seed))
 
     first = draw(0)
-    assert first.shape == (64, 200) and torch.equal(first, draw(0)) and not torch.equal(first, draw(1))
+    assert (
+        first.shape == (64, 200) and torch.equal(first, draw(0)) and not torch.equal(first, draw(1))
+    )
     for seed in range(8):
         series = draw(seed)
         assert torch.isfinite(series).all() and (series.std(1) > 0).all()
@@ -333,20 +390,32 @@ def test_synthetic_series_repeat_by_seed_and_are_finite():
 def _imports(module) -> set[str]:
     nodes = list(ast.walk(ast.parse(inspect.getsource(module))))
     plain = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
-    return plain | {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
+    return plain | {
+        node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module
+    }
 
 
 def test_training_data_are_synthetic_and_no_dataset_is_within_reach():
     assert _imports(synthetic) == {"__future__", "math", "torch"}
-    calls = {node.id for node in ast.walk(ast.parse(inspect.getsource(synthetic))) if isinstance(node, ast.Name)}
+    calls = {
+        node.id
+        for node in ast.walk(ast.parse(inspect.getsource(synthetic)))
+        if isinstance(node, ast.Name)
+    }
     assert not calls & {"open", "eval", "exec", "__import__"}
     for module in (batches, bundled, train, trainer):
-        assert not {name for name in _imports(module) if name.startswith(("sdt_dist.data", "statsmodels", "urllib"))}
+        assert not {
+            name
+            for name in _imports(module)
+            if name.startswith(("sdt_dist.data", "statsmodels", "urllib"))
+        }
 
 
 def _checkpoint(directory: Path, **fields) -> Path:
     directory.mkdir()
-    tensors = {name: value for name, value in SMALL.build().state_dict().items() if "lm_head" not in name}
+    tensors = {
+        name: value for name, value in SMALL.build().state_dict().items() if "lm_head" not in name
+    }
     save_file(tensors, directory / WEIGHTS_FILE)
     SMALL.save(directory)
     saved = json.loads((directory / SPEC_FILE).read_text())
@@ -396,7 +465,9 @@ def test_a_spec_that_is_not_text_and_weights_that_are_not_finite_are_refused(tmp
 
 
 def test_pickled_torn_and_missing_weights_are_refused(tmp_path):
-    pickled, torn, missing = (_checkpoint(tmp_path / name) for name in ("pickled", "torn", "missing"))
+    pickled, torn, missing = (
+        _checkpoint(tmp_path / name) for name in ("pickled", "torn", "missing")
+    )
     torch.save(SMALL.build().state_dict(), pickled / WEIGHTS_FILE)
     (torn / WEIGHTS_FILE).write_bytes((torn / WEIGHTS_FILE).read_bytes()[:-4])
     (missing / WEIGHTS_FILE).unlink()
@@ -418,15 +489,24 @@ def test_a_search_is_the_same_alone_and_beside_any_companions():
     def search(indices: list[int], in_flight: int) -> dict[int, tuple]:
         process = load_model("bundled").process(12)
         chosen = [
-            SearchProblem(i, process.root(p.history), factory.build(RewardContext(history=p.history)))
+            SearchProblem(
+                i, process.root(p.history), factory.build(RewardContext(history=p.history))
+            )
             for i, p in ((i, problems[i]) for i in indices)
         ]
-        runs = run_searches(process, chosen, method="residual_ts", options=options, seed=5, in_flight=in_flight)
-        return {i: (_told(run.finished), _told(run.samples), run.log_z, run.nfe, run.rollouts) for i, run in runs}
+        runs = run_searches(
+            process, chosen, method="residual_ts", options=options, seed=5, in_flight=in_flight
+        )
+        return {
+            i: (_told(run.finished), _told(run.samples), run.log_z, run.nfe, run.rollouts)
+            for i, run in runs
+        }
 
     targets = list(range(16))
     rest = list(range(16, len(problems)))
-    assert len(rest) >= 14 and len({problems[i].name for i in range(len(problems))}) == len(problems)
+    assert len(rest) >= 14 and len({problems[i].name for i in range(len(problems))}) == len(
+        problems
+    )
     alone = {index: search([index], 1)[index] for index in targets}
     assert all(len(finished) == rollouts == 12 for finished, *_, rollouts in alone.values())
     for companions, in_flight in ((rest[:7] + targets, 64), (targets[::-1] + rest[7:], 11)):

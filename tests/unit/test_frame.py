@@ -15,7 +15,9 @@ ROOT = Path(__file__).parents[2]
 
 
 def _python(code: str) -> str:
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
+    )
     return done.stdout
 
 
@@ -39,7 +41,9 @@ def test_help_answers_within_a_second(command: list[str]) -> None:
     def run() -> float:
         begin = _children_s()
         done = subprocess.run(
-            [sys.executable, "-m", "sdt_dist.cluster.cli", *command, "--help"], capture_output=True, text=True
+            [sys.executable, "-m", "sdt_dist.cluster.cli", *command, "--help"],
+            capture_output=True,
+            text=True,
         )
         assert done.returncode == 0 and "Usage" in done.stdout
         return _children_s() - begin
@@ -64,10 +68,16 @@ def test_search_code_never_imports_a_backend() -> None:
 
 
 def test_tree_holds_no_data_and_no_machine_paths() -> None:
-    files = subprocess.run(["git", "ls-files"], capture_output=True, text=True, cwd=ROOT, check=True).stdout.split()
+    files = subprocess.run(
+        ["git", "ls-files"], capture_output=True, text=True, cwd=ROOT, check=True
+    ).stdout.split()
     assert files and not [name for name in files if name.endswith((".csv", ".pt", ".pkl", ".bin"))]
-    pattern = re.compile(r"/(?:work|root|home(?!/ray)|tmp)/\w")  # the home of Ray's own images is no path of ours
-    texts = [ROOT / name for name in files if name.endswith((".py", ".md", ".toml", ".yaml", ".json"))]
+    pattern = re.compile(
+        r"/(?:work|root|home(?!/ray)|tmp)/\w"
+    )  # the home of Ray's own images is no path of ours
+    texts = [
+        ROOT / name for name in files if name.endswith((".py", ".md", ".toml", ".yaml", ".json"))
+    ]
     assert not [str(path) for path in texts if path.exists() and pattern.search(path.read_text())]
 
 

@@ -39,7 +39,9 @@ def test_the_lean_decoder_agrees_with_the_module_decoder():
     plain = HFModel(backend.modules[0])
     plain._decoder = ModuleDecoder(backend.modules[0])
     requests = [RolloutRequest(backend.root(i), (), 15, i) for i in range(5)]
-    for a, b in zip(lean.rollout(requests, backend.law), plain.rollout(requests, backend.law), strict=True):
+    for a, b in zip(
+        lean.rollout(requests, backend.law), plain.rollout(requests, backend.law), strict=True
+    ):
         assert a.tokens.tolist() == b.tokens.tolist()
         np.testing.assert_allclose(a.log_prob, b.log_prob, atol=1e-4)
 
@@ -53,13 +55,18 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 
 
 @pytest.mark.parametrize("name", ["hf-llama", "hf-llama-gqa", "hf-module"])
-def test_a_rows_bits_do_not_depend_on_its_place_among_others_with_several_threads_either(name, threads):
+def test_a_rows_bits_do_not_depend_on_its_place_among_others_with_several_threads_either(
+    name, threads
+):
     backend = BACKENDS[name]()
     root = backend.root()
     prefix = backend.path(backend.make(), root, 6)
     requests = [ExpandRequest(root, (*prefix, token), 24) for token in backend.tokens(19)]
     replies = backend.make().expand(requests, backend.law)
-    assert all(backend.same(have, want) for have, want in zip(replies, backend.alone(requests), strict=True))
+    assert all(
+        backend.same(have, want)
+        for have, want in zip(replies, backend.alone(requests), strict=True)
+    )
 
 
 @pytest.mark.parametrize("mask", [None, "numbers", "booleans"])
@@ -68,10 +75,16 @@ def test_plain_attention_is_that_of_torch_and_stays_where_it_was_asked_for(mask)
     query = torch.randn(8, 4, 1, 16)
     key = torch.randn(8, 2, 9, 16)
     value = torch.randn(8, 2, 9, 16)
-    masks = {None: None, "numbers": torch.randn(8, 1, 1, 9), "booleans": torch.rand(8, 1, 1, 9) < 0.7}
+    masks = {
+        None: None,
+        "numbers": torch.randn(8, 1, 1, 9),
+        "booleans": torch.rand(8, 1, 1, 9) < 0.7,
+    }
 
     def attend() -> torch.Tensor:
-        return functional.scaled_dot_product_attention(query, key, value, masks[mask], scale=0.3, enable_gqa=True)
+        return functional.scaled_dot_product_attention(
+            query, key, value, masks[mask], scale=0.3, enable_gqa=True
+        )
 
     want = attend()
     with _PlainAttention():
@@ -83,7 +96,11 @@ def test_plain_attention_is_that_of_torch_and_stays_where_it_was_asked_for(mask)
 def test_what_requests_need_and_what_of_it_was_cached_is_counted():
     """By hand, prompts of 6 tokens: (positions before the wanted rows, those of them that a cache held)."""
     backend = BACKENDS["hf-llama"]()
-    model, tight, (root, other) = backend.make(), backend.make(cache_bytes=1), (backend.root(0), backend.root(1))
+    model, tight, (root, other) = (
+        backend.make(),
+        backend.make(cache_bytes=1),
+        (backend.root(0), backend.root(1)),
+    )
     a, b, c, d, e = backend.tokens(5)
 
     def counted(of: HFModel, *states: tuple) -> tuple[int, int]:
@@ -94,18 +111,27 @@ def test_what_requests_need_and_what_of_it_was_cached_is_counted():
     assert counted(model, (root, ())) == (6, 0), "a new prompt"
     assert counted(model, (root, ())) == (6, 6), "its row is kept"
     assert counted(model, (root, (a, b, c))) == (6 + 3, 6)
-    assert counted(model, (root, (a, b, c))) == (6 + 3, 6 + 2), "the last token is fed for the row after it"
+    assert counted(model, (root, (a, b, c))) == (6 + 3, 6 + 2), (
+        "the last token is fed for the row after it"
+    )
     assert counted(model, (root, (a, b, c, d, e))) == (6 + 5, 6 + 3)
     assert counted(model, (root, (a, d, c)), (root, (b, a))) == (6 + 3 + 6 + 2, 6 + 1 + 6 + 0)
-    assert counted(model, (other, (a, b, c)), (other, (a, b))) == (6 + 3 + 6 + 2, 0 + 0 + 6 + 0), "no other problem's"
+    assert counted(model, (other, (a, b, c)), (other, (a, b))) == (6 + 3 + 6 + 2, 0 + 0 + 6 + 0), (
+        "no other problem's"
+    )
     model.release(other)
     assert counted(model, (other, (a,))) == (6 + 1, 0)
     for _ in range(2):
         counted(tight, (root, (a, b, c)))
     assert (tight.prefix_tokens, tight.reused_tokens) == (2 * 9, 6), "its budget holds prompts only"
     before = model.prefix_tokens, model.reused_tokens
-    model.rollout([RolloutRequest(other, (), 8, 1), RolloutRequest(other, (a, b), 8, 1)], backend.law)
-    assert (model.prefix_tokens - before[0], model.reused_tokens - before[1]) == (6 + 6 + 2, 6 + 6 + 1)
+    model.rollout(
+        [RolloutRequest(other, (), 8, 1), RolloutRequest(other, (a, b), 8, 1)], backend.law
+    )
+    assert (model.prefix_tokens - before[0], model.reused_tokens - before[1]) == (
+        6 + 6 + 2,
+        6 + 6 + 1,
+    )
 
 
 def test_a_server_reports_prefix_and_reused_tokens():

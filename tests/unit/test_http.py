@@ -69,18 +69,24 @@ def rollouts(count: int, first_key: int = 0) -> list[RolloutRequest]:
     return [RolloutRequest(ROOT, (), 6, first_key + i) for i in range(count)]
 
 
-def raw(server: RunningServer, method: str, path: str, body: bytes = b"", **headers: str) -> tuple[int, bytes, dict]:
+def raw(
+    server: RunningServer, method: str, path: str, body: bytes = b"", **headers: str
+) -> tuple[int, bytes, dict]:
     """An answer's status, body and headers; underscores in header names stand for hyphens."""
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
     try:
-        connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
+        connection.request(
+            method, path, body, {name.replace("_", "-"): value for name, value in headers.items()}
+        )
         response = connection.getresponse()
         return response.status, response.read(), dict(response.getheaders())
     finally:
         connection.close()
 
 
-def post(server: RunningServer, body: bytes, name: str = "one", **changed: str) -> tuple[int, bytes, dict]:
+def post(
+    server: RunningServer, body: bytes, name: str = "one", **changed: str
+) -> tuple[int, bytes, dict]:
     headers = {
         "Authorization": f"Bearer {TOKEN}", REQUEST_ID: name, CLIENT_ID: "raw", DEADLINE: "20",
         IDENTITY: server.service.card.identity, **changed,
@@ -100,7 +106,13 @@ def packed(requests, law: PriorLaw = LAW) -> bytes:
 def test_a_search_over_http_draws_the_same_samples_at_the_same_cost(method, monkeypatch):
     local = load_model("bundled")
     history = np.sin(np.arange(120) / 5.0) + 0.1 * np.random.default_rng(0).standard_normal(120)
-    options = {"method": method, "max_new_tokens": 8, "num_rollouts": 12, "seed": 3, "inverse_temperature": 2.0}
+    options = {
+        "method": method,
+        "max_new_tokens": 8,
+        "num_rollouts": 12,
+        "seed": 3,
+        "inverse_temperature": 2.0,
+    }
 
     def reward(samples):
         return [-abs(float(series.mean())) for series in samples]
@@ -128,8 +140,12 @@ def test_text_comes_over_http_as_from_the_model_itself():
     want = sdt.search(local, "the capital of France is", reward, **options)
     with RunningServer(language().model, card_of(local, "words")) as server:
         client = server.client()
-        have = sdt.search(ServedModel(client.card, client), "the capital of France is", reward, **options)
-    assert [(s.text, s.tokens, s.reward) for s in have.samples] == [(s.text, s.tokens, s.reward) for s in want.samples]
+        have = sdt.search(
+            ServedModel(client.card, client), "the capital of France is", reward, **options
+        )
+    assert [(s.text, s.tokens, s.reward) for s in have.samples] == [
+        (s.text, s.tokens, s.reward) for s in want.samples
+    ]
     assert any(sample.text for sample in have.samples)
 
 
@@ -152,7 +168,11 @@ def test_mixed_replies_keep_their_order_and_an_empty_call_sends_nothing(plain):
     body = packed([rollouts(1)[0], ExpandRequest(ROOT, (), 3), rollouts(1, 9)[0]])
     status, answer, _ = post(plain, body, "mixed")
     assert status == 200
-    assert [type(reply).__name__ for reply in unpack_replies(load(answer))] == ["Rollout", "Expansion", "Rollout"]
+    assert [type(reply).__name__ for reply in unpack_replies(load(answer))] == [
+        "Rollout",
+        "Expansion",
+        "Rollout",
+    ]
 
 
 def test_more_children_than_tokens_are_all_of_them_as_at_home(plain):
@@ -207,7 +227,11 @@ def test_old_answers_are_forgotten(plain, monkeypatch):
     monkeypatch.setattr("sdt_dist.serving.server._MOST_ANSWERS", 3)
     for number in range(6):
         assert post(plain, packed(rollouts(1, number)), f"old {number}")[0] == 200
-    assert list(plain.service.server._known) == list(plain.service.server._kept) == ["old 3", "old 4", "old 5"]
+    assert (
+        list(plain.service.server._known)
+        == list(plain.service.server._kept)
+        == ["old 3", "old 4", "old 5"]
+    )
     monkeypatch.setattr("sdt_dist.serving.server._MOST_ANSWER_BYTES", 10)
     assert post(plain, packed(rollouts(1)), "large")[0] == 200
     assert list(plain.service.server._known) == ["large"]
@@ -256,7 +280,9 @@ class _Relay:
                 near, _ = self._listener.accept()
                 far = socket.create_connection(("127.0.0.1", self._target))
                 for source, sink in ((near, far), (far, near)):
-                    self._threads.append(threading.Thread(target=self._pump, args=(source, sink, far), daemon=True))
+                    self._threads.append(
+                        threading.Thread(target=self._pump, args=(source, sink, far), daemon=True)
+                    )
                     self._threads[-1].start()
 
     def _pump(self, source: socket.socket, sink: socket.socket, far: socket.socket) -> None:
@@ -298,7 +324,9 @@ def test_a_bad_request_fails_no_other_call_of_its_batch(gated):
     with ThreadPoolExecutor(3) as pool:
         first = pool.submit(server.client().rollout, rollouts(1), LAW)
         assert model.entered.wait(20)
-        bad, good = (pool.submit(server.client().rollout, asked, LAW) for asked in (too_long, rollouts(2)))
+        bad, good = (
+            pool.submit(server.client().rollout, asked, LAW) for asked in (too_long, rollouts(2))
+        )
         _wait_for(lambda: server.service.server.counters.waiting_calls == 2)
         model.gate.set()
         assert len(first.result()) == 1 and len(good.result()) == 2
@@ -360,7 +388,14 @@ def test_stopping_turns_waiting_calls_away_at_once():
 def test_only_health_answers_without_the_token(plain, caplog):
     caplog.set_level(logging.DEBUG)
     for path in ("/v1/model", "/v1/answer", "/v1/release", "/v1/nothing", "/"):
-        for token in (None, "Bearer wrong", f"Basic {TOKEN}", TOKEN, f"Bearer {TOKEN}x", "Bearer \xff"):
+        for token in (
+            None,
+            "Bearer wrong",
+            f"Basic {TOKEN}",
+            TOKEN,
+            f"Bearer {TOKEN}x",
+            "Bearer \xff",
+        ):
             headers = {} if token is None else {"Authorization": token}
             status, body, answered = raw(plain, "GET", path, **headers)
             assert (status, answered["WWW-Authenticate"]) == (401, "Bearer")
@@ -388,7 +423,14 @@ def test_a_body_over_the_limit_is_refused():
 
 def test_malformed_messages_are_refused_and_never_crash_the_server(plain):
     good = pack_requests(rollouts(2), LAW)
-    bodies = [b"", b"x" * 100, b"\xff" * 8 + b"{}", save({"a": np.zeros(2)}), packed([]), packed(rollouts(5000))]
+    bodies = [
+        b"",
+        b"x" * 100,
+        b"\xff" * 8 + b"{}",
+        save({"a": np.zeros(2)}),
+        packed([]),
+        packed(rollouts(5000)),
+    ]
     bodies += [save({**good, name: array[:-1]}) for name, array in good.items() if len(array)]
     bodies += [save({**good, name: array.astype(np.float32)}) for name, array in good.items()]
     bodies += [save({**good, "count": np.array([6, count])}) for count in (-1, 2**62)]
@@ -398,7 +440,9 @@ def test_malformed_messages_are_refused_and_never_crash_the_server(plain):
         status, answer, _ = post(plain, body, f"malformed {number}")
         assert status == 400, json.loads(answer)
         assert json.loads(answer)["kind"] == "ConfigurationError"
-    status, answer, _ = post(plain, packed([RolloutRequest(Root((5,), b""), (), 1, 0)]), "foreign token")
+    status, answer, _ = post(
+        plain, packed([RolloutRequest(Root((5,), b""), (), 1, 0)]), "foreign token"
+    )
     assert (status, json.loads(answer)["kind"]) == (400, "ContextError")
     for header, value in (
         (DEADLINE, "soon"),
@@ -452,7 +496,11 @@ def test_a_search_does_not_go_on_with_another_model():
 def test_another_release_of_sdt_and_another_kind_of_server_are_named(plain):
     described = json.loads(plain.service._described)
     for text, error, match in (
-        (json.dumps({**described, "version": 3}), ConfigurationError, "speaks version 3, this sdt 2"),
+        (
+            json.dumps({**described, "version": 3}),
+            ConfigurationError,
+            "speaks version 3, this sdt 2",
+        ),
         ("<html>", FleetError, "not as `sdt serve` does"),
         (json.dumps({**described, "card": {}}), ConfigurationError, "model card"),
     ):

@@ -22,13 +22,22 @@ from sdt_dist.metrics.forecast import (
     seasonal_scale,
     spectral_measures,
 )
-from sdt_dist.metrics.spectrum import DISTANCES, log_l1, power_spectrum, reference_spectrum, spectral_kl, spectral_w1
+from sdt_dist.metrics.spectrum import (
+    DISTANCES,
+    log_l1,
+    power_spectrum,
+    reference_spectrum,
+    spectral_kl,
+    spectral_w1,
+)
 from sdt_dist.metrics.text import classification, distinct_n, generation, perplexity
 
 QUIET = settings(max_examples=40, deadline=None, derandomize=True, database=None)
 SPECTRA = hnp.arrays(np.float64, (4, 17), elements=st.floats(0, 1e6))
 SAMPLE_SETS = hnp.arrays(
-    np.float64, st.tuples(st.integers(1, 6), st.integers(8, 40)), elements=st.floats(-1e3, 1e3, width=32)
+    np.float64,
+    st.tuples(st.integers(1, 6), st.integers(8, 40)),
+    elements=st.floats(-1e3, 1e3, width=32),
 )
 
 
@@ -59,7 +68,9 @@ def test_mase_of_the_seasonal_naive_forecast_by_hand():
 
 @pytest.mark.parametrize("season", [1, 4, 7])
 def test_the_seasonal_naive_forecast_of_a_trend_has_mase_one(season):
-    series = 3.0 * np.arange(40 + season) + np.resize(np.random.default_rng(0).standard_normal(season), 40 + season)
+    series = 3.0 * np.arange(40 + season) + np.resize(
+        np.random.default_rng(0).standard_normal(season), 40 + season
+    )
     history = series[:40]
     truth = series[40:]
     assert mase(history[None, -season:], truth, history, season) == pytest.approx(1.0)
@@ -68,7 +79,9 @@ def test_the_seasonal_naive_forecast_of_a_trend_has_mase_one(season):
 def test_mase_scores_the_median_and_falls_back_to_lag_one():
     history = np.array([0.0, 1.0, 3.0])
     assert seasonal_scale(history, 3) == 1.5
-    assert mase(np.array([[0.0], [1.0], [1000.0]]), np.array([4.0]), history, 3) == pytest.approx(3 / 1.5)
+    assert mase(np.array([[0.0], [1.0], [1000.0]]), np.array([4.0]), history, 3) == pytest.approx(
+        3 / 1.5
+    )
 
 
 def test_coverage_of_exact_quantiles_is_exact():
@@ -103,7 +116,9 @@ def test_dtw_distances_by_hand():
     template = np.array([2.0, 2.0, 2.0, 3.0, 4.0])
     rows = np.array([[1.0, 2.0, 3.0], [5.0, 5.0, 5.0], [2.0, 3.0, 4.0]])
     np.testing.assert_allclose(dtw_distances(rows, template), np.sqrt([2.0, 32.0, 0.0]), rtol=1e-15)
-    assert dtw_distances(np.arange(6.0).reshape(1, 6)[:, ::2], np.array([0.0, 2.0, 4.0])).tolist() == [0.0]
+    assert dtw_distances(
+        np.arange(6.0).reshape(1, 6)[:, ::2], np.array([0.0, 2.0, 4.0])
+    ).tolist() == [0.0]
 
 
 @pytest.mark.parametrize(("slope", "offset"), [(2.0, 0.0), (0.5, -40.0), (100.0, 7.0)])
@@ -116,7 +131,9 @@ def test_measures_do_not_depend_on_units(slope, offset):
     assert there["wql_loss"] == pytest.approx(slope * here["wql_loss"])
     same = set(here) - {"wql_loss", "wql_scale"}
     assert same == {"crps", "mase", "coverage_80", "dtw", "spec_w1", "spec_w1_half", "log_l1"}
-    assert {name: there[name] for name in same} == pytest.approx({name: here[name] for name in same})
+    assert {name: there[name] for name in same} == pytest.approx(
+        {name: here[name] for name in same}
+    )
 
 
 @pytest.mark.parametrize(("first", "second"), [(0.2, 0.6), (0.8, 0.35), (0.5, 0.55)])
@@ -125,12 +142,17 @@ def test_spec_w1_of_two_tones_is_their_distance(first, second):
     measures = spectral_measures(np.sin(second * steps[:240] + 0.3)[None], np.sin(first * steps))
     assert measures["spec_w1"] == pytest.approx(abs(first - second), abs=1 / 120)
     assert measures["spec_w1_half"] == pytest.approx(abs(first - second), abs=1 / 60)
-    assert spectral_measures(np.sin(first * steps[:240])[None], np.sin(first * steps))["spec_w1"] < 1 / 120
+    assert (
+        spectral_measures(np.sin(first * steps[:240])[None], np.sin(first * steps))["spec_w1"]
+        < 1 / 120
+    )
 
 
 @pytest.mark.parametrize("length", [5, 9, 14, 15, 24])
 def test_distances_use_the_frequencies_of_their_spectra(length):
-    series, history = (np.random.default_rng(length).standard_normal(size) for size in (length, 5 * length))
+    series, history = (
+        np.random.default_rng(length).standard_normal(size) for size in (length, 5 * length)
+    )
     measures = spectral_measures(series[None], history)
     half = max(4, length // 2)
     for name, segment in (("spec_w1", length), ("spec_w1_half", half)):
@@ -146,7 +168,9 @@ def test_short_horizons_have_no_spectrum_and_flat_histories_have_finite_measures
     flat = np.full(96, 3.0)
     rng = np.random.default_rng(0)
     for horizon in (1, 2, 3):
-        measures = forecast_measures(rng.standard_normal((4, horizon)), np.ones(horizon), flat, 1, 3.0, 1.0)
+        measures = forecast_measures(
+            rng.standard_normal((4, horizon)), np.ones(horizon), flat, 1, 3.0, 1.0
+        )
         assert set(measures) == {"crps", "wql_loss", "wql_scale", "mase", "coverage_80", "dtw"}
     measures = spectral_measures(rng.standard_normal((4, 24)), flat - 3.0)
     assert measures["spec_w1"] == 1.0 and np.isfinite(list(measures.values())).all()
@@ -216,7 +240,9 @@ def test_normalised_distances_ignore_power():
 
 
 def test_kl_by_hand():
-    assert spectral_kl(np.array([[1.0, 3.0]]), np.array([2.0, 2.0])) == pytest.approx([np.log(0.5 * 1.5**3) / 4])
+    assert spectral_kl(np.array([[1.0, 3.0]]), np.array([2.0, 2.0])) == pytest.approx(
+        [np.log(0.5 * 1.5**3) / 4]
+    )
 
 
 @pytest.mark.parametrize("values", [[0.1] * 9, [5.0]])
@@ -236,7 +262,11 @@ def test_intervals_are_those_of_the_normal_approximation_and_repeat():
 
 def test_ratios_resample_problems_not_terms():
     scale = np.random.default_rng(2).integers(1, 9, 30).astype(float)
-    assert ratio_of_sums(3 * scale, scale) == ratio_of_means(3 * scale, scale) == {"mean": 3, "low": 3, "high": 3}
+    assert (
+        ratio_of_sums(3 * scale, scale)
+        == ratio_of_means(3 * scale, scale)
+        == {"mean": 3, "low": 3, "high": 3}
+    )
     uneven = ratio_of_sums(np.array([1.0, 9.0]), np.array([1.0, 3.0]))
     assert uneven == {"mean": 2.5, "low": 1.0, "high": 3.0}
 
@@ -258,16 +288,30 @@ def test_distinct_n_by_hand():
 @pytest.mark.parametrize("vocab_size", [2, 50_000])
 def test_perplexity_of_uniform_tokens_is_the_vocabulary(vocab_size):
     lengths = [3, 1, 7]
-    assert perplexity([-n * np.log(vocab_size) for n in lengths], lengths) == pytest.approx(vocab_size)
+    assert perplexity([-n * np.log(vocab_size) for n in lengths], lengths) == pytest.approx(
+        vocab_size
+    )
 
 
 def test_perfect_and_hopeless_answers():
     labels = ["a", "b", "c", "a"]
     assert classification(labels, labels) == {"accuracy": 1.0, "macro_f1": 1.0, "kappa": 1.0}
-    assert classification(["a", "a"], ["a", "b"]) == pytest.approx({"accuracy": 0.5, "macro_f1": 1 / 3, "kappa": 0.0})
-    assert classification(["a", "a"], ["a", "a"]) == {"accuracy": 1.0, "macro_f1": 1.0, "kappa": 1.0}
-    assert classification(["b", "b"], ["a", "a"]) == {"accuracy": 0.0, "macro_f1": 0.0, "kappa": 0.0}
-    assert generation(["yes", "blue"], ["yes", "blue"]) == pytest.approx({"bleu": 100.0, "rouge_l": 1.0})
+    assert classification(["a", "a"], ["a", "b"]) == pytest.approx(
+        {"accuracy": 0.5, "macro_f1": 1 / 3, "kappa": 0.0}
+    )
+    assert classification(["a", "a"], ["a", "a"]) == {
+        "accuracy": 1.0,
+        "macro_f1": 1.0,
+        "kappa": 1.0,
+    }
+    assert classification(["b", "b"], ["a", "a"]) == {
+        "accuracy": 0.0,
+        "macro_f1": 0.0,
+        "kappa": 0.0,
+    }
+    assert generation(["yes", "blue"], ["yes", "blue"]) == pytest.approx(
+        {"bleu": 100.0, "rouge_l": 1.0}
+    )
     assert generation(["yes", "blue"], ["no", "red"]) == {"bleu": 0.0, "rouge_l": 0.0}
     lines = ["the cat sat on the mat", "a dog ran far away today"]
     assert generation(lines, lines) == pytest.approx({"bleu": 100.0, "rouge_l": 1.0})

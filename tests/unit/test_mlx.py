@@ -41,7 +41,9 @@ def saved(folder: Path, module: torch.nn.Module) -> str:
     """A model directory with a tokenizer, as a user would have it."""
     module.save_pretrained(folder)  # type: ignore[operator]
     words = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
-    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", eos_token="<end>").save_pretrained(folder)
+    PreTrainedTokenizerFast(
+        tokenizer_object=words, unk_token="<unk>", eos_token="<end>"
+    ).save_pretrained(folder)
     return str(folder)
 
 
@@ -62,10 +64,15 @@ def root_of(*prompt: int) -> Root:
 def deviation(module: torch.nn.Module, model, tokens: list[int]) -> float:
     """Largest difference of log p between a Transformers module and what a backend's expansions say, over prefixes."""
     with torch.inference_mode():
-        want = torch.log_softmax(module(input_ids=torch.tensor([tokens])).logits[0].double(), -1).numpy()
+        want = torch.log_softmax(
+            module(input_ids=torch.tensor([tokens])).logits[0].double(), -1
+        ).numpy()
     root = root_of(*tokens[:4])
     law = PriorLaw((0, model.vocab_size))
-    asked = [ExpandRequest(root, tuple(tokens[4:end]), model.vocab_size) for end in range(4, len(tokens) + 1)]
+    asked = [
+        ExpandRequest(root, tuple(tokens[4:end]), model.vocab_size)
+        for end in range(4, len(tokens) + 1)
+    ]
     worst = 0.0
     for end, reply in enumerate(model.expand(asked, law), start=4):
         worst = max(worst, float(np.abs(reply.log_prob - want[end - 1, reply.children]).max()))
@@ -138,7 +145,10 @@ def test_layers_without_plain_caches_are_fed_again_and_score_the_same(tmp_path):
     model = MlxModel(*load_module(tmp_path))
     law = PriorLaw((3, 32))
     roots = [root_of(*TOKENS[:length]) for length in (3, 7, 12)]
-    asked = [RolloutRequest(root, tuple(TOKENS[20 : 20 + i]), 9 - 2 * i, i) for i, root in enumerate(roots)]
+    asked = [
+        RolloutRequest(root, tuple(TOKENS[20 : 20 + i]), 9 - 2 * i, i)
+        for i, root in enumerate(roots)
+    ]
     for request, reply in zip(asked, model.rollout(asked, law), strict=True):
         sequence = [*request.root.prompt, *request.tokens]
         for token, log_prob in zip(reply.tokens.tolist(), reply.log_prob.tolist(), strict=True):
@@ -146,7 +156,9 @@ def test_layers_without_plain_caches_are_fed_again_and_score_the_same(tmp_path):
             assert log_prob == pytest.approx(row[token - 3] - np.logaddexp.reduce(row), abs=1e-4)
             sequence.append(token)
     assert model._cache.size_bytes == 0
-    assert model.recomputed_tokens == 1  # of the three states, only the last has a token before its last one
+    assert (
+        model.recomputed_tokens == 1
+    )  # of the three states, only the last has a token before its last one
 
 
 @pytest.mark.mlx
@@ -159,7 +171,10 @@ def test_counters_are_those_of_hf():
         for model in models:
             for number in range(3):
                 model.rollout([RolloutRequest(plain.root(number), (), 8, 5)], PriorLaw((4, 24)))
-                model.expand([ExpandRequest(plain.root(number), (4, 5, 6)[:depth], 2) for depth in range(4)], plain.law)
+                model.expand(
+                    [ExpandRequest(plain.root(number), (4, 5, 6)[:depth], 2) for depth in range(4)],
+                    plain.law,
+                )
         counters = [(model.nfe, model.model_calls, model.recomputed_tokens) for model in models]
         assert counters[0] == counters[1]
     assert counters[1][2] > 0
@@ -175,7 +190,10 @@ def test_a_small_byte_budget_evicts_and_changes_no_score():
     for number in range(3):
         (reply,) = roomy.rollout([RolloutRequest(backend.root(number), (), 12, 9)], law)
         tight.rollout([RolloutRequest(backend.root(number), (), 12, 9)], law)
-        asked += [ExpandRequest(backend.root(number), tuple(reply.tokens[:depth].tolist()), 24) for depth in (11, 5)]
+        asked += [
+            ExpandRequest(backend.root(number), tuple(reply.tokens[:depth].tolist()), 24)
+            for depth in (11, 5)
+        ]
     for want, have in zip(roomy.expand(asked, law), tight.expand(asked, law), strict=True):
         np.testing.assert_allclose(want.log_prob, have.log_prob, atol=1e-4)
     assert roomy.recomputed_tokens == 0 < tight.recomputed_tokens
@@ -200,7 +218,9 @@ def test_two_cached_prefixes_meet_the_same_suffix_in_one_call():
     replies = model.expand(asked, law)
     want = plain.expand(asked, law)
     assert model.nfe == before + 2
-    assert model.recomputed_tokens == plain.recomputed_tokens - 2 * len(suffix) + 2 * (len(suffix) - 1)
+    assert model.recomputed_tokens == plain.recomputed_tokens - 2 * len(suffix) + 2 * (
+        len(suffix) - 1
+    )
     for have, other in zip(replies, want, strict=True):
         order = np.argsort(have.children)
         places = np.argsort(other.children)
@@ -219,7 +239,9 @@ def test_a_long_prompt_goes_in_pieces_and_counts_once(tmp_path, monkeypatch):
     root = root_of(*TOKENS)
     (reply,) = model.expand([ExpandRequest(root, (), 32)], law)
     with torch.inference_mode():
-        want = torch.log_softmax(module(input_ids=torch.tensor([TOKENS])).logits[0, -1].double(), -1).numpy()
+        want = torch.log_softmax(
+            module(input_ids=torch.tensor([TOKENS])).logits[0, -1].double(), -1
+        ).numpy()
     np.testing.assert_allclose(reply.log_prob, want[reply.children], atol=1e-4)
     assert (model.nfe, model.model_calls) == (1, 1)
 
@@ -230,10 +252,14 @@ def test_four_bit_models_agree_with_their_own_weights_unpacked(tmp_path):
 
     module = llama({"rope_type": "default", "rope_theta": 500000.0}, hidden=128)
     saved(tmp_path / "full", module)
-    convert(str(tmp_path / "full"), str(tmp_path / "four"), quantize=True, q_bits=4, q_group_size=32)
+    convert(
+        str(tmp_path / "full"), str(tmp_path / "four"), quantize=True, q_bits=4, q_group_size=32
+    )
     convert(str(tmp_path / "four"), str(tmp_path / "unpacked"), dequantize=True)
     model = load_model(f"mlx:{tmp_path / 'four'}").model
-    packed = sum(weight.nbytes for name, weight in model.named_weights() if ".q_proj.weight" in name)
+    packed = sum(
+        weight.nbytes for name, weight in model.named_weights() if ".q_proj.weight" in name
+    )
     assert packed == 2 * 128 * 128 // 2
     assert deviation(module, model, TOKENS) > 1e-2
     module.load_state_dict(load_file(tmp_path / "unpacked" / "model.safetensors"))
@@ -247,7 +273,9 @@ def test_language_models_end_and_mask_as_with_hf(tmp_path):
     plain = load_model(directory)
     assert ours.law() == plain.law()
     assert ours.encode_text("w3") == plain.encode_text("w3")
-    assert [token for token, _ in ours.get_top_k_tokens(TOKENS, 5)] == [t for t, _ in plain.get_top_k_tokens(TOKENS, 5)]
+    assert [token for token, _ in ours.get_top_k_tokens(TOKENS, 5)] == [
+        t for t, _ in plain.get_top_k_tokens(TOKENS, 5)
+    ]
     assert ours.model.max_context == plain.model.max_context == 64
     ours_card = card_of(ours)
     plain_card = card_of(plain)
@@ -257,7 +285,11 @@ def test_language_models_end_and_mask_as_with_hf(tmp_path):
         plain_card.vocab_size,
     )
     assert not ours_card.deterministic
-    assert card_of(load_model(f"mlx:{directory}")).identity == ours_card.identity != plain_card.identity
+    assert (
+        card_of(load_model(f"mlx:{directory}")).identity
+        == ours_card.identity
+        != plain_card.identity
+    )
     assert process_of(ours_card, ours.model, 4).law == plain.law()
 
 
@@ -286,7 +318,13 @@ def test_searches_run_on_it_and_say_that_only_seeds_are_promised(history):
     def rough(series: list[np.ndarray]) -> list[float]:
         return [-float(np.abs(np.diff(one)).mean()) for one in series]
 
-    options = {"num_rollouts": 24, "max_new_tokens": 12, "inverse_temperature": 2.0, "num_samples": 4, "seed": 0}
+    options = {
+        "num_rollouts": 24,
+        "max_new_tokens": 12,
+        "inverse_temperature": 2.0,
+        "num_samples": 4,
+        "seed": 0,
+    }
     for method in ("snis", "residual_ts"):
         ours, plain = (
             sdt.search(load_model(spec), history, rough, method=method, **options)

@@ -30,7 +30,11 @@ class Gone(Toy):
 
 
 def _call(number: int) -> ModelCall:
-    return ModelCall(f"call {number}", pack_requests([RolloutRequest(Root((1,), b"1" * 16), (), 2, number)], LAW), 20.0)
+    return ModelCall(
+        f"call {number}",
+        pack_requests([RolloutRequest(Root((1,), b"1" * 16), (), 2, number)], LAW),
+        20.0,
+    )
 
 
 def test_every_call_of_its_batch_fails_at_once_and_the_server_is_told():
@@ -38,7 +42,9 @@ def test_every_call_of_its_batch_fails_at_once_and_the_server_is_told():
         told: list[ModelGoneError] = []
         model = Gone()
         server = ModelServer(model, on_gone=told.append)
-        outcomes = await asyncio.gather(*(server.answer(_call(i)) for i in range(3)), return_exceptions=True)
+        outcomes = await asyncio.gather(
+            *(server.answer(_call(i)) for i in range(3)), return_exceptions=True
+        )
         return model, told, outcomes
 
     model, told, outcomes = asyncio.run(run())

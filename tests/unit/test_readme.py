@@ -34,7 +34,8 @@ def test_reward_names_in_the_readme_exist() -> None:
     line = README[README.index("REWARD SPEC:") :].split("\n\n")[0]
     terms = set(
         re.findall(
-            r"`(?:[\d.]+\*)?([a-z_]+)(?::[^`]*)?`", line.replace("spectral:gamma=1+0.5*nonneg", "spectral`, `nonneg")
+            r"`(?:[\d.]+\*)?([a-z_]+)(?::[^`]*)?`",
+            line.replace("spectral:gamma=1+0.5*nonneg", "spectral`, `nonneg"),
         )
     )
     assert {"spectral", "nonneg", "bounds", "regex"} <= terms

@@ -21,7 +21,9 @@ SHAPES = {
 
 def make_scores(shape: str, rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
     """Scores [B, V] float32 with one finite score in each row at least."""
-    scores = (SHAPES[shape](size) if shape == "flat" else SHAPES[shape](rng, size)).astype(np.float32)
+    scores = (SHAPES[shape](size) if shape == "flat" else SHAPES[shape](rng, size)).astype(
+        np.float32
+    )
     scores[np.arange(size[0]), rng.integers(0, size[1], size[0])] = 1.0
     return scores
 
@@ -41,7 +43,9 @@ def make_requests(rng: np.random.Generator, scores: np.ndarray) -> tuple[list, l
     return num_children, keys, excluded
 
 
-def by_sorting(scores: np.ndarray, num_children: int, key: int | None, excluded: tuple[int, ...]) -> np.ndarray:
+def by_sorting(
+    scores: np.ndarray, num_children: int, key: int | None, excluded: tuple[int, ...]
+) -> np.ndarray:
     """Tokens [K] of one row of scores [V]: every token's rank, sorted stably."""
     scores = scores.astype(np.float64)
     nothing = -np.inf
@@ -79,7 +83,9 @@ def test_the_largest_are_draws_one_after_another(shape):
     for _ in range(20):
         scores = make_scores(shape, rng, (3, 90))
         num_children, keys, excluded = make_requests(rng, scores)
-        for i, (tokens, log_prob, *rest) in enumerate(largest(scores, num_children, keys, excluded)):
+        for i, (tokens, log_prob, *rest) in enumerate(
+            largest(scores, num_children, keys, excluded)
+        ):
             if not len(tokens):
                 assert rest == [-np.inf, 0]
                 continue

@@ -166,7 +166,8 @@ def test_it_says_what_changed_and_what_did_not(page):
     text = " ".join(page.text.split())
     assert "What changed from before to after" in text and "inverse_temperature 3.0 30.0" in text
     assert (
-        "5 problems are in both runs. Of the 15 searches that both made, 5 returned the very same samples." in text
+        "5 problems are in both runs. Of the 15 searches that both made, 5 returned the very same samples."
+        in text
     )  # sample
     changes = page.of("changes")
     up = [
@@ -188,21 +189,31 @@ def test_the_tree_is_the_saved_one(page, runs):
     np.testing.assert_allclose(tree["p"], np.exp(nodes["log_prior"]), rtol=1e-3)
     line = next(line for line in lines_of(runs[0]) if line["label"] == "residual_ts")
     known = dict(zip(line["tokens"][0], line["samples"][0], strict=True))
-    assert all(mean == known[token] for token, mean in zip(tree["token"], tree["means"], strict=True) if token in known)
+    assert all(
+        mean == known[token]
+        for token, mean in zip(tree["token"], tree["means"], strict=True)
+        if token in known
+    )
 
 
 def test_problems_and_methods_can_be_chosen(runs, tmp_path):
     files = RunFiles.load(runs[0], "name", "run-0")
     one_problem = problem_section(files, Choice.of(files, 2, None), [])
-    other = Page(to_html("title", "", [run_section(files, [], one_problem, files.reference("snis"))]))
+    other = Page(
+        to_html("title", "", [run_section(files, [], one_problem, files.reference("snis"))])
+    )
     text = " ".join(other.text.split())
     assert (
         not other.trees
-        and "No search tree of problem 2 was kept. Trees in this run: of problem 0 by residual_ts ." in text
+        and "No search tree of problem 2 was kept. Trees in this run: of problem 0 by residual_ts ."
+        in text
     )
     assert {label for _, label, _ in other.of("paired")} == {"sample", "residual_ts"}
     assert "Compared with snis" in text
-    assert Choice.of(files, 0, "residual_ts").label == "residual_ts" and Choice.of(files, 0, "snis").label is None
+    assert (
+        Choice.of(files, 0, "residual_ts").label == "residual_ts"
+        and Choice.of(files, 0, "snis").label is None
+    )
     for choice in ({"problem": 5}, {"method": "dts"}, {"reference": "dts"}):
         (name,) = choice
         with pytest.raises(ResultsError, match=f"^{name}: .*allowed: "):
@@ -214,7 +225,11 @@ def test_markdown_has_the_same_tables_and_both_kinds_of_figures(page, written):
     images = re.findall(r"!\[\w+\]\((\S+)\.png\)", text)
     names = {"quality_cost", "fans", "spectra", "rewards", "diversity", "log_z", "problem", "tree"}
     assert {Path(image).name for image in images} == names and len(images) == 2 * len(names)
-    sizes = [(written.parent / f"{image}{kind}").stat().st_size for image in images for kind in (".png", ".pdf")]
+    sizes = [
+        (written.parent / f"{image}{kind}").stat().st_size
+        for image in images
+        for kind in (".png", ".pdf")
+    ]
     assert min(sizes) > 1000
     rows = [line.replace("**", "") for line in text.splitlines() if line.startswith("| ")]
     for table in ("methods", "paired", "changes", "costs"):
@@ -225,12 +240,17 @@ def test_markdown_has_the_same_tables_and_both_kinds_of_figures(page, written):
 
 def _compared(*directories: Path) -> Page:
     """What a report says of several runs, without their own parts."""
-    runs = [RunFiles.load(directory, f"name{place}", f"run-{place}") for place, directory in enumerate(directories)]
+    runs = [
+        RunFiles.load(directory, f"name{place}", f"run-{place}")
+        for place, directory in enumerate(directories)
+    ]
     return Page(to_html("title", "", sections_of_several(runs)))
 
 
 def test_runs_on_other_problems_are_called_unpaired(runs, tmp_path):
-    found = _compared(runs[0], _run(tmp_path / "other", num_problems=2, horizon=8, methods=["sample", "snis"]))
+    found = _compared(
+        runs[0], _run(tmp_path / "other", num_problems=2, horizon=8, methods=["sample", "snis"])
+    )
     assert "so they are unpaired" in " ".join(found.text.split())
     assert not found.of("changes") and found.of("side_by_side")
 
@@ -238,9 +258,13 @@ def test_runs_on_other_problems_are_called_unpaired(runs, tmp_path):
 def test_equal_runs_have_changed_nothing(runs):
     found = _compared(runs[0], runs[0])
     assert "the same configuration, versions and hardware" in found.text
-    assert "Of the 15 searches that both made, 15 returned the very same samples." in " ".join(found.text.split())
+    assert "Of the 15 searches that both made, 15 returned the very same samples." in " ".join(
+        found.text.split()
+    )
     numbers = [cell["numbers"] for cell in found.of("changes").values()]
-    assert len(numbers) == 3 * 7 and all(n[name] == "0.0" for n in numbers for name in ("low", "mean", "high"))
+    assert len(numbers) == 3 * 7 and all(
+        n[name] == "0.0" for n in numbers for name in ("low", "mean", "high")
+    )
     assert all(n["p"] == n["p-holm"] == "1.0" for n in numbers)
 
 
@@ -280,12 +304,22 @@ def test_failed_searches_are_counted_and_explained(copy):
     lines = lines_of(copy)
     for line in lines:
         if line["label"] == "snis" and line["problem"] in (1, 2):
-            line |= {"status": "failed", "error": "reward: <b>nan</b>", "samples": [], "rewards": [], "weights": []}
+            line |= {
+                "status": "failed",
+                "error": "reward: <b>nan</b>",
+                "samples": [],
+                "rewards": [],
+                "weights": [],
+            }
     (copy / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines[:-1]))
     files = RunFiles.load(copy, "name", "run-0")
     found = Page(to_html("title", "", [run_section(files, [], Section("one", "one"), "sample")]))
     assert found.of("costs")["run-0", "snis", "failed"]["lines"] == ["2"]
-    assert {int(c["numbers"]["num"]) for (_, label, _), c in found.of("paired").items() if label == "snis"} == {3}
+    assert {
+        int(c["numbers"]["num"])
+        for (_, label, _), c in found.of("paired").items()
+        if label == "snis"
+    } == {3}
     text = " ".join(found.text.split())
     assert "snis failed on 2 problems, first on" in text and "reward: <b>nan</b>" in text
     assert "not finished: 1 searches are missing" in text
@@ -303,16 +337,26 @@ def test_value_errors_alone_make_a_report(tmp_path):
     curves = {"dts": {0: 0.25, 1: 0.5}, "residual_ts": {0: 0.125}}
     ValueErrors("a toy", curves).save(tmp_path / "toys")
     assert ValueErrors.load(tmp_path / "toys") == ValueErrors("a toy", curves)
-    cells = Page(write_report([tmp_path / "toys"], tmp_path / "report").read_text()).of("value_error")
+    cells = Page(write_report([tmp_path / "toys"], tmp_path / "report").read_text()).of(
+        "value_error"
+    )
     shown = {(label, metric): float(cell["lines"][0]) for (_, label, metric), cell in cells.items()}
-    assert shown == {("dts", "depth 0"): 0.25, ("dts", "depth 1"): 0.5, ("residual_ts", "depth 0"): 0.125}
+    assert shown == {
+        ("dts", "depth 0"): 0.25,
+        ("dts", "depth 1"): 0.5,
+        ("residual_ts", "depth 0"): 0.125,
+    }
 
 
 def test_a_run_notes_its_environment_once_a_kind(runs, tmp_path):
     (entry,) = read_environment(runs[0])
     assert entry["packages"]["numpy"] == np.__version__ and entry["cores"] >= 1
-    assert entry["servers"] == [server_record("bundled")] and len(entry["servers"][0]["weights"]) == 32
-    assert "http" not in json.dumps(server_record("http://secret.example:8011", 3)).replace('"backend": "http"', "")
+    assert (
+        entry["servers"] == [server_record("bundled")] and len(entry["servers"][0]["weights"]) == 32
+    )
+    assert "http" not in json.dumps(server_record("http://secret.example:8011", 3)).replace(
+        '"backend": "http"', ""
+    )
     for count in (1, 2, 2):
         note_environment(tmp_path, [server_record("bundled", count)])
     assert [e["servers"][0]["count"] for e in read_environment(tmp_path)] == [1, 2]
@@ -331,31 +375,46 @@ def test_a_difference_has_the_sign_of_the_method_and_needs_the_metric():
 
 def test_an_ablation_says_what_it_varied_and_comes_first(tmp_path):
     directory = _run(
-        tmp_path / "run", num_problems=2, methods=["snis"], ablate={"rollouts": [4, 8], "lambda": [1.0, 3.0, 30.0]}
+        tmp_path / "run",
+        num_problems=2,
+        methods=["snis"],
+        ablate={"rollouts": [4, 8], "lambda": [1.0, 3.0, 30.0]},
     )
     files = RunFiles.load(directory, "run", "run-0")
     figures = [Path("figures/quality_cost"), Path("figures/ablation")]
     found = run_section(files, figures, Section("Problem 0", "problem"), files.reference(None))
     titles = [part.title for part in found.parts]
-    assert titles[:4] == ["Ablations", "Results", "Compared with snis[rollouts=8,lambda=3]", "Quality and cost"]
+    assert titles[:4] == [
+        "Ablations",
+        "Results",
+        "Compared with snis[rollouts=8,lambda=3]",
+        "Quality and cost",
+    ]
     text = to_markdown("", [Section("", "", found.blocks)], tmp_path)
     assert "with λ = 1, 3 and 30 and r" in text and "about 4 and 8 rollouts" in text
     assert "1 method at 6 points of an ablation on the same 2 problems" in text
-    assert "| λ | 1, 3 and 30 |" in text and "| budget | cost of 4 and 8 rollouts a problem |" in text
+    assert (
+        "| λ | 1, 3 and 30 |" in text and "| budget | cost of 4 and 8 rollouts a problem |" in text
+    )
 
 
 def test_every_strength_of_the_methods_is_named(tmp_path):
     own = {"name": "snis", "label": "defaults", "options": {"inverse_temperature": 3.0}}
     methods = ["sample", "residual_ts", own]
     files = RunFiles.load(
-        _run(tmp_path / "run", num_problems=1, methods=methods, inverse_temperature=1.5), "run", "run-0"
+        _run(tmp_path / "run", num_problems=1, methods=methods, inverse_temperature=1.5),
+        "run",
+        "run-0",
     )
     found = run_section(files, [], Section("Problem 0", "problem"), files.reference(None))
     assert "with λ = 1.5 and 3 and r" in to_markdown("", [Section("", "", found.blocks)], tmp_path)
 
 
 def test_one_pair_has_no_small_p_and_is_no_error():
-    table = {label: {0: {"crps": value}} for label, value in (("sample", 1.0), ("same", 1.0), ("better", 0.5))}
+    table = {
+        label: {0: {"crps": value}}
+        for label, value in (("sample", 1.0), ("same", 1.0), ("better", 0.5))
+    }
     found = between_methods(table, "sample")
     assert {label: (row["crps"].mean, row["crps"].p) for label, row in found.items()} == {
         "same": (0, 1),
@@ -369,4 +428,6 @@ def test_many_methods_are_counted_instead_of_named():
     few = {f"m{i}": {"crps": apart if i < 2 else alike} for i in range(9)}
     many = {f"m{i}": {"crps": apart} for i in range(9)} | {"other": {"crps": alike}}
     assert in_words(few, " than x") == ["CRPS (good: lower) is higher than x for `m0`, `m1`."]
-    assert in_words(many, " than x") == ["CRPS (good: lower) is higher than x for 9 of 10 (in bold below)."]
+    assert in_words(many, " than x") == [
+        "CRPS (good: lower) is higher than x for 9 of 10 (in bold below)."
+    ]

@@ -28,7 +28,9 @@ SPECS = {
     "spectral:gamma=1+nonneg": lambda h: SpectralReward(h, 1.0) + Bounds(h, low=0.0),
     "spectral:gamma=1+0.5*nonneg": lambda h: SpectralReward(h, 1.0) + 0.5 * Bounds(h, low=0.0),
     "spectral:gamma=2,distance=kl,segment=8": lambda h: SpectralReward(h, 2.0, "kl", 8),
-    "2*spectral:distance=wasserstein + dtw": lambda h: 2.0 * SpectralReward(h, 1.0, "wasserstein") + DtwTemplate(h),
+    "2*spectral:distance=wasserstein + dtw": lambda h: (
+        2.0 * SpectralReward(h, 1.0, "wasserstein") + DtwTemplate(h)
+    ),
     "bounds:low=0,high=80": lambda h: Bounds(h, 0.0, 80.0),
     "bounds:low=-1,hard=false": lambda h: Bounds(h, low=-1.0),
     "bounds:low=-1,high=1,hard=true,floor=-5": lambda h: Bounds(h, -1.0, 1.0, True, -5.0),
@@ -54,7 +56,11 @@ def test_a_spec_is_the_reward_it_writes_down(spec):
     [
         ("spectral:gamma=1", 2.0, "spectral:gamma=2"),
         ("spectral", 0.5, "spectral:gamma=0.5"),
-        ("2*spectral:distance=kl, gamma=3 + nonneg", 1e-7, "2*spectral:gamma=1e-07,distance=kl+nonneg"),
+        (
+            "2*spectral:distance=kl, gamma=3 + nonneg",
+            1e-7,
+            "2*spectral:gamma=1e-07,distance=kl+nonneg",
+        ),
         (
             "0.1*spectral+spectral:distance=wasserstein",
             4.0,
@@ -175,7 +181,8 @@ def test_a_factory_says_what_it_scores_before_a_model_runs(spec, forecasts, text
 
 
 @pytest.mark.parametrize(
-    ("spec", "shortest"), [("nonneg", 1), ("smoothness", 1), ("spectral", 4), ("nonneg+2*spectral:segment=16", 16)]
+    ("spec", "shortest"),
+    [("nonneg", 1), ("smoothness", 1), ("spectral", 4), ("nonneg+2*spectral:segment=16", 16)],
 )
 def test_a_horizon_without_a_spectrum_is_refused_before_a_model_runs(spec, shortest):
     factory = parse_reward(spec)
@@ -185,7 +192,9 @@ def test_a_horizon_without_a_spectrum_is_refused_before_a_model_runs(spec, short
     with pytest.raises(ContextError, match=f"horizon {shortest - 1}, must be >= {shortest}"):
         factory.check_horizon(shortest - 1)
     if shortest > 1:
-        with pytest.raises(ContextError, match=f"spectral: horizon {shortest - 1}, must be >= {shortest}"):
+        with pytest.raises(
+            ContextError, match=f"spectral: horizon {shortest - 1}, must be >= {shortest}"
+        ):
             reward.score(decoded(SERIES[:, : shortest - 1]))
 
 
@@ -194,10 +203,14 @@ def test_a_forecast_term_needs_a_history():
         parse_reward("nonneg").build(RewardContext(prompt="text"))
 
 
-@pytest.mark.parametrize(("context", "samples"), [(HISTORY, decoded(SERIES)), (None, texts("", "a", "abc"))])
+@pytest.mark.parametrize(
+    ("context", "samples"), [(HISTORY, decoded(SERIES)), (None, texts("", "a", "abc"))]
+)
 def test_a_users_function_sees_what_the_model_makes(tmp_path, context, samples):
     file = tmp_path / "mine.py"
-    file.write_text("def size(batch):\n    return [len(sample) for sample in batch]\n\nsize_s = 3\n")
+    file.write_text(
+        "def size(batch):\n    return [len(sample) for sample in batch]\n\nsize_s = 3\n"
+    )
     factory = parse_reward(f"{file}:size")
     assert factory.view == "any"
     have = factory.build(RewardContext(history=context)).score(samples)
@@ -211,7 +224,11 @@ def test_a_users_function_sees_what_the_model_makes(tmp_path, context, samples):
     ("text", "line", "reason"),
     [
         ("x = 1\ndef f(batch:\n", 2, "SyntaxError"),
-        ("x = 1\n\nimport not_a_module\n", 3, "ModuleNotFoundError: No module named 'not_a_module'"),
+        (
+            "x = 1\n\nimport not_a_module\n",
+            3,
+            "ModuleNotFoundError: No module named 'not_a_module'",
+        ),
         ("def g():\n    raise ValueError('a\\nb')\n\ng()\n", 2, "ValueError: a b"),
         ("raise SystemExit(3)\n", 1, "SystemExit: 3"),
     ],
@@ -244,11 +261,14 @@ def test_errors_of_a_users_file_name_its_function(tmp_path):
 def test_text_rewards_are_exact(spec, view, scores):
     factory = parse_reward(spec)
     assert factory.view == view
-    assert factory.build(RewardContext(prompt="p")).score(texts("1+2", " yES\n", "")) == pytest.approx(scores)
+    assert factory.build(RewardContext(prompt="p")).score(
+        texts("1+2", " yES\n", "")
+    ) == pytest.approx(scores)
 
 
 @pytest.mark.parametrize(
-    ("reward", "view"), [(Regex("a"), "text"), (Answer("a"), "text"), (Bounds(HISTORY, 0.0), "series")]
+    ("reward", "view"),
+    [(Regex("a"), "text"), (Answer("a"), "text"), (Bounds(HISTORY, 0.0), "series")],
 )
 def test_a_reward_refuses_samples_without_its_view(reward, view):
     with pytest.raises(RewardError, match=f"needs the {view}"):
@@ -270,11 +290,17 @@ def save_scorer(folder, kind: str, num_labels: int = 1):
     words = {word: i for i, word in enumerate(["<pad>", "<unk>", "good", "bad", "is", "it"])}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>").save_pretrained(folder)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>"
+    ).save_pretrained(folder)
     sizes = {"vocab_size": 6, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2}
     config_class = BertConfig if kind == "bert" else LlamaConfig
     config = config_class(
-        **sizes, num_attention_heads=2, max_position_embeddings=24, num_labels=num_labels, initializer_range=0.5
+        **sizes,
+        num_attention_heads=2,
+        max_position_embeddings=24,
+        num_labels=num_labels,
+        initializer_range=0.5,
     )
     torch.manual_seed(0)
     family = AutoModelForCausalLM if kind == "causal" else AutoModelForSequenceClassification
@@ -301,7 +327,9 @@ def test_a_reward_model_scores_by_its_own_logit_of_prompt_and_text(tmp_path, kin
         reward = RewardModel(str(tmp_path), "it is ", batch_size=size)
         assert reward.score(texts(*answers)) == pytest.approx(logits, abs=1e-5)
         assert reward.score(texts(*answers)).tolist() == reward.score(texts(*answers)).tolist()
-    assert RewardModel(str(tmp_path), "bad ").score(texts("good")) != pytest.approx(have[:1], abs=1e-3)
+    assert RewardModel(str(tmp_path), "bad ").score(texts("good")) != pytest.approx(
+        have[:1], abs=1e-3
+    )
     with pytest.raises(RewardError, match="25 tokens, allowed: 24"):
         reward.score(texts("good " * 23))
 

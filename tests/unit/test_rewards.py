@@ -36,7 +36,9 @@ def test_a_sample_with_the_reference_spectrum_scores_exactly_zero(distance, copi
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_divergence_does_not_depend_on_units(distance, slope, offset):
     here = SpectralReward(HISTORY, 1.0, distance).score(decoded(SERIES))
-    there = SpectralReward(slope * HISTORY + offset, 1.0, distance).score(decoded(slope * SERIES + offset))
+    there = SpectralReward(slope * HISTORY + offset, 1.0, distance).score(
+        decoded(slope * SERIES + offset)
+    )
     assert np.ptp(here) > 0.1
     np.testing.assert_allclose(there, here, atol=1e-9)
 
@@ -47,10 +49,18 @@ def test_divergence_is_positive_and_gamma_is_its_weight(distance):
     samples = decoded([*noise, *SERIES, *np.sin(np.outer(np.arange(1, 9), np.arange(32) / 3))])
     scores = SpectralReward(HISTORY, 1.0, distance).score(samples)
     assert (scores < 0).all()
-    np.testing.assert_allclose(SpectralReward(HISTORY, 2.5, distance).score(samples), 2.5 * scores, rtol=1e-12)
+    np.testing.assert_allclose(
+        SpectralReward(HISTORY, 2.5, distance).score(samples), 2.5 * scores, rtol=1e-12
+    )
     assert not SpectralReward(HISTORY, 0.0, distance).score(samples).any()
-    assert SpectralReward(HISTORY, 1.0, distance, segment=16).score(samples).tolist() == scores.tolist()
-    assert SpectralReward(HISTORY, 1.0, distance, segment=32).score(samples).tolist() != scores.tolist()
+    assert (
+        SpectralReward(HISTORY, 1.0, distance, segment=16).score(samples).tolist()
+        == scores.tolist()
+    )
+    assert (
+        SpectralReward(HISTORY, 1.0, distance, segment=32).score(samples).tolist()
+        != scores.tolist()
+    )
 
 
 @pytest.mark.parametrize("length", [4, 9, 15, 32])
@@ -79,15 +89,24 @@ def test_a_subclass_may_replace_the_task_and_the_divergence():
             return standardised.mean(axis=1)
 
     z_mean = (SERIES.mean(axis=1) - HISTORY.mean()) / HISTORY.std()
-    np.testing.assert_allclose(Mine(HISTORY, 3.0).score(decoded(SERIES)), SERIES.max(axis=1) - 3.0 * z_mean)
+    np.testing.assert_allclose(
+        Mine(HISTORY, 3.0).score(decoded(SERIES)), SERIES.max(axis=1) - 3.0 * z_mean
+    )
 
 
 def test_sums_and_multiples_keep_every_term_apart():
-    parts = [Bounds(HISTORY, low=0.0), SpectralReward(HISTORY, 2.0), Bounds(HISTORY, high=-1.0), Total(HISTORY, 5.0)]
+    parts = [
+        Bounds(HISTORY, low=0.0),
+        SpectralReward(HISTORY, 2.0),
+        Bounds(HISTORY, high=-1.0),
+        Total(HISTORY, 5.0),
+    ]
     total = parts[0] + 0.5 * parts[1] + 3.0 * (parts[2] + 0.1 * parts[3])
     samples = decoded(SERIES)
     components = total.components(samples)
-    assert total.multipliers == pytest.approx({"bounds": 1, "task": 0.5, "spectral": 1, "bounds_2": 3, "total": 0.3})
+    assert total.multipliers == pytest.approx(
+        {"bounds": 1, "task": 0.5, "spectral": 1, "bounds_2": 3, "total": 0.3}
+    )
     assert set(components) == set(total.multipliers)
     by_terms = sum(total.multipliers[name] * term for name, term in components.items())
     by_parts = sum(w * part.score(samples) for w, part in zip([1, 0.5, 3, 0.3], parts, strict=True))
@@ -101,7 +120,9 @@ def test_no_term_of_a_sum_is_lost_when_names_collide():
         return CallableReward(lambda batch: [value] * len(batch), "tokens", name)
 
     names = ["f", "f", "f_2", "f_2", "f", "f_2_2"]
-    total = sum((constant(2.0**i, n) for i, n in enumerate(names[1:], 1)), start=constant(1.0, names[0]))
+    total = sum(
+        (constant(2.0**i, n) for i, n in enumerate(names[1:], 1)), start=constant(1.0, names[0])
+    )
     assert len(total.multipliers) == len(total.components([Decoded((1,))])) == len(names)
     assert total.score([Decoded((1,))]).tolist() == [2.0 ** len(names) - 1]
 
@@ -116,12 +137,16 @@ def test_bounds_measure_the_mean_excess_in_standard_deviations_of_the_history():
     soft = Bounds(HISTORY, -1.0, 2.0)
     hard = Bounds(HISTORY, -1.0, 2.0, hard=True, floor=-7.0)
     samples = decoded([[-1.0, 0.0, 2.0, 1.0], [-3.0, 0.0, 4.0, 1.0], [2.0, 2.0, 2.0, 2.0 + 1e-9]])
-    np.testing.assert_allclose(soft.score(samples), -np.array([0, 4, 1e-9]) / 4 / HISTORY.std(), rtol=1e-6)
+    np.testing.assert_allclose(
+        soft.score(samples), -np.array([0, 4, 1e-9]) / 4 / HISTORY.std(), rtol=1e-6
+    )
     assert hard.score(samples).tolist() == [0.0, -7.0, -7.0]
 
 
 def test_total_is_the_distance_of_the_sum_per_step():
-    scores = Total(HISTORY, 10.0).score(decoded([[1.0, 2.0, 3.0, 4.0], [5.0, 5.0, 5.0, 5.0], [0.0] * 4]))
+    scores = Total(HISTORY, 10.0).score(
+        decoded([[1.0, 2.0, 3.0, 4.0], [5.0, 5.0, 5.0, 5.0], [0.0] * 4])
+    )
     np.testing.assert_allclose(scores, np.array([0.0, -10.0, -10.0]) / 4 / HISTORY.std())
 
 
@@ -131,7 +156,9 @@ def test_straight_lines_are_perfectly_smooth_and_parabolas_are_not():
     assert scores[:3].tolist() == [0.0, 0.0, 0.0]
     assert scores[3] == pytest.approx(-4 / HISTORY.std() ** 2)
     for horizon in (1, 2):
-        assert Smoothness(HISTORY).score(decoded(SERIES[:, :horizon])).tolist() == [0.0] * len(SERIES)
+        assert Smoothness(HISTORY).score(decoded(SERIES[:, :horizon])).tolist() == [0.0] * len(
+            SERIES
+        )
 
 
 @pytest.mark.parametrize("length", [1, 5, 200])
@@ -165,7 +192,9 @@ class SearchableToy:
 
 
 def search_toy(reward, **options):
-    return sdt.search(SearchableToy(), [0], reward, max_new_tokens=3, **({"num_rollouts": 200} | options))
+    return sdt.search(
+        SearchableToy(), [0], reward, max_new_tokens=3, **({"num_rollouts": 200} | options)
+    )
 
 
 class Lopsided(Reward):
@@ -177,7 +206,9 @@ class Lopsided(Reward):
         self.value = value
 
     def components(self, samples: Sequence[Decoded]) -> dict[str, np.ndarray]:
-        return {"lopsided": np.array([self.value if s.tokens == (2, 1, 0) else 0.0 for s in samples])}
+        return {
+            "lopsided": np.array([self.value if s.tokens == (2, 1, 0) else 0.0 for s in samples])
+        }
 
 
 class Misshapen(Lopsided):
@@ -274,10 +305,14 @@ def test_a_broken_function_is_named_and_stops_its_own_problem_only(function, wha
     process = SearchableToy().process(3)
     rewards = [mine, Length(3), Length(6) + 2.0 * mine, mine + CallableReward(down, "tokens")]
     problems = [SearchProblem(i, process.root([0]), reward) for i, reward in enumerate(rewards)]
-    outcomes = dict(run_searches(process, problems, method="snis", options={"num_rollouts": 10}, seed=0))
+    outcomes = dict(
+        run_searches(process, problems, method="snis", options={"num_rollouts": 10}, seed=0)
+    )
     for index in (0, 2, 3):
         assert isinstance(outcomes[index], RewardError)
-        assert all(word in str(outcomes[index]) for word in (f"problem {index}", function.__name__, what))
+        assert all(
+            word in str(outcomes[index]) for word in (f"problem {index}", function.__name__, what)
+        )
         assert "\n" not in str(outcomes[index])
     assert outcomes[1].best.reward == 0.0
 
@@ -298,7 +333,13 @@ def test_a_searched_sum_reports_each_sample_with_its_own_terms():
     def first(sequences: list[list[int]]) -> list[float]:
         return [float(tokens[0]) for tokens in sequences]
 
-    reward = CallableReward(first, "tokens") + 0.5 * Length(6) + 0.25 * CallableReward(first, "tokens")
+    reward = (
+        CallableReward(first, "tokens") + 0.5 * Length(6) + 0.25 * CallableReward(first, "tokens")
+    )
     for sample in search_toy(reward, method="residual_ts").finished:
-        assert sample.components == {"first": sample.tokens[0], "length": -0.5, "first_2": sample.tokens[0]}
+        assert sample.components == {
+            "first": sample.tokens[0],
+            "length": -0.5,
+            "first_2": sample.tokens[0],
+        }
         assert sample.reward == pytest.approx(1.25 * sample.tokens[0] - 0.25)

@@ -67,7 +67,9 @@ def run_lm(case: str, max_new_tokens: int = 5, **options):
     process = interface_process(model, max_new_tokens)
     problem = SearchProblem(0, process.root(list(PROMPT)), reward)
     flow = FoursFlow() if method == "s_adt" else None
-    ((_, result),) = run_searches(process, [problem], method=method, options=options, seed=4, flow=flow)
+    ((_, result),) = run_searches(
+        process, [problem], method=method, options=options, seed=4, flow=flow
+    )
     return model, reward, result
 
 
@@ -80,7 +82,10 @@ USES = {
     "s_adt:leaf values": {"leaf_values": True, "draw": "fall"},
     "s_adt:all": {"leaf_values": True, "draw": "fall", "alpha": 1.0, "alpha_decay": None},
 }
-OPTIONS |= {case: {"num_rollouts": 24, "num_samples": 6, "wave_size": 4} | uses for case, uses in USES.items()}
+OPTIONS |= {
+    case: {"num_rollouts": 24, "num_samples": 6, "wave_size": 4} | uses
+    for case, uses in USES.items()
+}
 CASES = [*method_names(), *USES]
 OPTIONS["beam"] = {"beam_width": 4, "num_samples": 4}
 
@@ -127,7 +132,10 @@ def test_the_prompt_is_never_scored_and_never_counts(method):
     assert any(len(tokens) == 3 for tokens in reward.seen) or method in ("greedy", "beam")
     for sample in result.finished:
         assert EOS not in sample.tokens
-        assert sample.finish_reason == ("length" if len(sample.tokens) == 3 else "eos") or len(sample.tokens) == 3
+        assert (
+            sample.finish_reason == ("length" if len(sample.tokens) == 3 else "eos")
+            or len(sample.tokens) == 3
+        )
 
 
 @pytest.mark.parametrize("method", ["best_of_n", "snis", *TREES])
@@ -200,13 +208,22 @@ class BrokenReward:
 
 @pytest.mark.parametrize(
     "values",
-    [lambda n: np.where(np.arange(n) % 3, 0.0, np.nan), lambda n: np.full(n, np.inf), lambda n: np.zeros(n + 1)],
+    [
+        lambda n: np.where(np.arange(n) % 3, 0.0, np.nan),
+        lambda n: np.full(n, np.inf),
+        lambda n: np.zeros(n + 1),
+    ],
 )
 def test_a_broken_reward_stops_its_problem_and_no_other(values):
     model = toy("U")
     process = TokenProcess(model, model.law, model.length)
-    problems = [SearchProblem(0, process.root([0]), BrokenReward(values)), SearchProblem(1, process.root([0]), model)]
-    outcomes = dict(run_searches(process, problems, method="snis", options={"num_rollouts": 10}, seed=0))
+    problems = [
+        SearchProblem(0, process.root([0]), BrokenReward(values)),
+        SearchProblem(1, process.root([0]), model),
+    ]
+    outcomes = dict(
+        run_searches(process, problems, method="snis", options={"num_rollouts": 10}, seed=0)
+    )
     assert isinstance(outcomes[0], RewardError)
     assert "BrokenReward" in str(outcomes[0])
     assert len(outcomes[1].samples) == 8
@@ -238,7 +255,11 @@ def test_unusable_prompts_are_refused():
 
 
 def test_a_law_that_cannot_be_sampled_is_refused():
-    for law in (PriorLaw((0, 9)), PriorLaw((0, 6), sampling_temperature=0.0), PriorLaw((0, 6), top_p=0.0)):
+    for law in (
+        PriorLaw((0, 9)),
+        PriorLaw((0, 6), sampling_temperature=0.0),
+        PriorLaw((0, 6), top_p=0.0),
+    ):
         with pytest.raises(ConfigurationError):
             TokenProcess(interface_process(InstrumentedLM(), 3).model, law, 3)
 
@@ -258,7 +279,8 @@ def test_problems_with_the_same_prompt_pay_as_if_alone(method):
 
 
 @pytest.mark.parametrize(
-    ("method", "options"), [("maxent_ts", {"block_size": 2}), ("dts", {"growth": 0.5}), ("dts_star", {"growth": 0.5})]
+    ("method", "options"),
+    [("maxent_ts", {"block_size": 2}), ("dts", {"growth": 0.5}), ("dts_star", {"growth": 0.5})],
 )
 def test_a_budget_that_cannot_be_spent_ends_the_search(method, options):
     """Once walks reach cached rows only, an nfe budget alone would never be used up."""

@@ -36,7 +36,11 @@ def test_resuming_from_disk_equals_never_having_stopped(method, options, tmp_pat
     result = resumed(method, Snapshot.load(path), num_rollouts=48, **options)
     assert result.samples == whole.samples
     assert result.finished == whole.finished
-    assert (result.log_z, result.log_z_error, result.ess) == (whole.log_z, whole.log_z_error, whole.ess)
+    assert (result.log_z, result.log_z_error, result.ess) == (
+        whole.log_z,
+        whole.log_z_error,
+        whole.ess,
+    )
     assert (result.rollouts, result.cost.reward_calls) == (48, whole.cost.reward_calls)
     assert half.nfe < result.nfe
     for name, values in whole.tree.arrays().items():
@@ -96,7 +100,9 @@ def test_search_takes_a_path_to_resume_from(tmp_path):
 
 def test_further_samples_cost_no_model_call_and_follow_the_distribution():
     model = Counter()
-    result = sdt.search(model, [5, 1], fours, method="residual_ts", max_new_tokens=4, num_rollouts=30, seed=1)
+    result = sdt.search(
+        model, [5, 1], fours, method="residual_ts", max_new_tokens=4, num_rollouts=30, seed=1
+    )
     calls = model.calls
     drawn = result.draw(10_000, seed=4)
     assert model.calls == calls
@@ -105,7 +111,9 @@ def test_further_samples_cost_no_model_call_and_follow_the_distribution():
         law[tokens] = law.get(tokens, 0.0) + probability
     for tokens, probability in law.items():
         assert abs(sum(s.tokens == tokens for s in drawn) - 10_000 * probability) <= 2
-    best = sdt.search(Counter(), [5, 1], fours, method="best_of_n", max_new_tokens=4, num_rollouts=30)
+    best = sdt.search(
+        Counter(), [5, 1], fours, method="best_of_n", max_new_tokens=4, num_rollouts=30
+    )
     with pytest.raises(SdtError, match="best_of_n"):
         best.draw(3)
 
@@ -135,7 +143,10 @@ def test_block_trees_branch_at_block_ends_only_and_converge(method, options):
     result = run_toy("C", method, 0, num_rollouts=400, **options)
     assert result.tree_stats["depth_max"] == 3
     assert all(len(s.tokens) == model.length for s in result.finished)
-    assert all(s.log_prob == pytest.approx(model.log_prior[model.index(s.tokens)], abs=1e-9) for s in result.finished)
+    assert all(
+        s.log_prob == pytest.approx(model.log_prior[model.index(s.tokens)], abs=1e-9)
+        for s in result.finished
+    )
     assert result.log_z == pytest.approx(model.log_z, abs=1.0)
 
 
@@ -146,7 +157,9 @@ def test_truncation_needs_one_definition_of_p():
     with pytest.raises(ConfigurationError, match="top_k=2"):
         sdt.search(Counter(), prompt, fours, num_rollouts=8, **options)
     result = sdt.search(Counter(), prompt, fours, num_rollouts=100, top_k=2, **options)
-    exact = sdt.search(Counter(), prompt, fours, num_rollouts=100, top_k=2, method="residual_ts", max_new_tokens=3)
+    exact = sdt.search(
+        Counter(), prompt, fours, num_rollouts=100, top_k=2, method="residual_ts", max_new_tokens=3
+    )
     assert result.exhausted and exact.exhausted
     assert len(result.finished) <= 8
     assert result.log_z == pytest.approx(exact.log_z, abs=1e-9)

@@ -49,7 +49,12 @@ def test_addresses_that_are_refused(url, named):
 
 
 def test_addresses_that_are_fine():
-    for url in ("http://127.0.0.1:8011", "http://localhost:8011/", "http://[::1]:8011", "https://mac.example"):
+    for url in (
+        "http://127.0.0.1:8011",
+        "http://localhost:8011/",
+        "http://[::1]:8011",
+        "https://mac.example",
+    ):
         check_spec(url)
 
 
@@ -116,7 +121,9 @@ def test_the_environments_token_is_used_where_no_file_is_given(tmp_path, monkeyp
     ],
 )
 def test_serve_refuses_before_it_loads(arguments, named, tmp_path, monkeypatch):
-    monkeypatch.setattr("sdt_dist.models.loading.load_model", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr(
+        "sdt_dist.models.loading.load_model", lambda *_, **__: pytest.fail("loaded")
+    )
     result = CliRunner().invoke(app, ["serve", "--token-file", str(tmp_path / "token"), *arguments])
     assert isinstance(result.exception, ConfigurationError)
     assert named in str(result.exception)
@@ -136,7 +143,10 @@ def test_tls_works_with_a_trusted_certificate_only(tmp_path, monkeypatch):
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
         asked = [RolloutRequest(Root((1,), b"x"), (), 6, 1)]
         (reply,) = server.client().rollout(asked, PriorLaw((0, 5)))
-        assert reply.tokens.tolist() == Toy(5, 6, 1.0).rollout(asked, PriorLaw((0, 5)))[0].tokens.tolist()
+        assert (
+            reply.tokens.tolist()
+            == Toy(5, 6, 1.0).rollout(asked, PriorLaw((0, 5)))[0].tokens.tolist()
+        )
 
 
 @contextmanager
@@ -150,7 +160,16 @@ def _killed_at_the_end(process: subprocess.Popen[str]) -> Iterator[None]:
 
 def test_serve_starts_answers_and_ends_cleanly(tmp_path):
     token_file = tmp_path / "token"
-    command = [sys.executable, "-m", "sdt_dist.cluster.cli", "serve", "--port", "0", "--token-file", str(token_file)]
+    command = [
+        sys.executable,
+        "-m",
+        "sdt_dist.cluster.cli",
+        "serve",
+        "--port",
+        "0",
+        "--token-file",
+        str(token_file),
+    ]
     environment = {k: v for k, v in os.environ.items() if k != "SDT_HTTP_TOKEN"}
     root = Path(__file__).parents[2]
     with (
@@ -161,7 +180,9 @@ def test_serve_starts_answers_and_ends_cleanly(tmp_path):
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job has it ignored
+            preexec_fn=lambda: signal.signal(
+                signal.SIGINT, signal.SIG_DFL
+            ),  # a background job has it ignored
         ) as server,
         _killed_at_the_end(server),
     ):

@@ -49,7 +49,13 @@ async def _waiting(server: ModelServer, calls: int) -> None:
         await asyncio.sleep(0)
 
 
-def _ask_while_busy(calls: list[ModelCall], fails: set[int] = frozenset(), clock=None, late_s: float = 0.0, **options):
+def _ask_while_busy(
+    calls: list[ModelCall],
+    fails: set[int] = frozenset(),
+    clock=None,
+    late_s: float = 0.0,
+    **options,
+):
     """(model, server, outcomes) of calls that all arrive while the model works on an earlier one."""
 
     async def run():
@@ -77,7 +83,11 @@ def _tokens(answer) -> list[list[int]]:
 def test_what_waits_is_merged_into_one_batch_and_answered_as_if_alone():
     model, server, answers = _ask_while_busy([_call(1, 2), _call(2, 3), _call(3, 1)])
     assert [size for size, _ in model.batches] == [2, 6]
-    assert [_tokens(answer) for answer in answers] == [toy_tokens(1, 2), toy_tokens(2, 3), toy_tokens(3, 1)]
+    assert [_tokens(answer) for answer in answers] == [
+        toy_tokens(1, 2),
+        toy_tokens(2, 3),
+        toy_tokens(3, 1),
+    ]
     assert (server.counters.calls, server.counters.batches, server.counters.rows) == (4, 2, 8)
     assert server.counters.largest_batch_rows == 6 and server.counters.waiting_rows == 0
     assert sum(a.seconds for a in answers) <= server.counters.busy_s
@@ -110,7 +120,9 @@ def test_a_full_queue_refuses_and_takes_the_same_call_later():
         model.gate.set()
         await asyncio.gather(*tasks)
         assert _tokens(await server.answer(_call(2))) == toy_tokens(2)
-        assert _tokens(await server.answer(_call(3, 9))) == toy_tokens(3, 9), "larger than the queue, but nothing waits"
+        assert _tokens(await server.answer(_call(3, 9))) == toy_tokens(3, 9), (
+            "larger than the queue, but nothing waits"
+        )
 
     asyncio.run(run())
 
@@ -123,7 +135,9 @@ def test_a_call_whose_time_is_over_is_not_computed():
 
 
 def test_a_bad_request_fails_only_its_own_call():
-    empty = ModelCall("bad", pack_requests([RolloutRequest(Root((), b"empty"), (), 4, key=1)], LAW), 60.0)
+    empty = ModelCall(
+        "bad", pack_requests([RolloutRequest(Root((), b"empty"), (), 4, key=1)], LAW), 60.0
+    )
     _, server, (good, bad, other) = _ask_while_busy([_call(1), empty, _call(3)])
     assert isinstance(bad, ContextError) and "empty" in str(bad)
     assert _tokens(good) == toy_tokens(1) and _tokens(other) == toy_tokens(3)
@@ -169,9 +183,16 @@ def test_a_name_is_refused_for_other_requests_and_free_again_after_a_failure():
 
 
 def test_a_model_call_has_no_more_rows_than_allowed_unless_one_caller_asks_for_them():
-    model, _, answers = _ask_while_busy([_call(1, 3), _call(2, 4), _call(3, 1), _call(4, 9)], max_rows=5)
+    model, _, answers = _ask_while_busy(
+        [_call(1, 3), _call(2, 4), _call(3, 1), _call(4, 9)], max_rows=5
+    )
     assert [size for size, _ in model.batches] == [2, 4, 4, 9]
-    assert [_tokens(a) for a in answers] == [toy_tokens(1, 3), toy_tokens(2, 4), toy_tokens(3, 1), toy_tokens(4, 9)]
+    assert [_tokens(a) for a in answers] == [
+        toy_tokens(1, 3),
+        toy_tokens(2, 4),
+        toy_tokens(3, 1),
+        toy_tokens(4, 9),
+    ]
 
 
 def test_a_late_call_is_told_so_whatever_waits_before_it():
@@ -189,10 +210,17 @@ def test_problems_go_when_released_and_the_least_recently_used_ones_by_themselve
 
         async def use(*numbers: int, released: tuple[bytes, ...] = ()) -> set[int]:
             asked = [ExpandRequest(Root((1,), bytes([number])), (), 2) for number in numbers]
-            await server.answer(ModelCall(f"{model.nfe} {numbers}", pack_requests(asked, LAW), 60.0, released))
+            await server.answer(
+                ModelCall(f"{model.nfe} {numbers}", pack_requests(asked, LAW), 60.0, released)
+            )
             return {digest[0] for digest in model._prefixes}
 
-        assert [await use(1), await use(2), await use(1), await use(3)] == [{1}, {1, 2}, {1, 2}, {1, 3}]
+        assert [await use(1), await use(2), await use(1), await use(3)] == [
+            {1},
+            {1, 2},
+            {1, 2},
+            {1, 3},
+        ]
         assert await use(4, 5, 6) == {4, 5, 6}, "a batch keeps its own problems"
         assert await use(7, released=(bytes([4]), bytes([6]))) == {5, 7}
         await server.release([bytes([5])])
@@ -215,7 +243,9 @@ def test_a_closed_server_turns_everybody_away_and_ends_what_the_model_works_on()
                 await refused
         await server.release([b"x"])
         model.gate.set()
-        assert _tokens(await running) == toy_tokens(0) and [size for size, _ in model.batches] == [2]
+        assert _tokens(await running) == toy_tokens(0) and [size for size, _ in model.batches] == [
+            2
+        ]
 
     asyncio.run(run())
 
@@ -237,9 +267,13 @@ def test_a_model_that_batches_by_itself_gets_as_many_calls_at_once_as_it_takes()
         return model, server, await asyncio.gather(*tasks)
 
     model, server, answers = asyncio.run(run())
-    assert [size for size, _ in model.batches][:2] == [2, 2] and sum(size for size, _ in model.batches) == 8
+    assert [size for size, _ in model.batches][:2] == [2, 2] and sum(
+        size for size, _ in model.batches
+    ) == 8
     assert [_tokens(answer) for answer in answers] == [toy_tokens(number, 2) for number in range(4)]
-    assert server.counters.busy_s == 3.0, "two calls at once keep the model busy for the time of one"
+    assert server.counters.busy_s == 3.0, (
+        "two calls at once keep the model busy for the time of one"
+    )
 
 
 def test_a_call_that_comes_right_after_the_last_one_was_answered_is_served():

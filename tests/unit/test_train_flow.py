@@ -71,7 +71,13 @@ def mistake(early_mistake):
 def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An evaluation that kept a tree, and the evidence of both of its problems."""
     directory = tmp_path_factory.mktemp("searched") / "run"
-    settings = {"horizon": 4, "num_problems": 2, "methods": ["residual_ts"], "num_rollouts": 12, "num_samples": 4}
+    settings = {
+        "horizon": 4,
+        "num_problems": 2,
+        "methods": ["residual_ts"],
+        "num_rollouts": 12,
+        "num_samples": 4,
+    }
     run_evaluation(make_plan(load_config(None, {**settings, "keep_evidence": True})), directory)
     return directory
 
@@ -83,7 +89,9 @@ def language_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = ["<end>", "<unk>", *(f"w{i}" for i in range(14))]
     tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<end>").save_pretrained(directory)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<end>"
+    ).save_pretrained(directory)
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=16, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
@@ -96,7 +104,9 @@ def language_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def killed_then_resumed(sdt: Any, arguments: list[object], directory: Path) -> None:
     """The command, killed for good by a signal in its second round, and again with --resume."""
     whole = [*arguments, "--output", directory]
-    done = subprocess.run([sys.executable, "-c", DYING, *map(str, whole)], cwd=ROOT, env=os.environ, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", DYING, *map(str, whole)], cwd=ROOT, env=os.environ, check=False
+    )
     assert done.returncode == -signal.SIGKILL
     assert len(read_losses(directory / LOSSES_FILE)) == KILLED_AT
     assert (latest_version(directory) or (0,))[0] == 1
@@ -126,20 +136,29 @@ def test_a_training_in_rounds_killed_by_sigkill_goes_on_exactly(sdt, tmp_path):
         for line in read_losses(tmp_path / "whole" / LOSSES_FILE)
     ]
     assert by_path[:5] == [["loss/path", "loss/total"]] * 5 and "loss/bellman" in by_path[5]
-    assert card["inverse_temperatures"] == [2.0, 8.0] and card["version"] == 2 and "synthetic" in card["data"]
+    assert (
+        card["inverse_temperatures"] == [2.0, 8.0]
+        and card["version"] == 2
+        and "synthetic" in card["data"]
+    )
     assert {"loss/total", "log_z", "calibration/tree_correlation"} <= card["curves"].keys()
     one, other = card["held_out"]
     assert one["prior"] == other["prior"] > 0 and one["flow"] != other["flow"]
     assert (tmp_path / "whole" / "curves.png").stat().st_size > 10_000
 
 
-def test_a_training_on_saved_trees_killed_by_sigkill_goes_on_exactly(sdt, mistake, searched, tmp_path):
+def test_a_training_on_saved_trees_killed_by_sigkill_goes_on_exactly(
+    sdt, mistake, searched, tmp_path
+):
     arguments = [*SMALL, "--trees", searched]
     assert sdt(*arguments, "--output", tmp_path / "whole")[0] == 0
     killed_then_resumed(sdt, arguments, tmp_path / "killed")
     check_equal(tmp_path / "killed", tmp_path / "whole")
     card = json.loads((tmp_path / "whole" / "card.json").read_text())
-    assert [[facts["new"] for facts in harvests] for harvests in card["rounds"]] == [[12, 0, 12], []]
+    assert [[facts["new"] for facts in harvests] for harvests in card["rounds"]] == [
+        [12, 0, 12],
+        [],
+    ]
     assert card["spec"]["max_new_tokens"] == 4 and str(searched) in card["data"]
     assert "calibration/tree_rms_error" in card["curves"]
 
@@ -159,12 +178,21 @@ def test_a_training_on_saved_trees_killed_by_sigkill_goes_on_exactly(sdt, mistak
         (["--set", "rounds"], ["--set", "NAME=VALUE"]),
         (["--set", "rtb=[}"], ["--set", "YAML"]),
         (["--rounds", 0], ["rounds: 0", "greater than or equal to 1"]),
-        (["--set", "held_out_contexts=2", "--dataset", "classic"], ["held_out_contexts", "dataset", "leave one out"]),
+        (
+            ["--set", "held_out_contexts=2", "--dataset", "classic"],
+            ["held_out_contexts", "dataset", "leave one out"],
+        ),
         (["--set", "rounds_ahead=2", "--live"], ["rounds_ahead", "live"]),
-        (["--set", "path_steps=16", "--rounds", 2, "--steps-per-round", 8], ["path_steps", "below the 16 steps"]),
+        (
+            ["--set", "path_steps=16", "--rounds", 2, "--steps-per-round", 8],
+            ["path_steps", "below the 16 steps"],
+        ),
         (["--flow-share", 2], ["flow_share: 2.0", "less than or equal to 1"]),
         (["--lowest-inverse-temperature", 9], ["must not exceed highest_inverse_temperature"]),
-        (["--lowest-inverse-temperature", -1], ["lowest_inverse_temperature: -1", "greater than 0"]),
+        (
+            ["--lowest-inverse-temperature", -1],
+            ["lowest_inverse_temperature: -1", "greater than 0"],
+        ),
         (["--model", "bundeld"], ["bundeld", "Did you mean 'bundled'"]),
         (["--reward", "spectrl"], ["spectrl", "Did you mean 'spectral'"]),
         (["--reward", "regex:a"], ["regex:a", "scores series"]),
@@ -176,7 +204,10 @@ def test_a_training_on_saved_trees_killed_by_sigkill_goes_on_exactly(sdt, mistak
         (["--set", "method_options={epsilon: 2}"], ["epsilon: 2", "less than or equal to 1"]),
         (["--dataset", "clasic"], ["clasic", "Did you mean 'classic'"]),
         (["--prompts", "p.txt"], ["prompts", "is a forecaster"]),
-        (["--dataset", "classic", "--prompts", "p.txt"], ["dataset and prompts exclude each other"]),
+        (
+            ["--dataset", "classic", "--prompts", "p.txt"],
+            ["dataset and prompts exclude each other"],
+        ),
         (["--end-row", 5], ["end_row is given without a dataset"]),
         (["--searchers", 2], ["--searchers: given without --live"]),
         (["--fleet", "f.yaml"], ["--fleet: given without --live"]),
@@ -212,7 +243,9 @@ def test_trees_of_other_weights_are_refused(sdt, searched, tmp_path):
 
 def test_trees_of_something_else_are_refused(mistake, searched, tmp_path):
     run = ["train-flow", "--output", tmp_path / "run", "--trees", searched]
-    assert "searches for reward 'spectral:gamma=1', not for 'nonneg'" in mistake(*run, "--reward", "nonneg")
+    assert "searches for reward 'spectral:gamma=1', not for 'nonneg'" in mistake(
+        *run, "--reward", "nonneg"
+    )
     assert "trees are of 4 tokens" in mistake(*run, "--max-new-tokens", 8)
     assert "trees and dataset exclude each other" in mistake(*run, "--dataset", "classic")
     other = tmp_path / "other"
@@ -236,7 +269,9 @@ def test_a_foreign_output_directory_is_refused(mistake, searched):
 
 def test_settings_come_from_a_file_and_options_override_it(sdt, mistake, tmp_path):
     (tmp_path / "flow.yaml").write_text("rounds: 1\nseed: -1\n")
-    assert "seed: -1" in mistake("train-flow", "--config", tmp_path / "flow.yaml", "--output", tmp_path / "run")
+    assert "seed: -1" in mistake(
+        "train-flow", "--config", tmp_path / "flow.yaml", "--output", tmp_path / "run"
+    )
 
 
 def test_prompts_of_a_language_model(sdt, mistake, language_model, tmp_path):
@@ -254,11 +289,21 @@ def test_prompts_of_a_language_model(sdt, mistake, language_model, tmp_path):
         "snis",
     ]
     assert "is a language model; give a file" in mistake(*arguments, "--output", tmp_path / "run")
-    arguments += ["--rollouts", 6, "--contexts-per-round", 2, "--prompts", tmp_path / "prompts.txt", "--output"]
+    arguments += [
+        "--rollouts",
+        6,
+        "--contexts-per-round",
+        2,
+        "--prompts",
+        tmp_path / "prompts.txt",
+        "--output",
+    ]
     code, out, _ = sdt(*arguments, tmp_path / "run")
     assert code == 0 and "version 2" in out
     card = json.loads((tmp_path / "run" / "card.json").read_text())
-    assert card["data"] == "3 prompts of prompts.txt" and [len(harvests) for harvests in card["rounds"]] == [1, 2]
+    assert card["data"] == "3 prompts of prompts.txt" and [
+        len(harvests) for harvests in card["rounds"]
+    ] == [1, 2]
     (tmp_path / "prompts.txt").write_text("\n")
     assert sdt(*arguments, tmp_path / "again")[2].startswith("sdt: prompts: ")
 
@@ -283,7 +328,10 @@ def test_rounds_on_toys_learn_soft_values(tmp_path):
     model = FamilyMember((0,) * 5)
     process = TokenProcess(model, model.law, model.length)
     source = LiveSearches(
-        config, process, Members(), lambda i, prompt: SearchProblem(i, process.root(prompt), FamilyMember(prompt))
+        config,
+        process,
+        Members(),
+        lambda i, prompt: SearchProblem(i, process.root(prompt), FamilyMember(prompt)),
     )
     spec = FlowSpec(5, (0, 5), 4, context_length=5, patch=5, hidden_size=32)
     info = FlowInfo("family", "toy", (1.0, 1.0))
@@ -297,9 +345,17 @@ def test_rounds_on_toys_learn_soft_values(tmp_path):
         member = FamilyMember(prompt)
         root = process.root(prompt)
         groups = sibling_groups(member)
-        rows = np.stack([member.log_prob_tables[len(prefix)][member.index(prefix)] for prefix, _ in groups])
-        tilts = flow.log_tilts([(root, prefix) for prefix, _ in groups], member.inverse_temperature, rows)
-        rhos += [spearmanr(t, v).statistic for t, (_, v) in zip(tilts, groups, strict=True) if np.ptp(v) > 1e-9]
+        rows = np.stack(
+            [member.log_prob_tables[len(prefix)][member.index(prefix)] for prefix, _ in groups]
+        )
+        tilts = flow.log_tilts(
+            [(root, prefix) for prefix, _ in groups], member.inverse_temperature, rows
+        )
+        rhos += [
+            spearmanr(t, v).statistic
+            for t, (_, v) in zip(tilts, groups, strict=True)
+            if np.ptp(v) > 1e-9
+        ]
     print(f"rank correlation with V among siblings: {np.mean(rhos):.3f}")
     assert np.mean(rhos) > 0.9
     assert learner.metrics["calibration/tree_correlation"] > 0.75

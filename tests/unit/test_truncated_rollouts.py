@@ -63,7 +63,9 @@ class Fours:
 
 def run_cut(name: str, method: str, seed: int, num_rollouts: int, cap: int | None = 1, **options):
     options = {"wave_size": 4, "reward": SoftPartial(name)} | options
-    return run_toy(name, method, seed, num_rollouts=num_rollouts, rollout_max_new_tokens=cap, **options)
+    return run_toy(
+        name, method, seed, num_rollouts=num_rollouts, rollout_max_new_tokens=cap, **options
+    )
 
 
 def evaluated_children(tree: Tree, node: int) -> list[int]:
@@ -99,9 +101,13 @@ def test_exact_guesses_give_exact_values_where_all_children_have_one():
         for node in reversed(range(tree.size)):
             children = evaluated_children(tree, node)
             is_leaf = not children and not np.isnan(tree.nodes["value"][node])
-            exact[node] = is_leaf or (len(children) == 3 and all(exact[child] for child in children))
+            exact[node] = is_leaf or (
+                len(children) == 3 and all(exact[child] for child in children)
+            )
         for node in (node for node in range(tree.size) if exact[node]):
-            assert tree.nodes["value"][node] == pytest.approx(reward.value(tree.tokens(node)), abs=1e-9)
+            assert tree.nodes["value"][node] == pytest.approx(
+                reward.value(tree.tokens(node)), abs=1e-9
+            )
             cut_below += any(not tree.is_terminal(child) for child in tree.children(node))
     assert cut_below > 10
 
@@ -112,7 +118,9 @@ def test_an_exhausted_search_is_exact_whatever_the_partial_form_says():
     assert run.tree.nodes["value"][0] == pytest.approx(toy("A").soft_values[0][0], abs=1e-9)
     assert run.probabilities.sum() == pytest.approx(1.0, abs=1e-12)
     law = {sample.tokens: p for sample, p in zip(run.finished, run.probabilities, strict=True)}
-    assert all(p == pytest.approx(toy("A").target[toy("A").index(t)], abs=1e-9) for t, p in law.items())
+    assert all(
+        p == pytest.approx(toy("A").target[toy("A").index(t)], abs=1e-9) for t, p in law.items()
+    )
 
 
 class Misleading(SoftPartial):
@@ -131,7 +139,9 @@ def test_a_value_is_the_partial_form_until_there_are_children_to_back_up(method,
     counts = np.zeros(2)
     for node in np.flatnonzero(~np.isnan(tree.nodes["value"][: tree.size])).tolist():
         children = evaluated_children(tree, node)
-        expected = backed_up(method, tree, node, children) if children else reward.value(tree.tokens(node))
+        expected = (
+            backed_up(method, tree, node, children) if children else reward.value(tree.tokens(node))
+        )
         assert tree.nodes["value"][node] == pytest.approx(expected, abs=1e-9)
         counts[bool(children)] += not tree.is_terminal(node)
     assert counts.min() > 20
@@ -193,16 +203,26 @@ def test_a_walk_pays_for_at_most_its_cap(method, cap):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_reward_scores_finished_samples_and_its_partial_form_unfinished_ones_of_one_length(method):
+def test_the_reward_scores_finished_samples_and_its_partial_form_unfinished_ones_of_one_length(
+    method,
+):
     reward = SoftPartial("C")
     run = run_cut("C", method, 2, 150, 2, reward=reward)
-    assert len(reward.finished) == len(set(reward.finished)) == run.cost.reward_calls == len(run.finished)
+    assert (
+        len(reward.finished)
+        == len(set(reward.finished))
+        == run.cost.reward_calls
+        == len(run.finished)
+    )
     assert all(len(tokens) == 6 for tokens in reward.finished)
     assert all(len({len(tokens) for tokens in batch}) == 1 for batch in reward.unfinished)
     cut = [tokens for batch in reward.unfinished for tokens in batch]
     assert len(cut) == len(set(cut)) and max(map(len, cut)) < 6
     rewards = toy("C").rewards
-    assert all(s.reward == rewards[toy("C").index(s.tokens)] for s in [*run.samples, run.best, *run.finished])
+    assert all(
+        s.reward == rewards[toy("C").index(s.tokens)]
+        for s in [*run.samples, run.best, *run.finished]
+    )
 
 
 @pytest.mark.parametrize("method", WALKING)
@@ -231,14 +251,21 @@ def test_final_walks_compete_among_children_with_finished_samples_only(method):
     assert found.keys() == law.keys()
     assert all(found[tokens] == pytest.approx(p, abs=1e-12) for tokens, p in law.items())
     assert sum(found.values()) == pytest.approx(1.0, abs=1e-12)
-    assert any(not finishes(child) for child in range(tree.size) if not np.isnan(tree.nodes["value"][child]))
+    assert any(
+        not finishes(child)
+        for child in range(tree.size)
+        if not np.isnan(tree.nodes["value"][child])
+    )
 
 
 @pytest.mark.parametrize(("method", "by"), [("dts_star", "value"), ("mcts", "visits")])
 def test_greedy_walks_end_on_a_finished_sample(method, by):
     run = run_cut("C", method, 5, 100)
     tree = run.tree
-    ends = {tree.tokens(n) for n in np.flatnonzero(tree.nodes["status"][: tree.size] == TERMINAL).tolist()}
+    ends = {
+        tree.tokens(n)
+        for n in np.flatnonzero(tree.nodes["status"][: tree.size] == TERMINAL).tolist()
+    }
     ends &= {sample.tokens for sample in run.finished}
     prefix: tuple[int, ...] = ()
     nodes = {tree.tokens(n): n for n in range(tree.size)}
@@ -249,7 +276,9 @@ def test_greedy_walks_end_on_a_finished_sample(method, by):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("budget", [{"num_rollouts": 3}, {"max_nfe": 4}, {"time_budget_s": 1e-9}, {"num_rollouts": 1}])
+@pytest.mark.parametrize(
+    "budget", [{"num_rollouts": 3}, {"max_nfe": 4}, {"time_budget_s": 1e-9}, {"num_rollouts": 1}]
+)
 def test_a_budget_too_small_to_finish_anything_gets_one_last_wave_to_the_end(method, budget):
     run = run_toy("C", method, 0, SoftPartial("C"), wave_size=2, rollout_max_new_tokens=1, **budget)
     last = min(2, budget.get("num_rollouts", 2))
@@ -257,7 +286,9 @@ def test_a_budget_too_small_to_finish_anything_gets_one_last_wave_to_the_end(met
     assert before >= 1 and (before == budget.get("num_rollouts", before))
     assert 1 <= len(run.finished) <= last
     assert run.nfe <= before + last * 6
-    assert all(s.reward == toy("C").rewards[toy("C").index(s.tokens)] for s in [*run.samples, run.best])
+    assert all(
+        s.reward == toy("C").rewards[toy("C").index(s.tokens)] for s in [*run.samples, run.best]
+    )
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -277,7 +308,9 @@ def resumed(method: str, saved: Snapshot, **options):
     process = TokenProcess(model, model.law, model.length)
     problem = SearchProblem(0, process.root([0]), SoftPartial("C"))
     options = {"inverse_temperature": model.inverse_temperature, "wave_size": 4} | options
-    ((_, outcome),) = run_searches(process, [problem], method=method, options=options, seed=3, resume=saved)
+    ((_, outcome),) = run_searches(
+        process, [problem], method=method, options=options, seed=3, resume=saved
+    )
     return outcome
 
 
@@ -289,7 +322,11 @@ def test_resuming_equals_never_having_stopped(method, tmp_path):
     path = half.snapshot.save(tmp_path / "search.npz")
     result = resumed(method, Snapshot.load(path), num_rollouts=140, rollout_max_new_tokens=2)
     assert result.samples == whole.samples and result.finished == whole.finished
-    assert (result.rollouts, result.cost.reward_calls, result.ess) == (140, whole.cost.reward_calls, whole.ess)
+    assert (result.rollouts, result.cost.reward_calls, result.ess) == (
+        140,
+        whole.cost.reward_calls,
+        whole.ess,
+    )
     for name, values in whole.tree.arrays().items():
         np.testing.assert_array_equal(result.tree.arrays()[name], values, err_msg=name)
     with pytest.raises(ConfigurationError, match="rollout_max_new_tokens"):
@@ -324,7 +361,9 @@ def test_waves_and_companions_keep_their_draws(method):
 def test_a_reward_without_a_partial_form_is_refused_before_any_model_call(method):
     model = InstrumentedLM()
     options = {"num_rollouts": 4, "rollout_max_new_tokens": 1}
-    with pytest.raises(ConfigurationError, match=r"rollout_max_new_tokens: 1.*length_of.*partial form"):
+    with pytest.raises(
+        ConfigurationError, match=r"rollout_max_new_tokens: 1.*length_of.*partial form"
+    ):
         sdt.search(model, list(PROMPT), length_of, method=method, max_new_tokens=4, **options)
     assert not model.asked
 
@@ -347,9 +386,17 @@ def test_an_undefined_partial_form_stops_the_problem(method):
         ("residual_ts", {}, ["rollout_max_new_tokens", "residual_ts"]),
         ("smc", {}, ["rollout_max_new_tokens", "smc"]),
         ("dts", {"block_size": 2}, ["rollout_max_new_tokens=2", "block_size", "not both"]),
-        ("dts_star", {"branch_depths": [1]}, ["rollout_max_new_tokens=2", "branch_depths", "not both"]),
+        (
+            "dts_star",
+            {"branch_depths": [1]},
+            ["rollout_max_new_tokens=2", "branch_depths", "not both"],
+        ),
         ("maxent_ts", {"block_size": 2}, ["rollout_max_new_tokens=2", "block_size", "not both"]),
-        ("mcts", {"rollout_max_new_tokens": 0}, ["rollout_max_new_tokens", "0", "greater than or equal to 1"]),
+        (
+            "mcts",
+            {"rollout_max_new_tokens": 0},
+            ["rollout_max_new_tokens", "0", "greater than or equal to 1"],
+        ),
         ("dts", {"rollout_max_new_tokens": 1.5}, ["rollout_max_new_tokens", "1.5"]),
     ],
 )
@@ -367,9 +414,16 @@ def test_series_of_every_length_get_the_spectral_rewards_partial_form(method, ca
     history = 10 + np.sin(np.arange(120) / 4) + 0.1 * np.random.default_rng(0).standard_normal(120)
     reward = SpectralReward(history)
     options = {"num_rollouts": 24, "rollout_max_new_tokens": cap}
-    run = sdt.search(load_model("bundled"), history, reward, method=method, max_new_tokens=24, **options)
+    run = sdt.search(
+        load_model("bundled"), history, reward, method=method, max_new_tokens=24, **options
+    )
     nodes = run.tree.nodes[: run.tree.size]
-    leaves = nodes[(nodes["first_child"] < 0) & ~np.isnan(nodes["value"]) & (nodes["status"] != TERMINAL)]
+    leaves = nodes[
+        (nodes["first_child"] < 0) & ~np.isnan(nodes["value"]) & (nodes["status"] != TERMINAL)
+    ]
     assert all((leaf["value"] == 0) == (leaf["depth"] < 16) for leaf in leaves)
     assert len(leaves) > 3 and leaves["depth"].max() >= cap
-    assert all(sample.reward == pytest.approx(reward.score([sample])[0], abs=1e-9) for sample in run.finished)
+    assert all(
+        sample.reward == pytest.approx(reward.score([sample])[0], abs=1e-9)
+        for sample in run.finished
+    )

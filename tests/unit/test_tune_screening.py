@@ -27,7 +27,9 @@ from sdt_dist.values.extract import walks_of
 from sdt_dist.values.reweigh import Reweighed, reweigh
 from tests.search_helpers import run_toy, toy
 
-PROBLEM = ForecastProblem(0, "toy", np.arange(64.0) % 5, np.array([1.0, 3.0, 0.0, 2.0]), 1, 2.0, 1.5)
+PROBLEM = ForecastProblem(
+    0, "toy", np.arange(64.0) % 5, np.array([1.0, 3.0, 0.0, 2.0]), 1, 2.0, 1.5
+)
 
 
 def values(problem: ForecastProblem, tokens: np.ndarray) -> np.ndarray:
@@ -40,11 +42,15 @@ def law_of(name: str, strength: float, multiplier: float) -> Reweighed:
     log_weights = model.log_prior + strength * multiplier * model.rewards
     probabilities = np.exp(log_weights - np.logaddexp.reduce(log_weights))
     sequences = [model.sequence(index) for index in range(len(probabilities))]
-    return Reweighed(0.0, 0.0, 1.0, True, sequences, model.rewards, model.log_prior, probabilities, [])
+    return Reweighed(
+        0.0, 0.0, 1.0, True, sequences, model.rewards, model.log_prior, probabilities, []
+    )
 
 
 @pytest.mark.parametrize(("strength", "multiplier"), [(0.5, 1.0), (2.0, 3.0), (40.0, 0.5)])
-def test_exhausted_evidence_gives_the_objectives_of_the_law_itself_at_any_tilt(strength, multiplier):
+def test_exhausted_evidence_gives_the_objectives_of_the_law_itself_at_any_tilt(
+    strength, multiplier
+):
     walks = walks_of(run_toy("A", "residual_ts", 0, num_rollouts=1000).snapshot, "run")
     found = reweigh(walks, {"toy": multiplier}, strength)
     want = law_of("A", strength, multiplier)
@@ -52,7 +58,9 @@ def test_exhausted_evidence_gives_the_objectives_of_the_law_itself_at_any_tilt(s
     np.testing.assert_allclose(found.probabilities, want.probabilities, atol=1e-12)
     rows = [row_of_law(law, PROBLEM, values, 400, seed=3) for law in (found, want)]
     assert rows[0] == rows[1]
-    have, expected = (measure_rows({0: row}, [PROBLEM], ["crps", "spec_w1_gap", "mase"]) for row in rows)
+    have, expected = (
+        measure_rows({0: row}, [PROBLEM], ["crps", "spec_w1_gap", "mase"]) for row in rows
+    )
     assert have == expected and set(have) == {"crps", "spec_w1_gap", "mase"}
 
 
@@ -65,7 +73,13 @@ def test_partial_evidence_comes_near_the_law_where_its_ess_is_large():
     assert have == pytest.approx(want, rel=0.1)
 
 
-SETTINGS = {"dataset": "co2", "num_problems": 2, "horizon": 8, "context_length": 64, "num_samples": 12}
+SETTINGS = {
+    "dataset": "co2",
+    "num_problems": 2,
+    "horizon": 8,
+    "context_length": 64,
+    "num_samples": 12,
+}
 SPACE = {"inverse_temperature": {"low": 0.1, "high": 400, "log": True}, "gamma": [0.5, 2.0]}
 
 
@@ -73,24 +87,38 @@ SPACE = {"inverse_temperature": {"low": 0.1, "high": 400, "log": True}, "gamma":
 def kept(tmp_path_factory) -> str:
     """Evidence of the bundled forecaster on two problems."""
     folder = tmp_path_factory.mktemp("evidence")
-    settings = SETTINGS | {"split": "val", "methods": ["residual_ts"], "num_rollouts": 24, "keep_evidence": True}
+    settings = SETTINGS | {
+        "split": "val",
+        "methods": ["residual_ts"],
+        "num_rollouts": 24,
+        "keep_evidence": True,
+    }
     run_evaluation(make_plan(load_config(None, settings)), folder, execute=in_process())
     return str(folder)
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_a_grid_is_ranked_without_a_model_and_thin_cells_come_last_and_begin_nothing(kept, tmp_path):
-    sweep = load_sweep(None, {"evaluation": SETTINGS, "methods": ["residual_ts"], "space": SPACE, "screen": kept})
+def test_a_grid_is_ranked_without_a_model_and_thin_cells_come_last_and_begin_nothing(
+    kept, tmp_path
+):
+    sweep = load_sweep(
+        None, {"evaluation": SETTINGS, "methods": ["residual_ts"], "space": SPACE, "screen": kept}
+    )
     problems = make_plan(sweep.base).problems
     cells = run_screening(sweep, problems, kept)
     assert len(cells) == 12 and {cell.gamma for cell in cells} == {0.5, 2.0}
     strong = [cell for cell in cells if cell.inverse_temperature == 400 and cell.gamma == 2.0]
     weak = [cell for cell in cells if cell.inverse_temperature == 0.1]
-    assert not strong[0].believable and all(cell.believable and cell.ess > LEAST_ESS for cell in weak)
+    assert not strong[0].believable and all(
+        cell.believable and cell.ess > LEAST_ESS for cell in weak
+    )
     trusted = [cell.objectives["crps"]["mean"] for cell in cells if cell.believable]
     assert trusted == sorted(trusted) and [cell.believable for cell in cells] == [True] * len(trusted) + [False] * (12 - len(trusted))  # fmt: skip
     first = first_points(sweep, cells)
-    assert first[0] == {"inverse_temperature": cells[0].inverse_temperature, "gamma": cells[0].gamma}
+    assert first[0] == {
+        "inverse_temperature": cells[0].inverse_temperature,
+        "gamma": cells[0].gamma,
+    }
     assert all(Cell(**{**vars_of(cell)}).believable for cell in cells[: len(first)])
     write_screening(tmp_path, sweep, cells, kept)
     assert (tmp_path / "screening.json").stat().st_size > 0
@@ -107,13 +135,19 @@ def test_tokens_are_decoded_as_the_forecasters_process_decodes_them(kept):
     process = load_model("bundled").process(8)
     tokens = np.random.default_rng(0).integers(2, 1024, (3, 8))
     want = [
-        one.series for one in process.decode(process.root(problem.history), [tuple(row) for row in tokens.tolist()])
+        one.series
+        for one in process.decode(
+            process.root(problem.history), [tuple(row) for row in tokens.tolist()]
+        )
     ]
     np.testing.assert_array_equal(decoder_of(sweep.base)(problem, tokens), np.array(want))
 
 
 def test_evidence_of_other_problems_is_refused_and_so_is_nothing_to_screen(kept):
-    sweep = load_sweep(None, {"evaluation": SETTINGS | {"num_problems": 3}, "methods": ["residual_ts"], "space": SPACE})
+    sweep = load_sweep(
+        None,
+        {"evaluation": SETTINGS | {"num_problems": 3}, "methods": ["residual_ts"], "space": SPACE},
+    )
     with pytest.raises(ConfigurationError, match=r"screen: .* holds evidence of 2 of 3 problems"):
         Screen(kept, sweep.base, make_plan(sweep.base).problems)
     other = load_sweep(None, {"methods": ["residual_ts"], "space": {"epsilon": [0.1, 0.2]}})
@@ -123,4 +157,7 @@ def test_evidence_of_other_problems_is_refused_and_so_is_nothing_to_screen(kept)
 
 def test_agreement_is_a_rank_correlation_and_needs_three_points():
     assert agreement([1.0, 2.0, 3.0, 4.0], [10.0, 20.0, 40.0, 30.0])["rho"] == pytest.approx(0.8)
-    assert agreement([1.0, 2.0], [1.0, 2.0]) is None and agreement([1.0, 1.0, 1.0], [1.0, 2.0, 3.0]) is None
+    assert (
+        agreement([1.0, 2.0], [1.0, 2.0]) is None
+        and agreement([1.0, 1.0, 1.0], [1.0, 2.0, 3.0]) is None
+    )

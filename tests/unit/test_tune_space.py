@@ -62,7 +62,11 @@ def test_a_trial_has_the_parameters_of_its_method_and_no_others():
     assert {trial["method"] for trial in trials} == own.keys()
     assert all(trial.keys() - {"method"} == own[trial["method"]] for trial in trials)
     widths = {trial["expansion_k"] for trial in trials if trial["method"] == "maxent_ts"}
-    assert widths <= set(range(2, 9)) and all(type(width) is int for width in widths) and len(widths) > 2
+    assert (
+        widths <= set(range(2, 9))
+        and all(type(width) is int for width in widths)
+        and len(widths) > 2
+    )
     assert all(1 <= trial["inverse_temperature"] <= 30 for trial in trials)
 
 
@@ -75,7 +79,11 @@ def test_whatever_is_drawn_is_an_evaluation_that_its_method_accepts():
             assert evaluation.num_rollouts == rollouts and evaluation.split == "val"
             assert evaluation.inverse_temperature == parameters["inverse_temperature"]
             (method,) = evaluation.method_configs()
-            gamma = parse_reward(evaluation.reward).build(RewardContext(load_sine())).multipliers["spectral"]
+            gamma = (
+                parse_reward(evaluation.reward)
+                .build(RewardContext(load_sine()))
+                .multipliers["spectral"]
+            )
             assert method.name == parameters["method"] and gamma == parameters["gamma"]
 
 
@@ -85,7 +93,11 @@ def test_methods_with_a_flow_stand_beside_the_same_ones_without():
         {
             "evaluation": {"flow": "bundled", "horizon": 48, "reward": "spectral:gamma=1"},
             "methods": ["snis", "snis+flow", "s_adt"],
-            "space": {"inverse_temperature": {"low": 5, "high": 30}, "alpha": [0.0, 0.5], "rollouts": [10, 20]},
+            "space": {
+                "inverse_temperature": {"low": 5, "high": 30},
+                "alpha": [0.0, 0.5],
+                "rollouts": [10, 20],
+            },
         },
     )
     for method, alpha in (("snis", None), ("snis+flow", None), ("s_adt", 0.5)):
@@ -110,7 +122,11 @@ def test_a_space_travels_as_a_pickle_and_screens_on_points_of_its_own():
     assert pickle.loads(pickle.dumps(space)) == space
     assert space.grid("gamma", 5) == [0.5, 1, 2.0]
     grid = space.grid("inverse_temperature", 4)
-    assert grid[0] == 1.0 and grid[-1] == 30.0 and grid[1] / grid[0] == pytest.approx(grid[2] / grid[1], rel=1e-4)
+    assert (
+        grid[0] == 1.0
+        and grid[-1] == 30.0
+        and grid[1] / grid[0] == pytest.approx(grid[2] / grid[1], rel=1e-4)
+    )
 
 
 @pytest.mark.parametrize(
@@ -175,8 +191,12 @@ def test_asha_is_for_one_objective_and_growing_budgets_and_reward_for_fixed_rewa
     assert not sweep(rungs=None).asha
     assert not sweep(objectives=["crps", "spec_w1_gap"]).asha
     assert sweep(objectives=["reward"], space={"epsilon": [0.1, 0.2]}).objectives == ["reward"]
-    assert sweep(objectives=["crps", "nfe"], rungs=None, space={"rollouts": [10, 20]}).budgets({"rollouts": 20}) == [20]
-    nfe = sweep(rungs=None, space={"max_nfe": [200, 400]}).evaluation_of({"method": "snis", "max_nfe": 200}, 100)
+    assert sweep(objectives=["crps", "nfe"], rungs=None, space={"rollouts": [10, 20]}).budgets(
+        {"rollouts": 20}
+    ) == [20]
+    nfe = sweep(rungs=None, space={"max_nfe": [200, 400]}).evaluation_of(
+        {"method": "snis", "max_nfe": 200}, 100
+    )
     assert nfe.options_of(nfe.method_configs()[0])["num_rollouts"] is None
 
 
@@ -191,7 +211,9 @@ def test_validation_windows_of_a_series_without_splits_end_where_test_windows_be
 
 def test_a_problem_that_no_trial_could_search_is_refused_by_name(tmp_path):
     path = tmp_path / "flat.csv"
-    path.write_text("a,b\n" + "\n".join(f"{7 if i < 140 else i},{i % 7}" for i in range(200)) + "\n")
+    path.write_text(
+        "a,b\n" + "\n".join(f"{7 if i < 140 else i},{i % 7}" for i in range(200)) + "\n"
+    )
     given = {"dataset": str(path), "context_length": 32, "horizon": 8, "num_problems": None}
     with pytest.raises(SdtError, match=r"problem a@\d+ cannot be searched: .*constant"):
         plan_of(sweep(evaluation=given | {"split": "val"}))
@@ -240,22 +262,36 @@ def test_best_yaml_is_an_evaluation_and_heldout_yaml_sets_it_beside_the_defaults
     write_choice(tmp_path, config, best)
     evaluation = load_config(str(tmp_path / BEST), {})
     assert evaluation == chosen_evaluation(config, best)
-    assert evaluation.split == "test" and evaluation.num_rollouts == 90 and evaluation.reward == "spectral:gamma=2"
+    assert (
+        evaluation.split == "test"
+        and evaluation.num_rollouts == 90
+        and evaluation.reward == "spectral:gamma=2"
+    )
     assert evaluation.options_of(evaluation.method_configs()[0])["epsilon"] == 0.2
     chosen, defaults = yaml.safe_load((tmp_path / HELDOUT).read_text())["methods"]
     assert chosen["label"] == "chosen" and chosen["name"] == "residual_ts"
-    assert defaults["reward"] == "spectral:gamma=1" and defaults["options"] == {"inverse_temperature": 3.0}
+    assert defaults["reward"] == "spectral:gamma=1" and defaults["options"] == {
+        "inverse_temperature": 3.0
+    }
     both = load_config(str(tmp_path / HELDOUT), {})
-    assert [both.reward_of(method) for method in both.method_configs()] == ["spectral:gamma=2", "spectral:gamma=1"]
+    assert [both.reward_of(method) for method in both.method_configs()] == [
+        "spectral:gamma=2",
+        "spectral:gamma=1",
+    ]
 
 
 def test_heldout_settings_of_the_same_reward_are_an_evaluation_already(tmp_path):
     config = sweep(space={"inverse_temperature": [1.0, 2.0]}, methods=["snis"])
-    best = best_trial(config, [line(config, {"method": "snis", "inverse_temperature": 2.0}, [0.3, 0.3, 0.3])])
+    best = best_trial(
+        config, [line(config, {"method": "snis", "inverse_temperature": 2.0}, [0.3, 0.3, 0.3])]
+    )
     settings = heldout_settings(chosen_evaluation(config, best))
     settings = {name: value for name, value in settings.items() if value is not None}
     evaluation = load_config(None, settings)
-    strengths = {m.label: evaluation.options_of(m)["inverse_temperature"] for m in evaluation.method_configs()}
+    strengths = {
+        m.label: evaluation.options_of(m)["inverse_temperature"]
+        for m in evaluation.method_configs()
+    }
     assert strengths == {"chosen": 2.0, "defaults": 3.0}
 
 
@@ -263,7 +299,11 @@ def test_importance_goes_to_the_parameter_that_decides_and_needs_some_trials():
     space = {"inverse_temperature": {"low": 1, "high": 30}, "gamma": {"low": 0.1, "high": 2}}
     config = sweep(space=space, methods=["snis"])
     trials = [
-        line(config, {"method": "snis", "inverse_temperature": float(a), "gamma": float(b) / 10}, [float(a)])
+        line(
+            config,
+            {"method": "snis", "inverse_temperature": float(a), "gamma": float(b) / 10},
+            [float(a)],
+        )
         for a in range(1, 30, 4)
         for b in range(1, 20, 5)
     ]
@@ -278,19 +318,35 @@ def test_the_spectral_gap_is_the_distance_of_means_to_the_truths():
 
     truth = truth_rows(problems)
     rows = {index: {"spec_w1": row["spec_w1"] + 0.01} for index, row in truth.items()}
-    assert measure_rows(rows, problems, ["spec_w1_gap"])["spec_w1_gap"]["mean"] == pytest.approx(0.01)
+    assert measure_rows(rows, problems, ["spec_w1_gap"])["spec_w1_gap"]["mean"] == pytest.approx(
+        0.01
+    )
     below = {index: {"spec_w1": row["spec_w1"] - 0.01} for index, row in truth.items()}
-    assert measure_rows(below, problems, ["spec_w1_gap"])["spec_w1_gap"]["mean"] == pytest.approx(0.01)
-    around = {i: {"spec_w1": row["spec_w1"] + d} for (i, row), d in zip(truth.items(), (-3, 1, 1, 2), strict=True)}
+    assert measure_rows(below, problems, ["spec_w1_gap"])["spec_w1_gap"]["mean"] == pytest.approx(
+        0.01
+    )
+    around = {
+        i: {"spec_w1": row["spec_w1"] + d}
+        for (i, row), d in zip(truth.items(), (-3, 1, 1, 2), strict=True)
+    }
     found = measure_rows(around, problems, ["spec_w1_gap"])["spec_w1_gap"]
-    assert found["mean"] == pytest.approx(0.25) and found["low"] == 0.0 and found["high"] == pytest.approx(2.0)
-    apart = {i: {"spec_w1": row["spec_w1"] - d} for (i, row), d in zip(truth.items(), (1, 2, 3, 4), strict=True)}
+    assert (
+        found["mean"] == pytest.approx(0.25)
+        and found["low"] == 0.0
+        and found["high"] == pytest.approx(2.0)
+    )
+    apart = {
+        i: {"spec_w1": row["spec_w1"] - d}
+        for (i, row), d in zip(truth.items(), (1, 2, 3, 4), strict=True)
+    }
     found = measure_rows(apart, problems, ["spec_w1_gap"])["spec_w1_gap"]
     assert 1.0 < found["low"] < found["mean"] < found["high"] < 4.0
 
 
 def test_a_space_of_too_many_corners_still_tries_every_end():
-    domains = {name: Range(low=0.1, high=0.2) for name in ("epsilon", "gamma", "inverse_temperature")}
+    domains = {
+        name: Range(low=0.1, high=0.2) for name in ("epsilon", "gamma", "inverse_temperature")
+    }
     space = Space(("residual_ts",), domains)
     tried = list(space.corners("residual_ts"))
     assert len(tried) == 8

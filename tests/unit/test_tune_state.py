@@ -37,7 +37,13 @@ def test_a_whole_state_is_restored_and_one_without_the_newest_trial_is_not(state
 
 
 @pytest.mark.parametrize(
-    "name", ["experiment_state-2026.json", "tuner.pkl", "searcher-state-2026.pkl", "search_gen_state-2026.json"]
+    "name",
+    [
+        "experiment_state-2026.json",
+        "tuner.pkl",
+        "searcher-state-2026.pkl",
+        "search_gen_state-2026.json",
+    ],
 )
 def test_a_state_that_was_torn_or_has_not_all_its_files_is_not_restored_but_set_aside(state, name):
     whole = (state / name).read_bytes()
@@ -56,7 +62,9 @@ def test_trials_are_known_by_their_directories_and_the_ended_ones_by_the_ledger(
         directory = trial_directory(tmp_path, parameters)
         directory.mkdir(parents=True)
         (directory / PARAMETERS).write_text(json.dumps(parameters))
-    assert sorted(map(trial_name, known_parameters(tmp_path))) == sorted(map(trial_name, (ONE, TWO)))
+    assert sorted(map(trial_name, known_parameters(tmp_path))) == sorted(
+        map(trial_name, (ONE, TWO))
+    )
     result = {"rungs": json.dumps([{"rollouts": 10, "objectives": {}}])}
     write_trials(tmp_path, [line_of(ONE, result, 30), line_of(TWO, None, 30, "it failed")])
     assert ended_rungs(tmp_path) == {trial_name(ONE): 10}
@@ -65,15 +73,23 @@ def test_trials_are_known_by_their_directories_and_the_ended_ones_by_the_ledger(
 
 def test_the_ledger_has_the_trials_that_have_ended_and_travels_as_a_pickle(tmp_path):
     def trial(parameters: dict, status: str, rollouts: int) -> SimpleNamespace:
-        result = {"rollouts": rollouts, "rungs": json.dumps([{"rollouts": rollouts, "objectives": {}}])}
+        result = {
+            "rollouts": rollouts,
+            "rungs": json.dumps([{"rollouts": rollouts, "objectives": {}}]),
+        }
         ended = status in ("TERMINATED", "ERROR")
-        return SimpleNamespace(config=parameters, status=status, last_result=result, is_finished=lambda: ended)
+        return SimpleNamespace(
+            config=parameters, status=status, last_result=result, is_finished=lambda: ended
+        )
 
     ledger = pickle.loads(pickle.dumps(Ledger(tmp_path, [10, 30])))
     three = {"method": "snis", "inverse_temperature": 3.0}
     trials = [trial(ONE, "TERMINATED", 30), trial(TWO, "RUNNING", 10), trial(three, "RUNNING", 10)]
     ledger.on_trial_complete(0, trials, trials[1])
-    assert [(line.parameters, line.status) for line in read_trials(tmp_path)] == [(ONE, "finished"), (TWO, "stopped")]
+    assert [(line.parameters, line.status) for line in read_trials(tmp_path)] == [
+        (ONE, "finished"),
+        (TWO, "stopped"),
+    ]
 
 
 def test_asha_judges_restored_trials_by_all_the_rungs_that_they_had():
@@ -82,7 +98,8 @@ def test_asha_judges_restored_trials_by_all_the_rungs_that_they_had():
 
     def trial(name: str, values: list[float]) -> SimpleNamespace:
         rungs = [
-            {"rollouts": r, "objectives": {"crps": {"mean": v}}} for r, v in zip([10, 30, 90], values, strict=False)
+            {"rollouts": r, "objectives": {"crps": {"mean": v}}}
+            for r, v in zip([10, 30, 90], values, strict=False)
         ]
         return SimpleNamespace(trial_id=name, last_result={"rungs": json.dumps(rungs)})
 
@@ -101,10 +118,14 @@ def test_asha_does_not_stop_a_trial_below_a_budget_that_it_had_begun_before_a_ki
     assert scheduler is not None
     answers = {}
     for begun in (0, 30, 90):
-        trials = [SimpleNamespace(trial_id=f"{begun}-{number}", last_result=None) for number in range(6)]
+        trials = [
+            SimpleNamespace(trial_id=f"{begun}-{number}", last_result=None) for number in range(6)
+        ]
         for number, trial in enumerate(trials):  # each is worse than the one before it
             scheduler.on_trial_add(None, trial)
-            results = ({"rollouts": r, "begun": begun, "crps": 0.2 + number / 10} for r in (10, 30, 90))
+            results = (
+                {"rollouts": r, "begun": begun, "crps": 0.2 + number / 10} for r in (10, 30, 90)
+            )
             answers[begun] = [scheduler.on_trial_result(None, trial, result) for result in results]
     assert answers == {
         0: ["STOP", "STOP", "STOP"],

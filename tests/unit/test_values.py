@@ -25,7 +25,9 @@ from sdt_dist.values.tree import EvidenceTree
 from tests.search_helpers import law_of, run_toy, toy
 from tests.sharing_helpers import run_teams
 
-STREAMS = [stream_name("r/0", searcher, incarnation) for searcher, incarnation in [(0, 0), (1, 0), (1, 1)]]
+STREAMS = [
+    stream_name("r/0", searcher, incarnation) for searcher, incarnation in [(0, 0), (1, 0), (1, 1)]
+]
 FACTS = {
     "model": "m", "tokenizer": "t", "law": PriorLaw((0, 5)), "max_new_tokens": 3, "reward": "spectral", "context": b"c",
 }  # fmt: skip
@@ -35,7 +37,17 @@ def record(stream: str, number: int, known: dict[str, int]) -> WalkRecord:
     """A walk whose content only its name decides."""
     tokens = np.array([number, STREAMS.index(stream)], dtype=np.int32)
     steps = (np.log([0.5, 0.25]), np.log([0.5, 0.75]), np.array([3, 3], dtype=np.int32))
-    return WalkRecord(stream, number, number, tokens, *steps, {"a": float(number), "b": 1.0}, 0.5, known, 7 + number)
+    return WalkRecord(
+        stream,
+        number,
+        number,
+        tokens,
+        *steps,
+        {"a": float(number), "b": 1.0},
+        0.5,
+        known,
+        7 + number,
+    )
 
 
 @st.composite
@@ -65,7 +77,11 @@ def oracle(delivered: list[WalkRecord]) -> dict[str, int]:
     while True:
         for stream in STREAMS:
             ok = 0
-            while (walk := have.get((stream, ok))) and ok < best[stream] and covers(best | {stream: ok}, walk.known):
+            while (
+                (walk := have.get((stream, ok)))
+                and ok < best[stream]
+                and covers(best | {stream: ok}, walk.known)
+            ):
                 ok += 1
             if ok < best[stream]:
                 best[stream] = ok
@@ -148,7 +164,9 @@ def test_packing_keeps_every_bit():
         for field in fields(WalkRecord):
             ours = getattr(walk, field.name)
             theirs = getattr(again, field.name)
-            assert np.array_equal(ours, theirs) and getattr(ours, "dtype", 0) == getattr(theirs, "dtype", 0)
+            assert np.array_equal(ours, theirs) and getattr(ours, "dtype", 0) == getattr(
+                theirs, "dtype", 0
+            )
     assert len({id(walk.known) for walk in back}) == 8
     assert unpack_walks(*pack_walks([])) == []
 
@@ -178,7 +196,9 @@ def test_keys_tell_apart_what_makes_walks_differ(change):
 
 def test_keys_and_shards_are_the_same_in_every_process():
     code = "from tests.unit.test_values import *; key = evidence_key(**FACTS); print(key, shard_of(key, 7))"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
     assert found == [evidence_key(**FACTS), str(shard_of(evidence_key(**FACTS), 7))]
     assert len({shard_of(str(i), 4) for i in range(50)}) == 4
 
@@ -225,7 +245,10 @@ def test_a_tree_is_a_pure_function_of_its_walks():
     trees = []
     for _ in range(3):
         order = iter(rng.permutation([walk.stream for walk in walks]))
-        queues = {w.stream: sorted((v for v in walks if v.stream == w.stream), key=lambda v: v.number) for w in walks}
+        queues = {
+            w.stream: sorted((v for v in walks if v.stream == w.stream), key=lambda v: v.number)
+            for w in walks
+        }
         tree = EvidenceTree(2.0, {"toy": 1.0})
         for stream in order:
             tree.join([queues[stream].pop(0)])
@@ -247,7 +270,9 @@ def test_a_tree_is_a_pure_function_of_its_walks():
 
 def test_soft_values_of_all_walks_are_exact_at_any_lambda():
     """An exhausted toy: the store's values at another lambda are the exact ones there."""
-    walks = walks_of(run_toy("A", "residual_ts", 0, num_rollouts=2000, wave_size=16).snapshot, "run")
+    walks = walks_of(
+        run_toy("A", "residual_ts", 0, num_rollouts=2000, wave_size=16).snapshot, "run"
+    )
     store = EvidenceStore()
     model = toy("A")
     store.add("k", walks)
@@ -259,7 +284,9 @@ def test_soft_values_of_all_walks_are_exact_at_any_lambda():
             below = model.vocab_size ** (model.length - len(prefix))
             start = model.index(prefix) * below
             prior = np.exp(model.log_prior[start : start + below]).sum()
-            assert value == pytest.approx(np.log(masses[start : start + below].sum() / prior) / 2.0, abs=1e-9)
+            assert value == pytest.approx(
+                np.log(masses[start : start + below].sum() / prior) / 2.0, abs=1e-9
+            )
 
 
 def test_soft_values_outside_the_tree_are_what_a_new_node_starts_with():
@@ -293,5 +320,9 @@ def test_reweighted_laws_are_laws():
     walks = walks_of(run_toy("A", "residual_ts", 0, num_rollouts=40).snapshot, "run")
     found = reweigh(walks, {"toy": 2.0}, 1.5)
     assert found.probabilities.sum() == pytest.approx(1.0)
-    assert found.rewards.tolist() == [2.0 * toy("A").rewards[toy("A").index(s)] for s in found.sequences]
-    assert law_of(run_toy("A", "residual_ts", 0, num_rollouts=40), toy("A")).sum() == pytest.approx(1.0)
+    assert found.rewards.tolist() == [
+        2.0 * toy("A").rewards[toy("A").index(s)] for s in found.sequences
+    ]
+    assert law_of(run_toy("A", "residual_ts", 0, num_rollouts=40), toy("A")).sum() == pytest.approx(
+        1.0
+    )

@@ -23,7 +23,16 @@ from sdt_dist.models.remote.wire import (
     unpack_replies,
     unpack_requests,
 )
-from sdt_dist.protocols import Cost, ExpandRequest, Expansion, PriorLaw, Rollout, RolloutRequest, Root, Tilt
+from sdt_dist.protocols import (
+    Cost,
+    ExpandRequest,
+    Expansion,
+    PriorLaw,
+    Rollout,
+    RolloutRequest,
+    Root,
+    Tilt,
+)
 
 INT32 = st.integers(0, 2**31 - 1)
 TOKENS = st.lists(INT32, max_size=6).map(tuple)
@@ -31,9 +40,14 @@ KEYS = st.none() | st.integers(0, 2**64 - 1)
 ROOTS = st.builds(Root, TOKENS, st.binary(max_size=20))
 FLOATS = st.floats(width=64)
 TILTS = st.none() | st.builds(
-    Tilt, st.text(max_size=9), st.floats(allow_nan=False, allow_infinity=False), st.sampled_from("pq")
+    Tilt,
+    st.text(max_size=9),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.sampled_from("pq"),
 )
-CALLS = st.frozensets(st.integers(0, 40), max_size=12) | st.frozensets(st.integers(0, 2**62), max_size=3)
+CALLS = st.frozensets(st.integers(0, 40), max_size=12) | st.frozensets(
+    st.integers(0, 2**62), max_size=3
+)
 COSTS = st.builds(Cost, st.integers(0, 2**40), CALLS, st.integers(0, 2**40))
 LAWS = st.builds(
     PriorLaw, st.tuples(INT32, INT32), TOKENS, FLOATS.filter(lambda x: not math.isnan(x)), st.none() | INT32,
@@ -68,11 +82,31 @@ def replies(draw):
             log_prob = floats(size)
             log_weight = log_prob if draw(st.booleans()) else floats(size)
             of_proposal = (floats(size), draw(FLOATS), floats(size)) if is_tilted else ()
-            found.append(Expansion(counts(size), log_prob, log_weight, draw(FLOATS), draw(INT32), cost, *of_proposal))
+            found.append(
+                Expansion(
+                    counts(size),
+                    log_prob,
+                    log_weight,
+                    draw(FLOATS),
+                    draw(INT32),
+                    cost,
+                    *of_proposal,
+                )
+            )
         else:
             reason = draw(st.sampled_from(["eos", "length"]))
             of_proposal = (floats(size), floats(size), floats(size)) if is_tilted else ()
-            found.append(Rollout(counts(size), floats(size), floats(size), counts(size), reason, cost, *of_proposal))
+            found.append(
+                Rollout(
+                    counts(size),
+                    floats(size),
+                    floats(size),
+                    counts(size),
+                    reason,
+                    cost,
+                    *of_proposal,
+                )
+            )
     return found
 
 
@@ -108,10 +142,15 @@ def test_requests_arrive_as_they_were(asked, law):
 @given(replies(), st.integers(0, 2**60))
 def test_replies_arrive_bit_by_bit_with_their_calls_shifted(given_replies, first_call):
     packed = pack_replies(given_replies)
-    assert [bits(r) for r in unpack_replies(through_safetensors(packed))] == [bits(r) for r in given_replies]
+    assert [bits(r) for r in unpack_replies(through_safetensors(packed))] == [
+        bits(r) for r in given_replies
+    ]
     for found, reply in zip(unpack_replies(packed, first_call), given_replies, strict=True):
         assert found.cost.calls == {call + first_call for call in reply.cost.calls}
-        assert (found.cost.nfe, found.cost.recomputed_tokens) == (reply.cost.nfe, reply.cost.recomputed_tokens)
+        assert (found.cost.nfe, found.cost.recomputed_tokens) == (
+            reply.cost.nfe,
+            reply.cost.recomputed_tokens,
+        )
 
 
 @settings(deadline=None)
@@ -131,12 +170,16 @@ def test_compact_calls_number_the_union_in_order(costs):
 def test_a_root_is_sent_once_and_its_meta_never():
     root = Root((1, 2, 3), b"0" * 16, meta=object())
     twin = Root((1, 2, 3), b"0" * 16)
-    packed = pack_requests([RolloutRequest(r, (), 4, 5) for r in (root, twin, root)], PriorLaw((0, 9)))
+    packed = pack_requests(
+        [RolloutRequest(r, (), 4, 5) for r in (root, twin, root)], PriorLaw((0, 9))
+    )
     found, _ = unpack_requests(packed)
     assert packed["prompt"].tolist() == [1, 2, 3]
     assert all(request.root is found[0].root for request in found)
     assert found[0].root.meta is None and not found[0].root.paid
-    (later,), _ = unpack_requests(pack_requests([RolloutRequest(replace(root, paid=True), (), 4, 5)], PriorLaw((0, 9))))
+    (later,), _ = unpack_requests(
+        pack_requests([RolloutRequest(replace(root, paid=True), (), 4, 5)], PriorLaw((0, 9)))
+    )
     assert later.root.paid
 
 
@@ -164,7 +207,10 @@ def _messages():
         Expansion(children, log_prob, np.ones(2), -1.0, 4, cost, *of_proposal),
         Rollout(children, log_prob, log_prob, counts, "eos", Cost(2), log_prob, log_prob, log_prob),
     ]
-    return [(pack_requests(asked, PriorLaw((0, 9))), unpack_requests), (pack_replies(answered), unpack_replies)]
+    return [
+        (pack_requests(asked, PriorLaw((0, 9))), unpack_requests),
+        (pack_replies(answered), unpack_replies),
+    ]
 
 
 @pytest.mark.parametrize("message", [0, 1])
@@ -179,7 +225,9 @@ def test_a_damaged_message_is_refused_and_never_crashes(message):
         lambda a: a[:-1],
         lambda a: np.concatenate([a, a[:1]]),
         lambda a: np.full_like(a, -1) if a.dtype.kind in "if" else np.full_like(a, 255),
-        lambda a: np.full_like(a, np.iinfo(a.dtype).max) if a.dtype.kind in "iu" else ~a.view(np.uint8),
+        lambda a: (
+            np.full_like(a, np.iinfo(a.dtype).max) if a.dtype.kind in "iu" else ~a.view(np.uint8)
+        ),
     ]
     refused = 0
     for name, array in arrays.items():

@@ -24,7 +24,11 @@ GONE_S = 5.0
 
 def _cores(pid: int) -> list[psutil.Process]:
     """The engine processes under a process."""
-    return [p for p in psutil.Process(pid).children(recursive=True) if "EngineCore" in p.name() or "Worker" in p.name()]
+    return [
+        p
+        for p in psutil.Process(pid).children(recursive=True)
+        if "EngineCore" in p.name() or "Worker" in p.name()
+    ]
 
 
 def test_a_killed_engine_is_an_error_and_not_a_hang(opened):
@@ -38,7 +42,9 @@ def test_a_killed_engine_is_an_error_and_not_a_hang(opened):
         model.rollout([RolloutRequest(root(1), (), 100, 1)], LAW)
 
 
-@pytest.mark.parametrize(("separate_workers", "busy"), [(False, False), (False, True), (True, True)])
+@pytest.mark.parametrize(
+    ("separate_workers", "busy"), [(False, False), (False, True), (True, True)]
+)
 def test_the_engine_ends_with_its_owner(folder, tmp_path, separate_workers, busy):
     """SIGKILL of the owner: no handler of its runs; with workers of its own the engine is two processes.
 
@@ -58,7 +64,9 @@ def test_the_engine_ends_with_its_owner(folder, tmp_path, separate_workers, busy
         "    model.rollout([RolloutRequest(root(i), (), 100, i) for i in range(64)], LAW)\n"
         "time.sleep(600)\n"
     )
-    more = {"PYTHONPATH": os.getcwd()} | ({"VLLM_ENABLE_V1_MULTIPROCESSING": "1"} if separate_workers else {})
+    more = {"PYTHONPATH": os.getcwd()} | (
+        {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"} if separate_workers else {}
+    )
     owner = subprocess.Popen(
         [sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env={**os.environ, **more}
     )
@@ -77,7 +85,9 @@ def test_the_engine_ends_with_its_owner(folder, tmp_path, separate_workers, busy
 def test_whoever_waits_when_the_engine_is_closed_is_told(opened):
     model = opened()
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(model.rollout, [RolloutRequest(root(i), (), 110, i) for i in range(64)], LAW)
+        waiting = pool.submit(
+            model.rollout, [RolloutRequest(root(i), (), 110, i) for i in range(64)], LAW
+        )
         while model.model_calls < 5:
             time.sleep(0.01)
         model.close()
@@ -106,7 +116,9 @@ def test_a_vllm_that_does_not_call_logits_processors_is_refused(opened, monkeypa
 
 
 def test_a_model_that_vllm_cannot_serve_is_a_users_mistake(folder, tmp_path):
-    (tmp_path / "config.json").write_text((folder / "config.json").read_text().replace("llama", "lama"))
+    (tmp_path / "config.json").write_text(
+        (folder / "config.json").read_text().replace("llama", "lama")
+    )
     (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
     with pytest.raises(ConfigurationError, match=str(tmp_path)):
         load_model(f"vllm:{tmp_path}")

@@ -39,7 +39,9 @@ def _engine(server_pid: int) -> psutil.Process | None:
     return next((child for child in children if "EngineCore" in child.name()), None)
 
 
-def _killer(victim: Callable[[int], psutil.Process | None], killed: list[psutil.Process]) -> Callable[[dict], None]:
+def _killer(
+    victim: Callable[[int], psutil.Process | None], killed: list[psutil.Process]
+) -> Callable[[dict], None]:
     """Watches a run and kills one process of its model server once two searches are done."""
 
     def look(status: dict) -> None:

@@ -30,7 +30,9 @@ def _all_same(left, right) -> bool:
 
 def _preemptions() -> float:
     found = [m for m in REGISTRY.collect() if m.name == "vllm:num_preemptions"]
-    return sum(sample.value for m in found for sample in m.samples if sample.name.endswith("_total"))
+    return sum(
+        sample.value for m in found for sample in m.samples if sample.name.endswith("_total")
+    )
 
 
 @pytest.fixture(params=["in turn", "asynchronous"])
@@ -79,9 +81,17 @@ def test_calls_of_several_threads_and_laws_share_steps(opened, plain):
     sharp = PriorLaw((4, 40), (), sampling_temperature=0.7, top_k=9, top_p=0.9)
     roots = [root(i) for i in range(3)]
     jobs = [
-        (lambda m, i=i: m.rollout([RolloutRequest(roots[i % 3], (5 + i,), 40, i)], sharp if i % 2 else LAW))
+        (
+            lambda m, i=i: m.rollout(
+                [RolloutRequest(roots[i % 3], (5 + i,), 40, i)], sharp if i % 2 else LAW
+            )
+        )
         if i % 3
-        else (lambda m, i=i: m.expand([ExpandRequest(roots[i % 3], (5 + i, 6), 4, i, (7,))], sharp if i % 2 else LAW))
+        else (
+            lambda m, i=i: m.expand(
+                [ExpandRequest(roots[i % 3], (5 + i, 6), 4, i, (7,))], sharp if i % 2 else LAW
+            )
+        )
         for i in range(12)
     ]
     before = model.model_calls
@@ -89,10 +99,14 @@ def test_calls_of_several_threads_and_laws_share_steps(opened, plain):
         found = list(pool.map(lambda job: job(model), jobs))
     for job, (reply,) in zip(jobs, found, strict=True):
         (wanted,) = job(plain)
-        left, right = (getattr(r, "tokens", getattr(r, "children", None)).tolist() for r in (reply, wanted))
+        left, right = (
+            getattr(r, "tokens", getattr(r, "children", None)).tolist() for r in (reply, wanted)
+        )
         assert left == right
         np.testing.assert_allclose(reply.log_prob, wanted.log_prob, atol=1e-4)
-    assert model.model_calls - before < 150, "the jobs did not share steps: apart they take over 300"
+    assert model.model_calls - before < 150, (
+        "the jobs did not share steps: apart they take over 300"
+    )
 
 
 def test_a_caller_that_leaves_disturbs_nobody(opened, plain):
@@ -102,7 +116,10 @@ def test_a_caller_that_leaves_disturbs_nobody(opened, plain):
 
     async def main() -> list:
         server = ModelServer(model)
-        calls = [ModelCall(f"call {i}", pack_requests([r], ENDLESS), 60.0) for i, r in enumerate(requests)]
+        calls = [
+            ModelCall(f"call {i}", pack_requests([r], ENDLESS), 60.0)
+            for i, r in enumerate(requests)
+        ]
         tasks = [asyncio.create_task(server.answer(call)) for call in calls]
         while server.counters.waiting_calls or not model.model_calls:
             await asyncio.sleep(0.001)
@@ -134,9 +151,19 @@ def test_prefixes_are_counted_once_a_request_as_by_other_backends(opened, plain)
     kept = HFModel(plain.module)
     for m in (model, kept):
         m.rollout([RolloutRequest(base, (), 20, i) for i in range(6)], ENDLESS)
-        m.expand([ExpandRequest(base, (5, 6), 3), ExpandRequest(base, (), 3), ExpandRequest(root(9), (4,), 2)], ENDLESS)
+        m.expand(
+            [
+                ExpandRequest(base, (5, 6), 3),
+                ExpandRequest(base, (), 3),
+                ExpandRequest(root(9), (4,), 2),
+            ],
+            ENDLESS,
+        )
     assert model.prefix_tokens == kept.prefix_tokens == 6 * 40 + 42 + 40 + 41
-    assert (model.nfe, 0) == (kept.nfe, model.expand([ExpandRequest(base, (7,), 0)], ENDLESS)[0].children.size)
+    assert (model.nfe, 0) == (
+        kept.nfe,
+        model.expand([ExpandRequest(base, (7,), 0)], ENDLESS)[0].children.size,
+    )
 
 
 def test_embeddings_of_the_prompt_answer_as_its_tokens_do(opened, plain):
@@ -145,11 +172,18 @@ def test_embeddings_of_the_prompt_answer_as_its_tokens_do(opened, plain):
     table = plain.module.get_input_embeddings().weight.detach().numpy()
     embeddings = table[list(by_tokens.prompt[:30])]
     placeholders = (0,) * 30 + by_tokens.prompt[30:]
-    by_embeddings = Root(placeholders, prompt_digest(by_tokens.prompt) + b"e", embeddings=embeddings)
+    by_embeddings = Root(
+        placeholders, prompt_digest(by_tokens.prompt) + b"e", embeddings=embeddings
+    )
     left, right = (
-        model.rollout([RolloutRequest(r, (), 20, i) for i in range(4)], LAW) for r in (by_embeddings, by_tokens)
+        model.rollout([RolloutRequest(r, (), 20, i) for i in range(4)], LAW)
+        for r in (by_embeddings, by_tokens)
     )
     assert _all_same(left, right)
-    assert _all_same(right, plain.rollout([RolloutRequest(by_tokens, (), 20, i) for i in range(4)], LAW))
+    assert _all_same(
+        right, plain.rollout([RolloutRequest(by_tokens, (), 20, i) for i in range(4)], LAW)
+    )
     other = Root(placeholders, b"other", embeddings=embeddings[::-1].copy())
-    assert not _all_same(model.rollout([RolloutRequest(other, (), 20, i) for i in range(4)], LAW), right)
+    assert not _all_same(
+        model.rollout([RolloutRequest(other, (), 20, i) for i in range(4)], LAW), right
+    )

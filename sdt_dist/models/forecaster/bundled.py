@@ -17,7 +17,9 @@ def load_module(name: str) -> tuple[LlamaForCausalLM, ForecasterSpec]:
     """Network in float32 on the CPU, in evaluation mode, and its spec; CheckpointError for anything unusable."""
     directory = forecaster_directory(name)
     if directory is None:
-        raise CheckpointError(f"model: {name!r} is no forecaster; give 'bundled' or a directory with {SPEC_FILE}.")
+        raise CheckpointError(
+            f"model: {name!r} is no forecaster; give 'bundled' or a directory with {SPEC_FILE}."
+        )
     spec = ForecasterSpec.load(directory)
     path = directory / WEIGHTS_FILE
     try:
@@ -26,7 +28,9 @@ def load_module(name: str) -> tuple[LlamaForCausalLM, ForecasterSpec]:
         raise CheckpointError(f"model: {path} cannot be read ({error}).") from error
     check_weights(weights, spec, str(path))
     module = spec.build()
-    module.load_state_dict({key: value.to(torch.float32) for key, value in weights.items()}, strict=False)
+    module.load_state_dict(
+        {key: value.to(torch.float32) for key, value in weights.items()}, strict=False
+    )
     return module.eval(), spec
 
 
@@ -38,7 +42,9 @@ def check_weights(weights: dict[str, torch.Tensor], spec: ForecasterSpec, owner:
     found = {key: value.shape for key, value in weights.items()}
     if expected != found:
         different = sorted(set(expected.items()) ^ set(found.items()))[:2]
-        raise CheckpointError(f"model: {owner} does not fit its spec, first differences {different}.")
+        raise CheckpointError(
+            f"model: {owner} does not fit its spec, first differences {different}."
+        )
     bad = [key for key, value in weights.items() if not torch.isfinite(value).all()]
     if bad:
         raise CheckpointError(

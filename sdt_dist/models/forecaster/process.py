@@ -28,7 +28,9 @@ class ForecastProcess(TokenProcess):
         top_p: float | None = None,
     ) -> None:
         if not 1 <= horizon <= spec.max_horizon:
-            raise ConfigurationError(f"horizon: {horizon}, allowed 1 to {spec.max_horizon} for this forecaster.")
+            raise ConfigurationError(
+                f"horizon: {horizon}, allowed 1 to {spec.max_horizon} for this forecaster."
+            )
         law = PriorLaw((FIRST_BIN, spec.vocab_size), (), sampling_temperature, top_k, top_p)
         super().__init__(model, law, horizon)
         self.spec = spec
@@ -48,7 +50,10 @@ class ForecastProcess(TokenProcess):
     def decode(self, root: Root, sequences: Sequence[tuple[int, ...]]) -> list[Decoded]:
         """Series in the units of the history; works for unfinished sequences too (shorter series)."""
         decode = self.spec.tokenizer.decode
-        return [Decoded(tuple(s), series=decode(np.array(s, dtype=np.int64), root.meta)) for s in sequences]
+        return [
+            Decoded(tuple(s), series=decode(np.array(s, dtype=np.int64), root.meta))
+            for s in sequences
+        ]
 
 
 class Forecaster:

@@ -48,7 +48,10 @@ class ForecasterSpec:
 
     def build(self) -> LlamaForCausalLM:
         """A freshly initialised network (Llama architecture, tied embeddings)."""
-        from transformers import LlamaConfig, LlamaForCausalLM  # here, as whoever searches a remote model builds none
+        from transformers import (
+            LlamaConfig,
+            LlamaForCausalLM,
+        )  # here, as whoever searches a remote model builds none
 
         heads = self.hidden_size // self.head_dim
         return LlamaForCausalLM(
@@ -85,7 +88,9 @@ class ForecasterSpec:
                 f"forecaster: {path} cannot be read ({error}); give a directory saved by us."
             ) from error
         if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
-            raise CheckpointError(f"forecaster: {path} is not of format {FORMAT!r}; give a directory saved by us.")
+            raise CheckpointError(
+                f"forecaster: {path} is not of format {FORMAT!r}; give a directory saved by us."
+            )
         return cls.of(values, f"forecaster: {path}")
 
     @classmethod
@@ -105,9 +110,13 @@ class ForecasterSpec:
             least = _LEAST.get(name, 1)
             most = _MOST_LAYERS if name == "num_layers" else _MOST
             if type(value) is not int or not least <= value <= most:
-                raise CheckpointError(f"{owner}: {name}: {value!r}, allowed: a whole number from {least} to {most}.")
+                raise CheckpointError(
+                    f"{owner}: {name}: {value!r}, allowed: a whole number from {least} to {most}."
+                )
         if type(self.limit) not in (int, float) or not 0 < self.limit < math.inf:
-            raise CheckpointError(f"{owner}: limit: {self.limit!r}, allowed: a finite number above 0.")
+            raise CheckpointError(
+                f"{owner}: limit: {self.limit!r}, allowed: a finite number above 0."
+            )
         if self.head_dim % 2 or self.hidden_size % self.head_dim:
             raise CheckpointError(
                 f"{owner}: head_dim: {self.head_dim}, must be even and divide the hidden_size of {self.hidden_size}."

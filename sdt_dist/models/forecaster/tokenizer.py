@@ -40,7 +40,9 @@ class ValueTokenizer:
 
     def tokens(self, standardised: np.ndarray) -> np.ndarray:
         """Tokens of standardised values; values beyond the limit take the outermost bin."""
-        bins = np.rint((np.clip(standardised, -self.limit, self.limit) + self.limit) / self.bin_width)
+        bins = np.rint(
+            (np.clip(standardised, -self.limit, self.limit) + self.limit) / self.bin_width
+        )
         return bins.astype(np.int64) + FIRST_BIN
 
     def decode(self, tokens: np.ndarray, scale: Scale) -> np.ndarray:

@@ -50,7 +50,9 @@ def _rotate(x, heads, cos, sin, num_rotated, epsilon):
                 right = heads[row, head, d + half] * scale
                 if head < num_rotated:
                     heads[row, head, d] = left * cos[row, d] - right * sin[row, d]
-                    heads[row, head, d + half] = right * cos[row, d + half] + left * sin[row, d + half]
+                    heads[row, head, d + half] = (
+                        right * cos[row, d + half] + left * sin[row, d + half]
+                    )
                 else:
                     heads[row, head, d], heads[row, head, d + half] = left, right
 
@@ -244,7 +246,11 @@ class LlamaDecoder:
         config = module.config
         plain = config.hidden_act == "silu" and not config.attention_bias and not config.mlp_bias
         head_dim = config.head_dim or config.hidden_size // config.num_attention_heads
-        return plain and head_dim % _UNROLL == 0 and all(p.dtype == torch.float32 for p in module.parameters())
+        return (
+            plain
+            and head_dim % _UNROLL == 0
+            and all(p.dtype == torch.float32 for p in module.parameters())
+        )
 
     @torch.inference_mode()
     def encode(self, prompt: Sequence[int]) -> Prompt:
@@ -262,7 +268,12 @@ class LlamaDecoder:
             key = heads[self.num_heads : -self.num_kv]
             value = heads[-self.num_kv :]
             attended = functional.scaled_dot_product_attention(
-                query[None], key[None], value[None], is_causal=True, scale=1.0, enable_gqa=self.num_kv != self.num_heads
+                query[None],
+                key[None],
+                value[None],
+                is_causal=True,
+                scale=1.0,
+                enable_gqa=self.num_kv != self.num_heads,
             )
             x = self._finish(layer, x, attended[0].transpose(0, 1).reshape(len(padded), -1))
             key = key[:, :length].transpose(1, 2)
@@ -271,16 +282,24 @@ class LlamaDecoder:
         last = x[length - 1 : length].expand(_ROW_MULTIPLE, -1)
         return Prompt(length, caches, self._logits(last)[0].clone().numpy())
 
-    def open(self, prompts: Sequence[Prompt], known: Sequence[list[np.ndarray]], capacity: int) -> LlamaBatch:
+    def open(
+        self, prompts: Sequence[Prompt], known: Sequence[list[np.ndarray]], capacity: int
+    ) -> LlamaBatch:
         return LlamaBatch(self, prompts, known, capacity)
 
-    def _project(self, layer: _LayerWeights, x: torch.Tensor, cos: np.ndarray, sin: np.ndarray) -> torch.Tensor:
+    def _project(
+        self, layer: _LayerWeights, x: torch.Tensor, cos: np.ndarray, sin: np.ndarray
+    ) -> torch.Tensor:
         """Rotated and scaled queries, rotated keys, and values [B, H + 2 Hkv, D] of hidden states [B, hidden]."""
-        heads = functional.linear(x, layer.qkv).view(len(x), self.num_heads + 2 * self.num_kv, self.head_dim)
+        heads = functional.linear(x, layer.qkv).view(
+            len(x), self.num_heads + 2 * self.num_kv, self.head_dim
+        )
         _rotate(x.numpy(), heads.numpy(), cos, sin, self.num_heads + self.num_kv, self.epsilon)
         return heads
 
-    def _finish(self, layer: _LayerWeights, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+    def _finish(
+        self, layer: _LayerWeights, x: torch.Tensor, attended: torch.Tensor
+    ) -> torch.Tensor:
         """Output projection, residuals and the gated MLP."""
         x = torch.addmm(x, attended, layer.out)
         gate_up = functional.linear(x, layer.gate_up)
@@ -289,7 +308,9 @@ class LlamaDecoder:
         return torch.addmm(x, gated, layer.down)
 
     def _logits(self, x: torch.Tensor) -> torch.Tensor:
-        return functional.linear(functional.rms_norm(x, x.shape[-1:], self.final_norm, self.epsilon), self.head)
+        return functional.linear(
+            functional.rms_norm(x, x.shape[-1:], self.final_norm, self.epsilon), self.head
+        )
 
 
 class _LayerWeights:
@@ -298,7 +319,11 @@ class _LayerWeights:
     def __init__(self, layer: LlamaDecoderLayer, head_dim: int) -> None:
         attention = layer.self_attn
         mlp = layer.mlp
-        parts = (attention.q_proj.weight / math.sqrt(head_dim), attention.k_proj.weight, attention.v_proj.weight)
+        parts = (
+            attention.q_proj.weight / math.sqrt(head_dim),
+            attention.k_proj.weight,
+            attention.v_proj.weight,
+        )
         self.qkv = (torch.cat(parts) * layer.input_layernorm.weight).detach()
         self.out = attention.o_proj.weight.detach().t()
         gate_up = torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight])
@@ -312,7 +337,11 @@ class LlamaBatch:
     calls_per_feed = 1
 
     def __init__(
-        self, decoder: LlamaDecoder, prompts: Sequence[Prompt], known: Sequence[list[np.ndarray]], capacity: int
+        self,
+        decoder: LlamaDecoder,
+        prompts: Sequence[Prompt],
+        known: Sequence[list[np.ndarray]],
+        capacity: int,
     ) -> None:
         self._decoder = decoder
         self._prompts = list(prompts)
@@ -333,7 +362,10 @@ class LlamaBatch:
         members: dict[int, list[int]] = {}
         for row, prompt in enumerate(self._prompts):
             members.setdefault(id(prompt.cache), []).append(row)
-        self._groups = [(np.array(rows), self._slots[rows], self._prompts[rows[0]].cache) for rows in members.values()]
+        self._groups = [
+            (np.array(rows), self._slots[rows], self._prompts[rows[0]].cache)
+            for rows in members.values()
+        ]
         self._padding = [0] * (-len(self._prompts) % _ROW_MULTIPLE)
         self._starts = np.array([*(prompt.length for prompt in self._prompts), *self._padding])
 

@@ -32,7 +32,9 @@ def quiet_transformers() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def load_language_model(name: str, *, device: str | None = None, trust_remote_code: bool = False) -> LanguageModel:
+def load_language_model(
+    name: str, *, device: str | None = None, trust_remote_code: bool = False
+) -> LanguageModel:
     """A causal language model from a directory or hub id, float32 on the CPU; safetensors only.
 
     ConfigurationError when it cannot be found, CheckpointError when only pickled weights exist, or weights are
@@ -40,9 +42,13 @@ def load_language_model(name: str, *, device: str | None = None, trust_remote_co
     """
     directory = Path(name)
     if directory.is_dir() and not list(directory.glob("*.safetensors")):
-        raise CheckpointError(f"model: {name} holds no .safetensors weights; pickled checkpoints are refused.")
+        raise CheckpointError(
+            f"model: {name} holds no .safetensors weights; pickled checkpoints are refused."
+        )
     if not directory.is_dir() and (name.startswith((".", "/", "~")) or name.count("/") != 1):
-        raise ConfigurationError(f"model: {name!r} is neither 'bundled', a directory, nor a hub id 'owner/name'.")
+        raise ConfigurationError(
+            f"model: {name!r} is neither 'bundled', a directory, nor a hub id 'owner/name'."
+        )
     target = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.float32 if target == "cpu" else "auto"
     try:
@@ -58,11 +64,17 @@ def load_language_model(name: str, *, device: str | None = None, trust_remote_co
                 output_loading_info=True,
             )
     except (OSError, ValueError) as error:
-        raise ConfigurationError(f"model: {name!r} cannot be loaded: {first_line(error)}") from error
+        raise ConfigurationError(
+            f"model: {name!r} cannot be loaded: {first_line(error)}"
+        ) from error
     except (SafetensorError, RuntimeError) as error:
-        raise CheckpointError(f"model: {name!r} has damaged weights: {first_line(error)}") from error
+        raise CheckpointError(
+            f"model: {name!r} has damaged weights: {first_line(error)}"
+        ) from error
     if loaded["missing_keys"]:
-        raise CheckpointError(f"model: {name!r} lacks weights, first {min(loaded['missing_keys'])!r}.")
+        raise CheckpointError(
+            f"model: {name!r} lacks weights, first {min(loaded['missing_keys'])!r}."
+        )
     module.to(torch.device(target))  # type: ignore[arg-type]
     return LanguageModel(HFModel(module.eval()), tokenizer)
 

@@ -20,7 +20,9 @@ class HFModel(CachedModel):
     `deterministic` is True on the CPU, where a row's bits do not depend on its batch.
     """
 
-    def __init__(self, module: PreTrainedModel, *, max_context: int | None = None, cache_bytes: int = 2 << 30) -> None:
+    def __init__(
+        self, module: PreTrainedModel, *, max_context: int | None = None, cache_bytes: int = 2 << 30
+    ) -> None:
         lean = isinstance(module, LlamaForCausalLM) and LlamaDecoder.supports(module)
         decoder = LlamaDecoder(module) if lean else ModuleDecoder(module)  # type: ignore[arg-type]
         self.module = module

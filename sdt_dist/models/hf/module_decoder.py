@@ -30,10 +30,14 @@ class ModuleDecoder:
 
     @torch.inference_mode()
     def encode(self, prompt: Sequence[int]) -> Prompt:
-        out = self.module(input_ids=torch.tensor([list(prompt)], device=self.device), use_cache=True)
+        out = self.module(
+            input_ids=torch.tensor([list(prompt)], device=self.device), use_cache=True
+        )
         return Prompt(len(prompt), out.past_key_values, out.logits[0, -1].float().cpu().numpy())
 
-    def open(self, prompts: Sequence[Prompt], known: Sequence[list[np.ndarray]], capacity: int) -> ModuleBatch:
+    def open(
+        self, prompts: Sequence[Prompt], known: Sequence[list[np.ndarray]], capacity: int
+    ) -> ModuleBatch:
         return ModuleBatch(self, prompts)
 
 
@@ -59,7 +63,9 @@ class ModuleBatch:
             ids += [ids[0]] * (-len(ids) % _ROW_MULTIPLE)
             column = torch.tensor(ids, device=self._decoder.device)[:, None]
             with _PlainAttention() if self._decoder.device.type == "cpu" else nullcontext():
-                logits = self._decoder.module(input_ids=column, past_key_values=cache, use_cache=True).logits[:, -1]
+                logits = self._decoder.module(
+                    input_ids=column, past_key_values=cache, use_cache=True
+                ).logits[:, -1]
             found |= dict(zip(rows, logits.float().cpu(), strict=False))
         return torch.stack([found[row] for row in range(len(tokens))]).numpy()
 
@@ -88,7 +94,11 @@ class _PlainAttention(TorchFunctionMode):
     """
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         plain = _attention if func is functional.scaled_dot_product_attention else func
         return plain(*args, **(kwargs or {}))
@@ -105,6 +115,8 @@ def _attention(
 ) -> torch.Tensor:
     """`scaled_dot_product_attention` by its defining products; this kernel adds its mask, so True has to become 0."""
     if attn_mask is not None and attn_mask.dtype == torch.bool:
-        attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill_(~attn_mask, -torch.inf)
+        attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill_(
+            ~attn_mask, -torch.inf
+        )
     products = torch.ops.aten._scaled_dot_product_attention_math
     return products(query, key, value, attn_mask, dropout_p, is_causal, **options)[0]

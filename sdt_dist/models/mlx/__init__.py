@@ -13,7 +13,9 @@ _SOFT, _HARD = resource.getrlimit(resource.RLIMIT_NOFILE)
 try:
     import mlx_lm as _mlx_lm  # noqa: F401
 except ImportError as error:
-    raise MissingExtraError(f"model: the mlx backend needs mlx-lm ({error}): pip install 'sdt-dist[mlx]'.") from error
+    raise MissingExtraError(
+        f"model: the mlx backend needs mlx-lm ({error}): pip install 'sdt-dist[mlx]'."
+    ) from error
 finally:  # mlx-lm lowers this process's limits on open files; the hard one may be out of reach afterwards
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (_SOFT, _HARD))

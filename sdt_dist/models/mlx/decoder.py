@@ -32,11 +32,19 @@ class MlxDecoder:
         caches = make_prompt_cache(module)
         lacking = [type(cache).__name__ for cache in caches if not hasattr(cache, "merge")]
         if lacking:
-            raise ConfigurationError(f"model: mlx-lm cannot batch its {lacking[0]}; use hf: (Transformers) instead.")
-        logits = self.run(mx.array([[0]]), caches)  # lazy: its shape and types are read, nothing is computed
+            raise ConfigurationError(
+                f"model: mlx-lm cannot batch its {lacking[0]}; use hf: (Transformers) instead."
+            )
+        logits = self.run(
+            mx.array([[0]]), caches
+        )  # lazy: its shape and types are read, nothing is computed
         self.vocab_size = int(logits.shape[-1])
         plain = all(type(cache) is KVCache for cache in caches)
-        forms = {(kv.shape, kv.dtype) for cache in caches for kv in cache.keys_and_values()} if plain else set()
+        forms = (
+            {(kv.shape, kv.dtype) for cache in caches for kv in cache.keys_and_values()}
+            if plain
+            else set()
+        )
         self.hands_on = len(forms) == 1  # keys and values of all layers fit into one array
         self.dtype = forms.pop()[1] if self.hands_on else None
 
@@ -53,14 +61,23 @@ class MlxDecoder:
             self.run(ids[:, first : first + _PIECE_TOKENS], caches)
             mx.eval([cache.state for cache in caches])
         logits = self.run(ids[:, last:], caches)[0, -1].astype(mx.float32)
-        kept = mx.stack([mx.concatenate(cache.keys_and_values()) for cache in caches]) if self.hands_on else caches
+        kept = (
+            mx.stack([mx.concatenate(cache.keys_and_values()) for cache in caches])
+            if self.hands_on
+            else caches
+        )
         mx.eval(logits, kept if self.hands_on else [cache.state for cache in caches])
         return Prompt(len(prompt), kept, np.array(logits))
 
-    def open(self, prompts: Sequence[Prompt], known: Sequence[list[np.ndarray]], capacity: int) -> MlxBatch:
+    def open(
+        self, prompts: Sequence[Prompt], known: Sequence[list[np.ndarray]], capacity: int
+    ) -> MlxBatch:
         lengths = [sum(piece.shape[3] for piece in pieces) for pieces in known]
         if not self.hands_on:
-            caches = [layer[0].merge(list(layer)) for layer in zip(*(prompt.cache for prompt in prompts), strict=True)]
+            caches = [
+                layer[0].merge(list(layer))
+                for layer in zip(*(prompt.cache for prompt in prompts), strict=True)
+            ]
             return MlxBatch(self, caches, lengths)
         ends = [prompt.length + length for prompt, length in zip(prompts, lengths, strict=True)]
         longest = max(ends)
@@ -71,12 +88,17 @@ class MlxDecoder:
         padding = mx.array([longest - end for end in ends])
         offsets = mx.array(ends)
         layers = mx.stack(rows, axis=2)
-        caches = [BatchKVCache.from_state((kv[0], kv[1], offsets, padding, longest)) for kv in layers]
+        caches = [
+            BatchKVCache.from_state((kv[0], kv[1], offsets, padding, longest)) for kv in layers
+        ]
         return MlxBatch(self, caches, lengths)
 
     def _row(self, prompt: Prompt, pieces: list[np.ndarray], margins: tuple[int, int]) -> mx.array:
         """KV [layers, 2, heads, S, head_dim] of a prompt and what follows it, with empty margins around."""
-        parts = [prompt.cache, *(mx.array(piece).view(cast(mx.Dtype, self.dtype)) for piece in pieces)]
+        parts = [
+            prompt.cache,
+            *(mx.array(piece).view(cast(mx.Dtype, self.dtype)) for piece in pieces),
+        ]
         return mx.pad(mx.concatenate(parts, axis=3), [(0, 0), (0, 0), (0, 0), margins, (0, 0)])
 
 

@@ -23,7 +23,11 @@ from sdt_dist.models.language import LanguageModel
 from sdt_dist.models.mlx.model import MlxModel
 
 _OWN_FIELDS = ("rope_theta", "partial_rotary_factor")  # the rest belongs to rope_scaling
-_UNFIT = ("Missing", "Received", "Expected shape")  # how mlx says that weights are not those of the network
+_UNFIT = (
+    "Missing",
+    "Received",
+    "Expected shape",
+)  # how mlx says that weights are not those of the network
 
 
 def load_language_model(name: str) -> LanguageModel:
@@ -33,7 +37,9 @@ def load_language_model(name: str) -> LanguageModel:
     try:
         tokenizer = load_tokenizer(str(directory))
     except (OSError, ValueError) as error:
-        raise ConfigurationError(f"model: {name!r} cannot be loaded: {first_line(error)}") from error
+        raise ConfigurationError(
+            f"model: {name!r} cannot be loaded: {first_line(error)}"
+        ) from error
     return LanguageModel(MlxModel(module, config), tokenizer)
 
 
@@ -48,7 +54,9 @@ def load_module(directory: str | Path) -> tuple[nn.Module, dict[str, Any]]:
         settings = rope_settings(mlx_lm.load_config(folder))
         module, config, *_ = mlx_lm.load_model(folder, model_config=settings)
     except RuntimeError as error:
-        raise CheckpointError(f"model: {folder} has damaged weights: {first_line(error)}") from error
+        raise CheckpointError(
+            f"model: {folder} has damaged weights: {first_line(error)}"
+        ) from error
     except (OSError, ValueError, TypeError, KeyError) as error:
         kind = CheckpointError if str(error).startswith(_UNFIT) else ConfigurationError
         raise kind(f"model: {folder} cannot be loaded: {first_line(error)}") from error
@@ -89,13 +97,20 @@ def rope_settings(config: dict[str, Any]) -> dict[str, Any]:
 def check_rope(module: nn.Module, config: dict[str, Any]) -> None:
     """ConfigurationError unless the loaded module holds the rotary settings of its configuration."""
     text = config.get("text_config")
-    parts = [(module, config), (getattr(module, "language_model", module), text if isinstance(text, dict) else {})]
+    parts = [
+        (module, config),
+        (getattr(module, "language_model", module), text if isinstance(text, dict) else {}),
+    ]
     for part, values in parts:
         args = getattr(part, "args", None)
         rope = values.get("rope_parameters")
         if not isinstance(rope, dict) or hasattr(args, "rope_parameters"):
             continue
-        wanted = {"rope_parameters": rope} if _is_per_layer(rope) else rope_settings({"rope_parameters": rope})
+        wanted = (
+            {"rope_parameters": rope}
+            if _is_per_layer(rope)
+            else rope_settings({"rope_parameters": rope})
+        )
         for field, value in wanted.items():
             if not _holds(getattr(args, field, 10000.0 if field == "rope_theta" else None), value):
                 raise ConfigurationError(

@@ -13,7 +13,13 @@ from mlx.utils import tree_flatten
 from sdt_dist.models.cached_model import CachedModel
 from sdt_dist.models.mlx.decoder import MlxDecoder
 
-_CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length")
+_CONTEXT_FIELDS = (
+    "max_position_embeddings",
+    "n_positions",
+    "n_ctx",
+    "max_seq_len",
+    "max_sequence_length",
+)
 _NO_LIMIT = 1 << 30
 
 
@@ -26,7 +32,12 @@ class MlxModel(CachedModel):
     """
 
     def __init__(
-        self, module: nn.Module, config: dict[str, Any], *, max_context: int | None = None, cache_bytes: int = 2 << 30
+        self,
+        module: nn.Module,
+        config: dict[str, Any],
+        *,
+        max_context: int | None = None,
+        cache_bytes: int = 2 << 30,
     ) -> None:
         decoder = MlxDecoder(module)
         self.module = module
@@ -54,8 +65,13 @@ class MlxModel(CachedModel):
 
     def named_weights(self) -> Iterator[tuple[str, np.ndarray]]:
         """Label and bytes [n] uint8 of every weight, in order (numpy has no bfloat16)."""
-        for label, weight in sorted(cast(list[tuple[str, mx.array]], tree_flatten(self.module.parameters()))):
-            yield f"{label}:{weight.dtype}:{weight.shape}", np.array(weight.reshape(-1).view(mx.uint8))
+        for label, weight in sorted(
+            cast(list[tuple[str, mx.array]], tree_flatten(self.module.parameters()))
+        ):
+            yield (
+                f"{label}:{weight.dtype}:{weight.shape}",
+                np.array(weight.reshape(-1).view(mx.uint8)),
+            )
 
 
 def _max_context(config: dict[str, Any], *, windows: bool) -> int:
@@ -66,6 +82,10 @@ def _max_context(config: dict[str, Any], *, windows: bool) -> int:
     for part in (config, config.get("text_config") or {}):
         for name in _CONTEXT_FIELDS:
             if part.get(name):
-                window = part.get("sliding_window") if part.get("use_sliding_window", True) and not windows else None
+                window = (
+                    part.get("sliding_window")
+                    if part.get("use_sliding_window", True) and not windows
+                    else None
+                )
                 return int(min(part[name], window or part[name]))
     return _NO_LIMIT

@@ -28,7 +28,9 @@ def require(holds: bool | np.bool_, name: str, allowed: str) -> None:
         raise malformed(name, allowed)
 
 
-def column(arrays: Mapping[str, np.ndarray], name: str, kind: type[np.generic], size: int | None = None) -> np.ndarray:
+def column(
+    arrays: Mapping[str, np.ndarray], name: str, kind: type[np.generic], size: int | None = None
+) -> np.ndarray:
     """The array [size] of a message, of this very dtype."""
     array = arrays.get(name)
     if (
@@ -37,7 +39,9 @@ def column(arrays: Mapping[str, np.ndarray], name: str, kind: type[np.generic], 
         or array.dtype != kind
         or (size is not None and len(array) != size)
     ):
-        found = "none" if not isinstance(array, np.ndarray) else f"{array.dtype} of shape {array.shape}"
+        found = (
+            "none" if not isinstance(array, np.ndarray) else f"{array.dtype} of shape {array.shape}"
+        )
         length = "" if size is None else f" of length {size}"
         raise malformed(name, f"{np.dtype(kind).name} in one dimension{length}; found: {found}")
     return cast(np.ndarray, array)
@@ -55,7 +59,9 @@ def integers(name: str, values: list[int], kind: type[np.integer]) -> np.ndarray
     try:
         return np.array(values, dtype=kind)
     except OverflowError as error:
-        raise ConfigurationError(f"{name}: a number does not fit {kind.__name__} ({error}).") from error
+        raise ConfigurationError(
+            f"{name}: a number does not fit {kind.__name__} ({error})."
+        ) from error
 
 
 def joined(arrays: Sequence[np.ndarray], kind: type[np.generic]) -> np.ndarray:
@@ -68,7 +74,9 @@ def slices(values: np.ndarray, sizes: np.ndarray) -> list[np.ndarray]:
     return [values[start:stop] for start, stop in pairwise(_bounds(sizes))]
 
 
-def pack_lists(name: str, lists: Sequence[Sequence[int]], kind: type[np.integer] = np.int32) -> Arrays:
+def pack_lists(
+    name: str, lists: Sequence[Sequence[int]], kind: type[np.integer] = np.int32
+) -> Arrays:
     """Lists of whole numbers as two columns: all of them, and their lengths."""
     return {
         name: integers(name, list(chain.from_iterable(lists)), kind),
@@ -77,7 +85,10 @@ def pack_lists(name: str, lists: Sequence[Sequence[int]], kind: type[np.integer]
 
 
 def unpack_lists(
-    arrays: Mapping[str, np.ndarray], name: str, kind: type[np.integer] = np.int32, size: int | None = None
+    arrays: Mapping[str, np.ndarray],
+    name: str,
+    kind: type[np.integer] = np.int32,
+    size: int | None = None,
 ) -> list[tuple[int, ...]]:
     """The lists that `pack_lists` packed, as tuples; there must be `size` of them."""
     sizes = lengths(arrays, f"{name}_length", size)
@@ -100,22 +111,33 @@ def pack_sets(name: str, sets: Sequence[frozenset[int]]) -> Arrays:
     }
 
 
-def unpack_sets(arrays: Mapping[str, np.ndarray], name: str, shift: int = 0) -> list[frozenset[int]]:
+def unpack_sets(
+    arrays: Mapping[str, np.ndarray], name: str, shift: int = 0
+) -> list[frozenset[int]]:
     """The sets that `pack_sets` packed, `shift` added to every number."""
     runs = lengths(arrays, f"{name}_runs")
     starts, stops = ranges(arrays, name, int(runs.sum()))
-    ends = [(start + shift, stop + shift) for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)]
+    ends = [
+        (start + shift, stop + shift)
+        for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)
+    ]
     return [
         frozenset(chain.from_iterable(range(*pair) for pair in ends[begin:end]))
         for begin, end in pairwise(_bounds(runs))
     ]
 
 
-def ranges(arrays: Mapping[str, np.ndarray], name: str, size: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+def ranges(
+    arrays: Mapping[str, np.ndarray], name: str, size: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """The bounds [size] of the ranges of `pack_sets`, each with 0 <= start < stop."""
     starts = column(arrays, f"{name}_start", np.int64, size)
     stops = column(arrays, f"{name}_stop", np.int64, len(starts))
-    require(bool((starts >= 0).all()) and bool((starts < stops).all()), f"{name}_stop", "above a start >= 0")
+    require(
+        bool((starts >= 0).all()) and bool((starts < stops).all()),
+        f"{name}_stop",
+        "above a start >= 0",
+    )
     sizes = stops - starts
     few = bool((sizes <= _MOST_IN_SETS).all()) and int(sizes.sum()) <= _MOST_IN_SETS
     require(few, f"{name}_stop", f"at most {_MOST_IN_SETS} numbers")

@@ -25,15 +25,26 @@ RELEASE = "/v1/release"
 REQUEST_ID = "X-SDT-Request"  # names one message; repeating it gives the same answer, computed once
 CLIENT_ID = "X-SDT-Client"  # whose problems these are: two clients never share a problem's cache or its cost
 IDENTITY = "X-SDT-Model"  # the card's identity, so that no search goes on with another model
-DEADLINE = "X-SDT-Timeout-S"  # how long the caller will wait; what has not begun by then never begins
+DEADLINE = (
+    "X-SDT-Timeout-S"  # how long the caller will wait; what has not begun by then never begins
+)
 TOKEN_VARIABLE = "SDT_HTTP_TOKEN"
 _SHORTEST_TOKEN = 16
-_KINDS = {name: kind for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, SdtError)}
+_KINDS = {
+    name: kind
+    for name, kind in vars(errors).items()
+    if isinstance(kind, type) and issubclass(kind, SdtError)
+}
 
 
 def check_token(token: str, owner: str) -> str:
     """The token, if it can be one; ConfigurationError, which never shows it."""
-    if len(token) < _SHORTEST_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
+    if (
+        len(token) < _SHORTEST_TOKEN
+        or not token.isascii()
+        or not token.isprintable()
+        or " " in token
+    ):
         raise ConfigurationError(
             f"{owner}: not a token; allowed: at least {_SHORTEST_TOKEN} printable ASCII characters without spaces, "
             "e.g. from `openssl rand -hex 32`."
@@ -66,7 +77,13 @@ def check_url(url: str) -> tuple[str, str, int]:
         raise ConfigurationError(
             f"model: the address of {host!r} holds credentials; leave them out and set {TOKEN_VARIABLE} instead."
         )
-    if parts.scheme not in ("http", "https") or not host or parts.path.strip("/") or parts.query or parts.fragment:
+    if (
+        parts.scheme not in ("http", "https")
+        or not host
+        or parts.path.strip("/")
+        or parts.query
+        or parts.fragment
+    ):
         raise ConfigurationError(
             f"model: {url!r}, allowed: http://HOST:PORT or https://HOST:PORT and nothing after it."
         )
@@ -80,7 +97,10 @@ def check_url(url: str) -> tuple[str, str, int]:
 
 def error_json(error: Exception) -> dict[str, str]:
     """An error as it travels; what is no SdtError becomes a FleetError."""
-    kind = next((base.__name__ for base in type(error).__mro__ if base.__name__ in _KINDS), FleetError.__name__)
+    kind = next(
+        (base.__name__ for base in type(error).__mro__ if base.__name__ in _KINDS),
+        FleetError.__name__,
+    )
     return {"error": str(error), "kind": kind}
 
 
@@ -90,4 +110,6 @@ def error_from_json(status: int, body: bytes, where: str) -> SdtError:
         values = json.loads(body)
         return _KINDS[values["kind"]](str(values["error"]))
     except (ValueError, KeyError, TypeError):
-        return FleetError(f"{where} answered with status {status}, but not as `sdt serve` does; check the address.")
+        return FleetError(
+            f"{where} answered with status {status}, but not as `sdt serve` does; check the address."
+        )

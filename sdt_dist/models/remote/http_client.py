@@ -44,7 +44,15 @@ from sdt_dist.models.remote.wire import (
     pack_requests,
     unpack_replies,
 )
-from sdt_dist.protocols import ExpandRequest, Expansion, Flow, PriorLaw, Rollout, RolloutRequest, Root
+from sdt_dist.protocols import (
+    ExpandRequest,
+    Expansion,
+    Flow,
+    PriorLaw,
+    Rollout,
+    RolloutRequest,
+    Root,
+)
 
 _CONNECT_S = 10.0
 _LONGEST_PAUSE_S = 5.0
@@ -68,7 +76,13 @@ class HttpModel:
     """
 
     def __init__(
-        self, url: str, token: str | None = None, *, timeout_s: float = 600.0, attempts: int = 5, pause_s: float = 0.25
+        self,
+        url: str,
+        token: str | None = None,
+        *,
+        timeout_s: float = 600.0,
+        attempts: int = 5,
+        pause_s: float = 0.25,
     ) -> None:
         self.url = url
         self._connections = _Connections(url)
@@ -140,9 +154,14 @@ class HttpModel:
             raise FleetError(f"{self.url}: its answer cannot be read ({error}).") from error
         with self._lock:
             replies = unpack_replies(arrays, self.model_calls)
-            wanted = [Rollout if isinstance(request, RolloutRequest) else Expansion for request in requests]
+            wanted = [
+                Rollout if isinstance(request, RolloutRequest) else Expansion
+                for request in requests
+            ]
             if [type(reply) for reply in replies] != wanted:
-                raise FleetError(f"{self.url}: its replies do not fit the requests; is it another version of sdt?")
+                raise FleetError(
+                    f"{self.url}: its replies do not fit the requests; is it another version of sdt?"
+                )
             self.model_calls += num_calls
             self.nfe += sum(reply.cost.nfe for reply in replies)
             self.recomputed_tokens += sum(reply.cost.recomputed_tokens for reply in replies)
@@ -156,14 +175,18 @@ class HttpModel:
             _ = described["card"]
             _ = described["limits"]["max_rows"]
         except (ValueError, KeyError, TypeError) as error:
-            raise FleetError(f"{self.url} answers, but not as `sdt serve` does; check the address.") from error
+            raise FleetError(
+                f"{self.url} answers, but not as `sdt serve` does; check the address."
+            ) from error
         if version != WIRE_VERSION:
             raise ConfigurationError(
                 f"model: {self.url} speaks version {version}, this sdt {WIRE_VERSION}; install one release on both."
             )
         return described
 
-    def _send(self, method: str, path: str, body: bytes, headers: dict[str, str], timeout_s: float) -> bytes:
+    def _send(
+        self, method: str, path: str, body: bytes, headers: dict[str, str], timeout_s: float
+    ) -> bytes:
         """The body of a successful answer; lost connections and a full server are tried again until the deadline."""
         deadline = time.monotonic() + timeout_s
         losses = 0
@@ -171,7 +194,9 @@ class HttpModel:
         while True:
             left_s = max(deadline - time.monotonic(), 0.001)
             try:
-                answer = self._connections.exchange(method, path, body, {**common, DEADLINE: f"{left_s:.3f}"}, left_s)
+                answer = self._connections.exchange(
+                    method, path, body, {**common, DEADLINE: f"{left_s:.3f}"}, left_s
+                )
             except _LateError as error:
                 raise FleetError(f"{self.url}: no answer within {timeout_s:.3g} s.") from error
             except (OSError, http.client.HTTPException) as error:
@@ -201,13 +226,17 @@ class _Connections:
         self._make: Callable[[], http.client.HTTPConnection]
         if scheme == "https":
             context = ssl.create_default_context()  # SSL_CERT_FILE names further authorities
-            self._make = lambda: http.client.HTTPSConnection(host, port, timeout=_CONNECT_S, context=context)
+            self._make = lambda: http.client.HTTPSConnection(
+                host, port, timeout=_CONNECT_S, context=context
+            )
         else:
             self._make = lambda: http.client.HTTPConnection(host, port, timeout=_CONNECT_S)
         self._idle: list[http.client.HTTPConnection] = []
         self._finalizer = weakref.finalize(self, _close_all, self._idle)
 
-    def exchange(self, method: str, path: str, body: bytes, headers: dict[str, str], timeout_s: float) -> _Answer:
+    def exchange(
+        self, method: str, path: str, body: bytes, headers: dict[str, str], timeout_s: float
+    ) -> _Answer:
         """One request and its answer. OSError or HTTPException for a lost connection, _LateError after timeout_s."""
         connection = self._take()
         try:
@@ -217,7 +246,9 @@ class _Connections:
             try:
                 connection.request(method, path, body, headers)
                 response = connection.getresponse()
-                answer = _Answer(response.status, _seconds(response.getheader("Retry-After")), response.read())
+                answer = _Answer(
+                    response.status, _seconds(response.getheader("Retry-After")), response.read()
+                )
             except TimeoutError as error:
                 raise _LateError from error
         except BaseException:

@@ -30,7 +30,9 @@ def server_token(file: Path | None, default_file: Path) -> tuple[str, str]:
     """
     given = os.environ.get(TOKEN_VARIABLE)
     if file is None and given:
-        return check_token(given.strip(), TOKEN_VARIABLE), f"the environment variable {TOKEN_VARIABLE}"
+        return check_token(
+            given.strip(), TOKEN_VARIABLE
+        ), f"the environment variable {TOKEN_VARIABLE}"
     path = (file or default_file).expanduser()
     try:
         if not path.exists():

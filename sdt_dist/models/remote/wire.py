@@ -30,8 +30,21 @@ from sdt_dist.models.remote.columns import (
     unpack_lists,
     unpack_sets,
 )
-from sdt_dist.models.remote.wire_tilts import pack_proposals, pack_tilts, unpack_proposals, unpack_tilts
-from sdt_dist.protocols import Cost, ExpandRequest, Expansion, PriorLaw, Rollout, RolloutRequest, Root
+from sdt_dist.models.remote.wire_tilts import (
+    pack_proposals,
+    pack_tilts,
+    unpack_proposals,
+    unpack_tilts,
+)
+from sdt_dist.protocols import (
+    Cost,
+    ExpandRequest,
+    Expansion,
+    PriorLaw,
+    Rollout,
+    RolloutRequest,
+    Root,
+)
 
 WIRE_VERSION = 2
 ModelRequest = ExpandRequest | RolloutRequest
@@ -45,7 +58,9 @@ def pack_requests(requests: Sequence[ModelRequest], law: PriorLaw) -> Arrays:
     ConfigurationError for a number that its array cannot hold, ContextError for a prompt that has embeddings.
     """
     if any(request.root.embeddings is not None for request in requests):
-        raise ContextError("prompt: it has embeddings, which do not leave their process; give token ids instead.")
+        raise ContextError(
+            "prompt: it has embeddings, which do not leave their process; give token ids instead."
+        )
     names: dict[tuple[bytes, tuple[int, ...], bool], int] = {}
     places: dict[int, int] = {}
     for request in requests:
@@ -81,7 +96,11 @@ def unpack_requests(arrays: Mapping[str, np.ndarray]) -> tuple[list[ModelRequest
     size = num_rows(arrays)
     place = column(arrays, "root", np.int32, size)
     has_key = column(arrays, "has_key", np.bool_, size)
-    require(not size or (place.min() >= 0 and place.max() < len(roots)), "root", f"0 to {len(roots) - 1}")
+    require(
+        not size or (place.min() >= 0 and place.max() < len(roots)),
+        "root",
+        f"0 to {len(roots) - 1}",
+    )
     rows = zip(
         column(arrays, "is_rollout", np.bool_).tolist(),
         place.tolist(),
@@ -140,7 +159,9 @@ def pack_replies(replies: Sequence[ModelReply]) -> Arrays:
         "children_length": integers("children", [len(e.children) for e in expansions], np.int32),
         "children": joined([e.children for e in expansions], np.int32),
         "children_log_prob": joined([e.log_prob for e in expansions], np.float64),
-        "has_log_weight": np.array([e.log_weight is not e.log_prob for e in expansions], dtype=np.bool_),
+        "has_log_weight": np.array(
+            [e.log_weight is not e.log_prob for e in expansions], dtype=np.bool_
+        ),
         "log_weight": joined([e.log_weight for e in reweighted], np.float64),
         "log_residual": np.array([e.log_residual for e in expansions], dtype=np.float64),
         "num_remaining": integers("num_remaining", [e.num_remaining for e in expansions], np.int64),
@@ -182,7 +203,9 @@ def compact_calls(arrays: Mapping[str, np.ndarray]) -> tuple[Arrays, int]:
         return dict(arrays), 0
     order = np.argsort(starts, kind="stable")
     reached = np.maximum.accumulate(stops[order])
-    first = np.append(True, starts[order][1:] > reached[:-1])  # where a new range of the union begins
+    first = np.append(
+        True, starts[order][1:] > reached[:-1]
+    )  # where a new range of the union begins
     union_start = starts[order][first]
     union_stop = reached[np.append(np.flatnonzero(first)[1:] - 1, len(order) - 1)]
     number = np.append(0, np.cumsum(union_stop - union_start))
@@ -194,9 +217,16 @@ def compact_calls(arrays: Mapping[str, np.ndarray]) -> tuple[Arrays, int]:
 def _roots(arrays: Mapping[str, np.ndarray]) -> list[Root]:
     prompts = unpack_lists(arrays, "prompt")
     digests = unpack_lists(arrays, "digest", np.uint8, len(prompts))
-    require(all(len(digest) <= _LONGEST_DIGEST for digest in digests), "digest", f"at most {_LONGEST_DIGEST} bytes")
+    require(
+        all(len(digest) <= _LONGEST_DIGEST for digest in digests),
+        "digest",
+        f"at most {_LONGEST_DIGEST} bytes",
+    )
     paid = column(arrays, "paid", np.bool_, len(prompts)).tolist()
-    return [Root(prompt, bytes(digest), paid=p) for prompt, digest, p in zip(prompts, digests, paid, strict=True)]
+    return [
+        Root(prompt, bytes(digest), paid=p)
+        for prompt, digest, p in zip(prompts, digests, paid, strict=True)
+    ]
 
 
 def _expansions(arrays: Mapping[str, np.ndarray], size: int) -> Iterator[tuple[Any, Any]]:
@@ -204,12 +234,17 @@ def _expansions(arrays: Mapping[str, np.ndarray], size: int) -> Iterator[tuple[A
     sizes = lengths(arrays, "children_length", size)
     total = int(sizes.sum())
     own = column(arrays, "has_log_weight", np.bool_, size)
-    weights = iter(slices(column(arrays, "log_weight", np.float64, int(sizes[own].sum())), sizes[own]))
+    weights = iter(
+        slices(column(arrays, "log_weight", np.float64, int(sizes[own].sum())), sizes[own])
+    )
     log_probs = slices(column(arrays, "children_log_prob", np.float64, total), sizes)
     fields = zip(
         slices(column(arrays, "children", np.int32, total), sizes),
         log_probs,
-        [next(weights) if other else same for other, same in zip(own.tolist(), log_probs, strict=True)],
+        [
+            next(weights) if other else same
+            for other, same in zip(own.tolist(), log_probs, strict=True)
+        ],
         column(arrays, "log_residual", np.float64, size).tolist(),
         column(arrays, "num_remaining", np.int64, size).tolist(),
         strict=True,
@@ -221,10 +256,19 @@ def _rollouts(arrays: Mapping[str, np.ndarray], size: int) -> Iterator[tuple[Any
     """((tokens, log_prob, log_residual, num_remaining, finish_reason), of the proposal) of every rollout."""
     sizes = lengths(arrays, "steps_length", size)
     total = int(sizes.sum())
-    fields = (("", np.int32), ("_log_prob", np.float64), ("_log_residual", np.float64), ("_num_remaining", np.int32))
+    fields = (
+        ("", np.int32),
+        ("_log_prob", np.float64),
+        ("_log_residual", np.float64),
+        ("_num_remaining", np.int32),
+    )
     columns = [slices(column(arrays, f"steps{name}", kind, total), sizes) for name, kind in fields]
-    reasons = ["eos" if ended else "length" for ended in column(arrays, "ended", np.bool_, size).tolist()]
-    return zip(zip(*columns, reasons, strict=True), unpack_proposals(arrays, "steps", sizes), strict=True)
+    reasons = [
+        "eos" if ended else "length" for ended in column(arrays, "ended", np.bool_, size).tolist()
+    ]
+    return zip(
+        zip(*columns, reasons, strict=True), unpack_proposals(arrays, "steps", sizes), strict=True
+    )
 
 
 def _pack_costs(costs: Sequence[Cost]) -> Arrays:
@@ -232,8 +276,12 @@ def _pack_costs(costs: Sequence[Cost]) -> Arrays:
     sets: dict[frozenset[int], int] = {}
     return {
         "nfe": integers("nfe", [cost.nfe for cost in costs], np.int64),
-        "recomputed": integers("recomputed_tokens", [cost.recomputed_tokens for cost in costs], np.int64),
-        "call_set": integers("calls", [sets.setdefault(cost.calls, len(sets)) for cost in costs], np.int32),
+        "recomputed": integers(
+            "recomputed_tokens", [cost.recomputed_tokens for cost in costs], np.int64
+        ),
+        "call_set": integers(
+            "calls", [sets.setdefault(cost.calls, len(sets)) for cost in costs], np.int32
+        ),
         **pack_sets("call", list(sets)),
     }
 
@@ -241,7 +289,11 @@ def _pack_costs(costs: Sequence[Cost]) -> Arrays:
 def _unpack_costs(arrays: Mapping[str, np.ndarray], size: int, first_call: int) -> list[Cost]:
     sets = unpack_sets(arrays, "call", first_call)
     place = column(arrays, "call_set", np.int32, size)
-    require(not size or (place.min() >= 0 and place.max() < len(sets)), "call_set", f"0 to {len(sets) - 1}")
+    require(
+        not size or (place.min() >= 0 and place.max() < len(sets)),
+        "call_set",
+        f"0 to {len(sets) - 1}",
+    )
     nfe = column(arrays, "nfe", np.int64, size)
     recomputed = column(arrays, "recomputed", np.int64, size)
     return [
@@ -253,7 +305,9 @@ def _unpack_costs(arrays: Mapping[str, np.ndarray], size: int, first_call: int) 
 @lru_cache(maxsize=64)
 def _pack_law(law: PriorLaw) -> np.ndarray:
     """A law as JSON bytes [n] uint8; Python writes floats so that they read back bit by bit."""
-    return np.frombuffer(json.dumps({"version": WIRE_VERSION, **asdict(law)}).encode(), dtype=np.uint8)
+    return np.frombuffer(
+        json.dumps({"version": WIRE_VERSION, **asdict(law)}).encode(), dtype=np.uint8
+    )
 
 
 @lru_cache(maxsize=64)
@@ -269,11 +323,25 @@ def _unpack_law(text: bytes) -> PriorLaw:
             f"message: version {version}, allowed: {WIRE_VERSION}; use one release of sdt everywhere."
         )
     try:
-        law = PriorLaw(**{**values, "allowed": tuple(values["allowed"]), "end_tokens": tuple(values["end_tokens"])})
+        law = PriorLaw(
+            **{
+                **values,
+                "allowed": tuple(values["allowed"]),
+                "end_tokens": tuple(values["end_tokens"]),
+            }
+        )
     except (TypeError, KeyError) as error:
         raise malformed("law", f"the fields of a PriorLaw ({error})") from error
     whole = [*law.allowed, *law.end_tokens, *([] if law.top_k is None else [law.top_k])]
     numbers = [law.sampling_temperature, *([] if law.top_p is None else [law.top_p])]
-    require(len(law.allowed) == 2 and all(type(value) is int for value in whole), "law", "whole numbers for tokens")
-    require(all(type(value) in (int, float) for value in numbers), "law", "numbers for temperature and top_p")
+    require(
+        len(law.allowed) == 2 and all(type(value) is int for value in whole),
+        "law",
+        "whole numbers for tokens",
+    )
+    require(
+        all(type(value) in (int, float) for value in numbers),
+        "law",
+        "numbers for temperature and top_p",
+    )
     return law

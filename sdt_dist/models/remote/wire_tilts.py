@@ -10,7 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from sdt_dist.models.remote.columns import Arrays, column, integers, joined, pack_lists, require, slices, unpack_lists
+from sdt_dist.models.remote.columns import (
+    Arrays,
+    column,
+    integers,
+    joined,
+    pack_lists,
+    require,
+    slices,
+    unpack_lists,
+)
 from sdt_dist.protocols import Expansion, Rollout, Tilt
 
 _NO_TILT = -1
@@ -34,7 +43,9 @@ def unpack_tilts(arrays: Mapping[str, np.ndarray], size: int) -> list[Tilt | Non
     strengths = column(arrays, "tilt_strength", np.float64)
     from_q = column(arrays, "draws_proposal", np.bool_, len(strengths)).tolist()
     names = unpack_lists(arrays, "flow", np.uint8, len(strengths))
-    require(all(len(name) <= _LONGEST_NAME for name in names), "flow", f"at most {_LONGEST_NAME} bytes")
+    require(
+        all(len(name) <= _LONGEST_NAME for name in names), "flow", f"at most {_LONGEST_NAME} bytes"
+    )
     require(bool(np.isfinite(strengths).all()), "tilt_strength", "finite")
     tilts = [
         Tilt(_text(name), strength, "q" if proposal else "p")
@@ -57,17 +68,28 @@ def pack_proposals(expansions: Sequence[Expansion], rollouts: Sequence[Rollout])
     columns: Arrays = {}
     for name, replies in (("children", expansions), ("steps", rollouts)):
         tilted = [reply for reply in replies if reply.log_proposal is not None]
-        residuals = [np.atleast_1d(np.asarray(reply.log_residual_proposal, dtype=np.float64)) for reply in tilted]
+        residuals = [
+            np.atleast_1d(np.asarray(reply.log_residual_proposal, dtype=np.float64))
+            for reply in tilted
+        ]
         columns |= {
-            f"{name}_tilted": np.array([reply.log_proposal is not None for reply in replies], dtype=np.bool_),
-            f"{name}_log_proposal": joined([np.asarray(reply.log_proposal) for reply in tilted], np.float64),
+            f"{name}_tilted": np.array(
+                [reply.log_proposal is not None for reply in replies], dtype=np.bool_
+            ),
+            f"{name}_log_proposal": joined(
+                [np.asarray(reply.log_proposal) for reply in tilted], np.float64
+            ),
             f"{name}_log_residual_proposal": joined(residuals, np.float64),
-            f"{name}_log_tilt": joined([np.asarray(reply.log_tilt) for reply in tilted], np.float64),
+            f"{name}_log_tilt": joined(
+                [np.asarray(reply.log_tilt) for reply in tilted], np.float64
+            ),
         }
     return columns
 
 
-def unpack_proposals(arrays: Mapping[str, np.ndarray], name: str, sizes: np.ndarray) -> list[dict[str, Any]]:
+def unpack_proposals(
+    arrays: Mapping[str, np.ndarray], name: str, sizes: np.ndarray
+) -> list[dict[str, Any]]:
     """log_proposal, log_residual_proposal and log_tilt of each reply of a kind, nothing where it had no tilt.
 
     sizes [N]: how many children, or steps, each reply has.
@@ -76,7 +98,9 @@ def unpack_proposals(arrays: Mapping[str, np.ndarray], name: str, sizes: np.ndar
     inner = sizes[tilted]
     total = int(inner.sum())
     is_expansion = name == "children"
-    residual = column(arrays, f"{name}_log_residual_proposal", np.float64, len(inner) if is_expansion else total)
+    residual = column(
+        arrays, f"{name}_log_residual_proposal", np.float64, len(inner) if is_expansion else total
+    )
     of_proposal = zip(
         slices(column(arrays, f"{name}_log_proposal", np.float64, total), inner),
         residual.tolist() if is_expansion else slices(residual, inner),
@@ -84,4 +108,7 @@ def unpack_proposals(arrays: Mapping[str, np.ndarray], name: str, sizes: np.ndar
         strict=True,
     )
     names = ("log_proposal", "log_residual_proposal", "log_tilt")
-    return [dict(zip(names, next(of_proposal), strict=True)) if has_tilt else {} for has_tilt in tilted.tolist()]
+    return [
+        dict(zip(names, next(of_proposal), strict=True)) if has_tilt else {}
+        for has_tilt in tilted.tolist()
+    ]

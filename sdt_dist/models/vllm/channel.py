@@ -78,7 +78,9 @@ class Listener:
                 peer.setblocking(False)
                 self._peers[peer] = bytearray()
         except TimeoutError as error:
-            raise FleetError(f"vllm: its engine opened no channel within {timeout_s:g} s.") from error
+            raise FleetError(
+                f"vllm: its engine opened no channel within {timeout_s:g} s."
+            ) from error
 
     def drain(self) -> bool:
         """Hand on every frame that has arrived; False once an engine's process has ended."""

@@ -90,7 +90,12 @@ class Answer:
         """Tokens [K], log p [K], log residual and count of the one row of an expansion."""
         columns, i, begin, end = self.rows[0]
         frame = columns.frame
-        return frame.tokens[begin:end], frame.log_prob[begin:end], columns.log_residual[i], columns.num_remaining[i]
+        return (
+            frame.tokens[begin:end],
+            frame.log_prob[begin:end],
+            columns.log_residual[i],
+            columns.num_remaining[i],
+        )
 
 
 class Engine:
@@ -164,7 +169,9 @@ class Engine:
 
     async def _start(self, settings: dict[str, Any]) -> AsyncLLM:
         arguments = AsyncEngineArgs(
-            **settings, logits_processors=[_REDUCER], additional_config={CHANNEL: self._listener.path.as_posix()}
+            **settings,
+            logits_processors=[_REDUCER],
+            additional_config={CHANNEL: self._listener.path.as_posix()},
         )
         with _main_module_hidden():
             llm = AsyncLLM.from_engine_args(arguments, stat_loggers=_stat_loggers())
@@ -188,7 +195,9 @@ class Engine:
         try:
             output = await self._generate(ask)
         except EngineDeadError as error:
-            raise ModelGoneError("vllm: the engine's process has ended; load the model again.") from error
+            raise ModelGoneError(
+                "vllm: the engine's process has ended; load the model again."
+            ) from error
         finally:
             self._drain()
             del self._under_way[number]
@@ -209,7 +218,9 @@ class Engine:
         )
         salt = str(number) if ask.fresh else None
         prompt = _prompt(ask, salt)
-        outputs = [output async for output in self.llm.generate(prompt, parameters, request_id=str(number))]
+        outputs = [
+            output async for output in self.llm.generate(prompt, parameters, request_id=str(number))
+        ]
         if not outputs:
             raise FleetError("vllm: a request ended without output.")
         return outputs[-1]
@@ -226,7 +237,9 @@ class Engine:
         self.steps = columns.step + 1
         begin = whole = 0
         for i, (number, position, size) in enumerate(
-            zip(frame.requests.tolist(), frame.positions.tolist(), frame.sizes.tolist(), strict=True)
+            zip(
+                frame.requests.tolist(), frame.positions.tolist(), frame.sizes.tolist(), strict=True
+            )
         ):
             end = begin + max(size, 0)
             answer = under_way.get(number)
@@ -261,9 +274,13 @@ def _check(answer: Answer, generated: list[int]) -> None:
 
     Under asynchronous scheduling a step may already be under way when an end token is seen: its row is dropped.
     """
-    rows = answer.rows = {position: row for position, row in answer.rows.items() if position < len(generated)}
+    rows = answer.rows = {
+        position: row for position, row in answer.rows.items() if position < len(generated)
+    }
     tokens = {position: row[0].tokens[row[2]] for position, row in rows.items() if row[2] < row[3]}
-    if len(rows) < len(generated) or any(generated[position] != token for position, token in tokens.items()):
+    if len(rows) < len(generated) or any(
+        generated[position] != token for position, token in tokens.items()
+    ):
         raise FleetError(
             f"vllm: rows for positions {sorted(rows)} do not belong to its {len(generated)} generated tokens; this "
             "version of vLLM does not call logits processors as 0.32 does."
@@ -277,7 +294,9 @@ def _main_module_hidden() -> Iterator[None]:
     It also breaks vLLM's CPU build, which stumbles over some modules that are there before its own (0.32).
     """
     main = sys.modules["__main__"]
-    kept = {name: main.__dict__.pop(name) for name in ("__spec__", "__file__") if name in main.__dict__}
+    kept = {
+        name: main.__dict__.pop(name) for name in ("__spec__", "__file__") if name in main.__dict__
+    }
     main.__spec__ = None
     try:
         yield

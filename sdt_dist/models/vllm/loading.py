@@ -35,7 +35,9 @@ def load_language_model(name: str, *, trust_remote_code: bool = False) -> Langua
     try:
         tokenizer = load_tokenizer(str(directory), trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
-        raise ConfigurationError(f"model: {name!r} cannot be loaded: {first_line(error)}") from error
+        raise ConfigurationError(
+            f"model: {name!r} cannot be loaded: {first_line(error)}"
+        ) from error
     return LanguageModel(open_model(directory, trust_remote_code=trust_remote_code), tokenizer)
 
 
@@ -68,7 +70,9 @@ def open_model(
         from sdt_dist.models.vllm.engine import Engine
         from sdt_dist.models.vllm.model import VllmModel
     except ImportError as error:
-        raise ConfigurationError(f"{_NEEDED}; {_version()} lacks something: {first_line(error)}.") from error
+        raise ConfigurationError(
+            f"{_NEEDED}; {_version()} lacks something: {first_line(error)}."
+        ) from error
     chosen = {
         "model": str(directory),
         "skip_tokenizer_init": True,
@@ -86,7 +90,9 @@ def open_model(
         config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
         engine = Engine(chosen)
     except (OSError, ValueError, RuntimeError, TypeError) as error:
-        raise ConfigurationError(f"model: vLLM cannot serve {directory}: {first_line(error)}") from error
+        raise ConfigurationError(
+            f"model: vLLM cannot serve {directory}: {first_line(error)}"
+        ) from error
     _probe(VllmModel(engine, directory, config))
     return VllmModel(engine, directory, config, keep=keep)
 
@@ -100,7 +106,10 @@ def _version() -> str:
 def _device_settings() -> dict[str, Any]:
     devices = torch.cuda.device_count()
     if devices:
-        return {"tensor_parallel_size": devices, "distributed_executor_backend": "uni" if devices == 1 else "mp"}
+        return {
+            "tensor_parallel_size": devices,
+            "distributed_executor_backend": "uni" if devices == 1 else "mp",
+        }
     return {
         "dtype": "float32",
         "enforce_eager": True,

@@ -22,7 +22,15 @@ from sdt_dist.models.reduction import draw, largest, law_scores
 from sdt_dist.models.vllm.engine import Answer, Ask, Engine
 from sdt_dist.models.vllm.processor import DRAW, Instructions
 from sdt_dist.noise import position_key
-from sdt_dist.protocols import Cost, ExpandRequest, Expansion, PriorLaw, Rollout, RolloutRequest, Root
+from sdt_dist.protocols import (
+    Cost,
+    ExpandRequest,
+    Expansion,
+    PriorLaw,
+    Rollout,
+    RolloutRequest,
+    Root,
+)
 
 _ANY = PriorLaw((0, 1))  # the law of rows that are sent whole is not looked at
 _Drawn = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # as `reduction.draw` gives them
@@ -70,7 +78,9 @@ class VllmModel:
     deterministic = False
     concurrent_calls = 4
 
-    def __init__(self, engine: Engine, directory: Path, config: PretrainedConfig, *, keep: Any = None) -> None:
+    def __init__(
+        self, engine: Engine, directory: Path, config: PretrainedConfig, *, keep: Any = None
+    ) -> None:
         self._keep = keep
         self.engine = engine
         self._directory = directory
@@ -81,7 +91,9 @@ class VllmModel:
         self._embeddings = settings.enable_prompt_embeds
         self.nfe = self.recomputed_tokens = self.prefix_tokens = self.reused_tokens = 0
         self._first_step = engine.steps
-        self._roots: dict[bytes, Future[np.ndarray]] = {}  # by digest, the logits [V] after the prompt
+        self._roots: dict[
+            bytes, Future[np.ndarray]
+        ] = {}  # by digest, the logits [V] after the prompt
         self._lock = threading.Lock()
 
     @property
@@ -97,7 +109,10 @@ class VllmModel:
             scores = law_scores(np.stack([ways[i].logits for i in at_root]), law)
             asked = [requests[i] for i in at_root]
             found = largest(
-                scores, [r.num_children for r in asked], [r.key for r in asked], [r.excluded for r in asked]
+                scores,
+                [r.num_children for r in asked],
+                [r.key for r in asked],
+                [r.excluded for r in asked],
             )
             for i, columns in zip(at_root, found, strict=True):
                 ways[i].kept = columns
@@ -114,7 +129,9 @@ class VllmModel:
 
     def rollout(self, requests: Sequence[RolloutRequest], law: PriorLaw) -> list[Rollout]:
         _refuse_tilts(requests)
-        ways = self._begin([(request.root, request.tokens, request.num_tokens) for request in requests])
+        ways = self._begin(
+            [(request.root, request.tokens, request.num_tokens) for request in requests]
+        )
         self._draw_at_roots(ways, requests, law)
         asks: dict[int, Ask] = {}
         for i, (way, request) in enumerate(zip(ways, requests, strict=True)):
@@ -126,7 +143,9 @@ class VllmModel:
                     key=None if request.key is None else position_key(request.key, len(drawn)),
                     excluded=() if drawn else request.excluded,
                 )
-                asks[i] = self._ask(request.root, (*request.tokens, *drawn), left, DRAW, onward, law)
+                asks[i] = self._ask(
+                    request.root, (*request.tokens, *drawn), left, DRAW, onward, law
+                )
         answers = self._run(ways, asks)
         self._count_prefixes(ways, requests, answers)
         for i, answer in answers.items():
@@ -171,7 +190,9 @@ class VllmModel:
     def _begin(self, states: Sequence[tuple[Root, tuple[int, ...], int]]) -> list[_Way]:
         """Ways of checked requests; prompts that are new are encoded, and paid for by who needs them first."""
         for root, known, num_tokens in states:
-            check_context(root, len(known) + num_tokens, self.max_context, embeddings=self._embeddings)
+            check_context(
+                root, len(known) + num_tokens, self.max_context, embeddings=self._embeddings
+            )
         with self._lock:
             roots = {root.digest: root for root, *_ in reversed(states)}
             new = {digest: root for digest, root in roots.items() if digest not in self._roots}
@@ -183,11 +204,15 @@ class VllmModel:
             root = way.root
             answer = answers.pop(way.root.digest, None)
             if answer is not None:
-                self._pay(way, answer, nfe=int(not root.paid), again=len(root.prompt) if root.paid else 0)
+                self._pay(
+                    way, answer, nfe=int(not root.paid), again=len(root.prompt) if root.paid else 0
+                )
                 way.reused = answer.num_cached
         return ways
 
-    def _encode(self, roots: dict[bytes, Root], rows: dict[bytes, Future[np.ndarray]]) -> dict[bytes, Answer]:
+    def _encode(
+        self, roots: dict[bytes, Root], rows: dict[bytes, Future[np.ndarray]]
+    ) -> dict[bytes, Answer]:
         """The answers for prompts that are new; their last rows also go to `rows`, where other callers may wait."""
         if not roots:
             return {}
@@ -204,13 +229,19 @@ class VllmModel:
             rows[digest].set_result(_only(answer))
         return dict(zip(roots, answers, strict=True))
 
-    def _draw_at_roots(self, ways: list[_Way], requests: Sequence[RolloutRequest], law: PriorLaw) -> None:
+    def _draw_at_roots(
+        self, ways: list[_Way], requests: Sequence[RolloutRequest], law: PriorLaw
+    ) -> None:
         """First tokens of the rollouts that start at a root."""
-        places = [i for i, request in enumerate(requests) if not request.tokens and request.num_tokens]
+        places = [
+            i for i, request in enumerate(requests) if not request.tokens and request.num_tokens
+        ]
         if not places:
             return
         scores = law_scores(np.stack([ways[i].logits for i in places]), law)
-        columns = draw(scores, [requests[i].key for i in places], [requests[i].excluded for i in places])
+        columns = draw(
+            scores, [requests[i].key for i in places], [requests[i].excluded for i in places]
+        )
         for at, i in enumerate(places):
             ways[i].drawn.append(tuple(column[at : at + 1] for column in columns))  # type: ignore[arg-type]
 
@@ -223,7 +254,9 @@ class VllmModel:
         request: ExpandRequest | RolloutRequest,
         law: PriorLaw,
     ) -> Ask:
-        instructions = Instructions(self.engine.number(), children, request.key, request.excluded, law)
+        instructions = Instructions(
+            self.engine.number(), children, request.key, request.excluded, law
+        )
         return Ask([*root.prompt, *known], num_tokens, instructions, root.embeddings)
 
     def _whole_row(self, root: Root, *, fresh: bool = False) -> Ask:
@@ -249,13 +282,18 @@ class VllmModel:
             self.recomputed_tokens = self.recomputed_tokens + again
 
     def _count_prefixes(
-        self, ways: list[_Way], requests: Sequence[ExpandRequest | RolloutRequest], answers: dict[int, Answer]
+        self,
+        ways: list[_Way],
+        requests: Sequence[ExpandRequest | RolloutRequest],
+        answers: dict[int, Answer],
     ) -> None:
         """Once a request: the positions of its prompt and known tokens, and how many of them were cached."""
         needed = [len(request.root.prompt) + len(request.tokens) for request in requests]
         cached = [way.reused for way in ways]
         for i, answer in answers.items():
-            if requests[i].tokens and ways[i].reused == len(requests[i].root.prompt):  # its prompt was not new
+            if requests[i].tokens and ways[i].reused == len(
+                requests[i].root.prompt
+            ):  # its prompt was not new
                 cached[i] = answer.num_cached
         reused = sum(min(pair) for pair in zip(needed, cached, strict=True))
         with self._lock:

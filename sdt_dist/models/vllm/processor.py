@@ -67,7 +67,11 @@ class Instructions:
     def of(cls, values: list[Any]) -> Instructions:
         number, children, key, excluded, (allowed, ends, temperature, top_k, top_p) = values
         return cls(
-            number, children, key, tuple(excluded), PriorLaw(tuple(allowed), tuple(ends), temperature, top_k, top_p)
+            number,
+            children,
+            key,
+            tuple(excluded),
+            PriorLaw(tuple(allowed), tuple(ends), temperature, top_k, top_p),
         )
 
 
@@ -100,7 +104,9 @@ class RowReducer(LogitsProcessor):
         if not self._rows:
             return logits
         batch = self._batch = self._batch or _Batch(self._rows, logits.device)
-        values = (logits if len(batch.places) == len(logits) else logits[batch.places]).cpu().numpy()
+        values = (
+            (logits if len(batch.places) == len(logits) else logits[batch.places]).cpu().numpy()
+        )
         frame, chosen = batch.reduce(self._step, values)
         if self._reports:
             self._channel.sendall(frame.packed())
@@ -119,14 +125,18 @@ class _Batch:
         self._numbers = np.array([row.asked.number for row in self._rows], dtype=np.int64)
         self._whole = np.array([row.asked.children is None for row in self._rows])
         laws = dict.fromkeys(row.asked.law for row in self._rows)
-        self._laws = {law: [i for i, row in enumerate(self._rows) if row.asked.law == law] for law in laws}
+        self._laws = {
+            law: [i for i, row in enumerate(self._rows) if row.asked.law == law] for law in laws
+        }
         self._is_uniform = len(laws) == 1 and all(row.asked.children == DRAW for row in self._rows)
 
     def reduce(self, step: int, values: np.ndarray) -> tuple[Frame, np.ndarray]:
         """The frame of a step with logits `values` [R, V], and the tokens [R] int64 that vLLM must take."""
         positions = np.array([len(row.generated) for row in self._rows], dtype=np.int32)
         if self._is_uniform:
-            tokens, log_prob, residual, count = self._drawn(range(len(self._rows)), positions, self._scores(values))
+            tokens, log_prob, residual, count = self._drawn(
+                range(len(self._rows)), positions, self._scores(values)
+            )
             sizes = np.ones(len(tokens), dtype=np.int32)
             first = tokens.astype(np.int64)
         else:
@@ -159,8 +169,13 @@ class _Batch:
         """One token for each of these rows, as `draw` gives them."""
         asked = [self._rows[i].asked for i in places]
         at = [int(positions[i]) for i in places]
-        keys = [None if a.key is None else position_key(a.key, step) for a, step in zip(asked, at, strict=True)]
-        return draw(scores, keys, [() if step else a.excluded for a, step in zip(asked, at, strict=True)])
+        keys = [
+            None if a.key is None else position_key(a.key, step)
+            for a, step in zip(asked, at, strict=True)
+        ]
+        return draw(
+            scores, keys, [() if step else a.excluded for a, step in zip(asked, at, strict=True)]
+        )
 
     def _mixed(self, positions: np.ndarray, values: np.ndarray) -> list[_Reduced]:
         """Tokens, log p, residual and count of rows that differ in law or in what is wanted of them."""
@@ -174,13 +189,21 @@ class _Batch:
                     found[i] = np.array([token]), np.array([log_prob]), residual, count
             if kept:
                 asked = [self._rows[i].asked for i in kept]
-                counts, keys, excluded = zip(*((a.children, a.key, a.excluded) for a in asked), strict=True)
-                for i, row in zip(kept, largest(law_scores(values[kept], law), counts, keys, excluded), strict=True):
+                counts, keys, excluded = zip(
+                    *((a.children, a.key, a.excluded) for a in asked), strict=True
+                )
+                for i, row in zip(
+                    kept,
+                    largest(law_scores(values[kept], law), counts, keys, excluded),
+                    strict=True,
+                ):
                     found[i] = row
         return found
 
 
-def _new_row(params: SamplingParams, _prompt: list[int] | None, generated: list[int]) -> _Row | None:
+def _new_row(
+    params: SamplingParams, _prompt: list[int] | None, generated: list[int]
+) -> _Row | None:
     values = (params.extra_args or {}).get(REQUEST)
     return None if values is None else _Row(Instructions.of(values), generated)
 

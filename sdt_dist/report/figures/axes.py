@@ -51,15 +51,30 @@ def point(axes: Axes, x: Any, y: Any, place: int, **bars: Any) -> Any:
 def legend(axes: Axes, *others: Axes) -> None:
     """Every name of these panels once, beside the first."""
     panels = (*others, axes)
-    found = dict(pair for panel in panels for pair in zip(*panel.get_legend_handles_labels()[::-1], strict=True))
-    axes.legend(found.values(), found.keys(), fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    found = dict(
+        pair
+        for panel in panels
+        for pair in zip(*panel.get_legend_handles_labels()[::-1], strict=True)
+    )
+    axes.legend(
+        found.values(),
+        found.keys(),
+        fontsize=8,
+        loc="center left",
+        bbox_to_anchor=(1.0, 0.5),
+        frameon=False,
+    )
 
 
 def log_axis(axes: Axes) -> None:
     """A logarithmic x axis with few, plain numbers."""
     axes.set_xscale("log")
     low, high = axes.get_xlim()
-    few = LogLocator(subs=(1.0, 3.0) if high / low > 30 else (1.0, 2.0, 5.0)) if high / low > 6 else MaxNLocator(5)
+    few = (
+        LogLocator(subs=(1.0, 3.0) if high / low > 30 else (1.0, 2.0, 5.0))
+        if high / low > 6
+        else MaxNLocator(5)
+    )
     axes.xaxis.set_major_locator(few)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_locator(NullLocator())

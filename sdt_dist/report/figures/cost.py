@@ -29,7 +29,13 @@ def quality_against_cost(run: Run) -> Figure:
     rows = [run.curves()] if is_matched else _rows_of(run)
     height = max(4.2, 0.36 * len(run.lines) + 1.2) if is_matched else max(4.2, 2.9 * len(rows))
     figure, grid = plt.subplots(
-        len(rows), 2, figsize=(9.5, height), sharey=not is_matched, sharex="col", squeeze=False, layout="constrained"
+        len(rows),
+        2,
+        figsize=(9.5, height),
+        sharey=not is_matched,
+        sharex="col",
+        squeeze=False,
+        layout="constrained",
     )
     for (left, right), curves in zip(grid, rows, strict=True):
         if is_matched:
@@ -43,7 +49,11 @@ def quality_against_cost(run: Run) -> Figure:
         grid[-1, 0].set_xlabel("CRPS (left is better), at the NFE named")
     else:
         log_axis(grid[-1, 0])
-        named = "NFE per problem (matched at each budget)" if "rollouts" in run.config.ablate else "NFE per problem"
+        named = (
+            "NFE per problem (matched at each budget)"
+            if "rollouts" in run.config.ablate
+            else "NFE per problem"
+        )
         grid[-1, 0].set_xlabel(named)
     log_axis(grid[-1, 1])
     grid[-1, 1].set_xlabel("seconds per problem")
@@ -93,7 +103,10 @@ def _part(run: Run) -> str:
 
 def _has_one_budget(run: Run) -> bool:
     """Whether all methods but reference lines cost about the same nfe."""
-    methods = {label: get_method(next(iter(lines.values()))["method"]) for label, lines in run.lines.items()}
+    methods = {
+        label: get_method(next(iter(lines.values()))["method"])
+        for label, lines in run.lines.items()
+    }
     searched = [label for label, method in methods.items() if not method.reference]
     paid = [run.summary[label]["nfe"]["mean"] for label in searched if label in run.summary]
     return not paid or max(paid) < _SAME_BUDGET * min(paid)
@@ -104,6 +117,11 @@ def _by_method(axes: Axes, run: Run, metric: str) -> None:
     shown = [label for label in run.lines if metric in run.summary.get(label, {})]
     for place, label in enumerate(shown):
         found = run.summary[label][metric]
-        axes.errorbar(found["mean"], place, xerr=reach(found), capsize=3, markersize=7, **run.style(label))
-    axes.set_yticks(range(len(shown)), [f"{label}\n{run.summary[label]['nfe']['mean']:,.0f} NFE" for label in shown])
+        axes.errorbar(
+            found["mean"], place, xerr=reach(found), capsize=3, markersize=7, **run.style(label)
+        )
+    axes.set_yticks(
+        range(len(shown)),
+        [f"{label}\n{run.summary[label]['nfe']['mean']:,.0f} NFE" for label in shown],
+    )
     axes.set_ylim(len(shown) - 0.5, -0.5)

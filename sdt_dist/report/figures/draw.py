@@ -16,7 +16,9 @@ from sdt_dist.report.figures.samples import fans, log_z_and_ess, reward_distribu
 from sdt_dist.report.figures.tree import first_tree
 
 
-def draw_all(directory: Path, folder: Path | None = None, suffixes: Sequence[str] = (".png",)) -> list[Path]:
+def draw_all(
+    directory: Path, folder: Path | None = None, suffixes: Sequence[str] = (".png",)
+) -> list[Path]:
     """Draw every figure that the run's files support; returns the paths, none where every search failed.
 
     folder: default figures/ of the run; suffixes: of the files of each figure, of which the first's paths are returned.
@@ -36,4 +38,6 @@ def draw_all(directory: Path, folder: Path | None = None, suffixes: Sequence[str
         "log_z": log_z_and_ess,
         "tree": first_tree,
     }
-    return draw({name: partial(painter, run) for name, painter in painters.items()}, folder, suffixes)
+    return draw(
+        {name: partial(painter, run) for name, painter in painters.items()}, folder, suffixes
+    )

@@ -30,7 +30,9 @@ def image_suffixes() -> list[str]:
     return sorted(f".{kind}" for kind in Figure().canvas.get_supported_filetypes())
 
 
-def draw(painters: Mapping[str, Callable[[], Figure | None]], folder: Path, suffixes: Sequence[str]) -> list[Path]:
+def draw(
+    painters: Mapping[str, Callable[[], Figure | None]], folder: Path, suffixes: Sequence[str]
+) -> list[Path]:
     """Draw figures by name in one style; returns the paths of the first suffix. ResultsError when the disk refuses."""
     written = []
     with plt.rc_context(STYLE):
@@ -50,6 +52,8 @@ def save_figure(figure: Figure, stem: Path, suffixes: Sequence[str] = (".png",))
         for path in (stem.with_name(stem.name + suffix) for suffix in suffixes):
             figure.savefig(path)
     except OSError as error:
-        raise ResultsError(f"output: {path} cannot be written ({error.strerror}); the results are kept.") from error
+        raise ResultsError(
+            f"output: {path} cannot be written ({error.strerror}); the results are kept."
+        ) from error
     finally:
         plt.close(figure)

@@ -50,7 +50,9 @@ class Run:
 
     def place(self, label: str) -> int:
         """The place of a label's curve among all, those of `curves` first."""
-        return list(dict.fromkeys([*self.curves(), *map(self._curve, self.lines)])).index(self._curve(label))
+        return list(dict.fromkeys([*self.curves(), *map(self._curve, self.lines)])).index(
+            self._curve(label)
+        )
 
     def curves(self) -> dict[str, list[str]]:
         """{name: labels}: labels that differ in their rollouts alone are one curve, by rollouts.
@@ -62,7 +64,9 @@ class Run:
             found.setdefault(self._curve(label), []).append(label)
         if self.is_crowded:
             central = set(middle(self.config))
-            found = {curve: labels for curve, labels in found.items() if central.intersection(labels)}
+            found = {
+                curve: labels for curve, labels in found.items() if central.intersection(labels)
+            }
         return {curve: sorted(labels, key=self._rollouts) for curve, labels in found.items()}
 
     @property
@@ -84,4 +88,7 @@ class Run:
 
     def _first(self, methods: tuple[str, ...]) -> str | None:
         labels = [*(label for label in middle(self.config) if label in self.lines), *self.lines]
-        return next((label for name in methods for label in labels if self.methods[label].name == name), None)
+        return next(
+            (label for name in methods for label in labels if self.methods[label].name == name),
+            None,
+        )

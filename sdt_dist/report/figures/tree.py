@@ -17,13 +17,19 @@ from sdt_dist.tree.snapshot import Snapshot
 from sdt_dist.tree.tree import Tree
 
 
-def draw_tree(tree: Tree, *, inverse_temperature: float, title: str = "tree", max_nodes: int = 150) -> Figure:
+def draw_tree(
+    tree: Tree, *, inverse_temperature: float, title: str = "tree", max_nodes: int = 150
+) -> Figure:
     """Draw the `max_nodes` most visited nodes of a tree: width by visits, colour by soft value."""
     count = min(max_nodes, tree.size)
     nodes = tree.nodes[: tree.size]
     weight = nodes["visits"].astype(float)
     kept = set(np.argsort(-weight, kind="stable")[:count].tolist()) | {0}
-    order = [node for node in _depth_first(tree) if node in kept and all(a in kept for a in _ancestors(tree, node))]
+    order = [
+        node
+        for node in _depth_first(tree)
+        if node in kept and all(a in kept for a in _ancestors(tree, node))
+    ]
     leaves = [node for node in order if not any(child in kept for child in tree.children(node))]
     height = {node: float(i) for i, node in enumerate(leaves)}
     for node in reversed(order):
@@ -33,7 +39,9 @@ def draw_tree(tree: Tree, *, inverse_temperature: float, title: str = "tree", ma
     for node in order[1:]:
         parent = int(nodes["parent"][node])
         ends = ([nodes["depth"][parent], nodes["depth"][node]], [height[parent], height[node]])
-        axes.plot(*ends, color="#999999", linewidth=0.4 + 2.5 * weight[node] / max(weight[0], 1), zorder=1)
+        axes.plot(
+            *ends, color="#999999", linewidth=0.4 + 2.5 * weight[node] / max(weight[0], 1), zorder=1
+        )
     soft = tree.soft_values(inverse_temperature)
     drawn = axes.scatter(
         [nodes["depth"][n] for n in order], [height[n] for n in order], c=[soft[n] for n in order], s=18, cmap="viridis",
@@ -90,9 +98,15 @@ def draw_value_error(curves: dict[str, dict[int, float]]) -> Figure:
 
 def first_tree(run: Run, label: str | None = None) -> Figure | None:
     """The first problem's saved tree: of a label, else of the method shown as aligned or the first one that has a tree."""
-    labels = [one for one in (label, run.aligned, *run.lines) if one and tree_path(run.directory, one).is_file()]
+    labels = [
+        one
+        for one in (label, run.aligned, *run.lines)
+        if one and tree_path(run.directory, one).is_file()
+    ]
     if not labels:
         return None
     saved = Snapshot.load(tree_path(run.directory, labels[0]))
     strength = saved.header["options"]["inverse_temperature"]
-    return draw_tree(saved.tree, inverse_temperature=strength, title=f"{labels[0]} on {run.problems[0].name}")
+    return draw_tree(
+        saved.tree, inverse_temperature=strength, title=f"{labels[0]} on {run.problems[0].name}"
+    )

@@ -21,8 +21,12 @@ class Method:
     options: type[SearchOptions]
     run: Callable[[Session], Search]
     reference: bool = False  # a reference line outside the matched budget
-    flow: Literal["none", "optional", "required"] = "none"  # whether it proposes with a flow network
-    ignores: tuple[Literal["reward", "inverse_temperature"], ...] = ()  # what of the target changes none of its samples
+    flow: Literal["none", "optional", "required"] = (
+        "none"  # whether it proposes with a flow network
+    )
+    ignores: tuple[
+        Literal["reward", "inverse_temperature"], ...
+    ] = ()  # what of the target changes none of its samples
 
     def check_flow(self, is_given: bool) -> None:
         """ConfigurationError for a flow that the method has no use for, or for the lack of one that it needs."""

@@ -14,7 +14,9 @@ from sdt_dist.search.session import Session
 class BeamOptions(SearchOptions):
     """Options of beam."""
 
-    beam_width: int | None = Field(None, ge=1, description="beams kept; default: what the budget pays for")
+    beam_width: int | None = Field(
+        None, ge=1, description="beams kept; default: what the budget pays for"
+    )
 
 
 def _width(session: Session, options: BeamOptions) -> int:

@@ -35,8 +35,12 @@ WEIGHTS = {"horvitz_thompson": weigh_horvitz_thompson, "multiset": weigh_multise
 class BlockOptions(ValueTreeOptions):
     """Options of trees that can branch at some depths only, where children are iid blocks of tokens."""
 
-    block_size: int | None = Field(None, ge=1, description="tokens per block; default: every token is a node")
-    branch_depths: list[int] | None = Field(None, min_length=1, description="depths, besides 0, that may branch")
+    block_size: int | None = Field(
+        None, ge=1, description="tokens per block; default: every token is a node"
+    )
+    branch_depths: list[int] | None = Field(
+        None, min_length=1, description="depths, besides 0, that may branch"
+    )
 
     @property
     def in_blocks(self) -> bool:
@@ -76,7 +80,9 @@ class DtsOptions(BlockOptions):
 class DtsStarOptions(DtsOptions):
     """Options of dts_star: dts with UCT selection."""
 
-    c_uct: float = Field(1.0, ge=0, description="exploration constant of v + c sqrt(log N(s) / N(c))")
+    c_uct: float = Field(
+        1.0, ge=0, description="exploration constant of v + c sqrt(log N(s) / N(c))"
+    )
 
 
 class WideningRule:
@@ -86,7 +92,13 @@ class WideningRule:
     """
 
     def __init__(
-        self, options: TreeOptions, rule: int, exploration: float, growth: float, power: float, weights: str
+        self,
+        options: TreeOptions,
+        rule: int,
+        exploration: float,
+        growth: float,
+        power: float,
+        weights: str,
     ) -> None:
         self.options = options
         self._rule = rule
@@ -98,11 +110,20 @@ class WideningRule:
     def advance(self, session: Session, tree: Tree, walk: Walk) -> RolloutRequest | None:
         strength = self.options.inverse_temperature
         walk.node = descend_widening(
-            tree.nodes, walk.node, walk.arm_key, strength, self._rule, self._exploration, self._growth, self._power
+            tree.nodes,
+            walk.node,
+            walk.arm_key,
+            strength,
+            self._rule,
+            self._exploration,
+            self._growth,
+            self._power,
         )
         if tree.is_terminal(walk.node):
             return None
-        return rollout_request(session, tree, walk, 1 if self._may_stop_below(tree, walk.node) else None, fresh=False)
+        return rollout_request(
+            session, tree, walk, 1 if self._may_stop_below(tree, walk.node) else None, fresh=False
+        )
 
     def _may_stop_below(self, tree: Tree, node: int) -> bool:
         """Whether a child that a draw may repeat could be full, so that the walk must select there instead."""
@@ -125,7 +146,13 @@ class WideningRule:
 
 
 def grow_widening(
-    session: Session, options: BlockOptions, rule: int, exploration: float, growth: float, power: float, weights: str
+    session: Session,
+    options: BlockOptions,
+    rule: int,
+    exploration: float,
+    growth: float,
+    power: float,
+    weights: str,
 ) -> Generator[list[Request], list[Reply], Tree]:
     """Grow the session's tree by widening, in blocks where the options say so."""
     if options.in_blocks:
@@ -136,11 +163,17 @@ def grow_widening(
     return tree
 
 
-def _grow(session: Session, rule: int, exploration: float) -> Generator[list[Request], list[Reply], Tree]:
+def _grow(
+    session: Session, rule: int, exploration: float
+) -> Generator[list[Request], list[Reply], Tree]:
     options = session.options
     assert isinstance(options, DtsOptions)
     weights = options.weights or ("multiset" if options.in_blocks else "horvitz_thompson")
-    return (yield from grow_widening(session, options, rule, exploration, options.growth, options.power, weights))
+    return (
+        yield from grow_widening(
+            session, options, rule, exploration, options.growth, options.power, weights
+        )
+    )
 
 
 def run_dts(session: Session) -> Search:

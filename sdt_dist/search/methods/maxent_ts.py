@@ -21,7 +21,15 @@ from sdt_dist.search.methods.dts import BlockOptions, grow_widening
 from sdt_dist.search.options import TreeOptions
 from sdt_dist.search.session import Session
 from sdt_dist.search.walks import boltzmann_result
-from sdt_dist.tree.soft import BOLTZMANN, PUCT, UCT, backup_enumerated, backup_mean, descend_enumerated, weigh_prior
+from sdt_dist.tree.soft import (
+    BOLTZMANN,
+    PUCT,
+    UCT,
+    backup_enumerated,
+    backup_mean,
+    descend_enumerated,
+    weigh_prior,
+)
 from sdt_dist.tree.tree import ENUMERATED, Tree
 
 SELECTION = {"boltzmann": BOLTZMANN, "uct": UCT, "puct": PUCT}
@@ -32,23 +40,35 @@ class MaxEntOptions(BlockOptions):
 
     expansion_k: int = Field(8, ge=1, description="tokens enumerated at a node")
     tail: Literal["residual", "truncate"] = Field(
-        "residual", description="mass outside the top k: an arm that draws new tokens, or cut from p (top_k)"
+        "residual",
+        description="mass outside the top k: an arm that draws new tokens, or cut from p (top_k)",
     )
-    selection: Literal["boltzmann", "uct"] = Field("boltzmann", description="rule that chooses among children")
+    selection: Literal["boltzmann", "uct"] = Field(
+        "boltzmann", description="rule that chooses among children"
+    )
     c_uct: float = Field(1.0, ge=0, description="exploration constant of UCT selection")
 
 
 class EnumeratingRule:
     """Descend enumerated children; enumerate a node at its second visit; roll out from p below."""
 
-    def __init__(self, options: TreeOptions, expansion_k: int, rule: int, exploration: float, *, soft: bool) -> None:
+    def __init__(
+        self, options: TreeOptions, expansion_k: int, rule: int, exploration: float, *, soft: bool
+    ) -> None:
         self.options, self._width, self._rule, self._exploration, self._soft = (
             options, expansion_k, rule, exploration, soft,
         )  # fmt: skip
 
-    def advance(self, session: Session, tree: Tree, walk: Walk) -> ExpandRequest | RolloutRequest | None:
+    def advance(
+        self, session: Session, tree: Tree, walk: Walk
+    ) -> ExpandRequest | RolloutRequest | None:
         walk.node, residual = descend_enumerated(
-            tree.nodes, walk.node, walk.arm_key, self.options.inverse_temperature, self._rule, self._exploration
+            tree.nodes,
+            walk.node,
+            walk.arm_key,
+            self.options.inverse_temperature,
+            self._rule,
+            self._exploration,
         )
         if tree.is_terminal(walk.node):
             return None
@@ -58,7 +78,9 @@ class EnumeratingRule:
         if len(children) >= self._width:
             tree.nodes["status"][walk.node] = ENUMERATED
             return self.advance(session, tree, walk)
-        return ExpandRequest(session.root, tree.tokens(walk.node), self._width - len(children), None, children)
+        return ExpandRequest(
+            session.root, tree.tokens(walk.node), self._width - len(children), None, children
+        )
 
     def attach(self, tree: Tree, start: int, rollout: Rollout, finished: bool) -> int:
         return tree.attach_rollout(start, rollout, finished)
@@ -86,7 +108,9 @@ def run(session: Session) -> Search:
     if options.tail == "truncate":
         _check_truncation(session, width)
     if options.in_blocks:
-        tree = yield from grow_widening(session, options, selection, options.c_uct, width, 0.0, "multiset")
+        tree = yield from grow_widening(
+            session, options, selection, options.c_uct, width, 0.0, "multiset"
+        )
         return boltzmann_result(session, tree, "maxent_ts", exhausted=False)
     tree = session.start_tree()
     rule = EnumeratingRule(options, width, selection, options.c_uct, soft=True)

@@ -19,7 +19,9 @@ class MctsOptions(ValueTreeOptions):
     """Options of mcts."""
 
     expansion_k: int = Field(8, ge=1, description="tokens enumerated at a node")
-    selection: Literal["puct", "uct"] = Field("puct", description="upper bound that chooses among children")
+    selection: Literal["puct", "uct"] = Field(
+        "puct", description="upper bound that chooses among children"
+    )
     c_puct: float = Field(1.25, ge=0, description="exploration constant of the bound")
 
 

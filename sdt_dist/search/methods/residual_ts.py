@@ -48,8 +48,12 @@ class FlowUses:
 class ResidualOptions(TreeOptions):
     """Options of residual_ts; it has no widening constants, block_size or branch_depths."""
 
-    epsilon: float = Field(0.25, gt=0, le=1, description="probability that a whole walk uses prior arms")
-    draw: Literal["path", "fall"] = Field("path", description="final draw: resample by W, or walk the tree by mass")
+    epsilon: float = Field(
+        0.25, gt=0, le=1, description="probability that a whole walk uses prior arms"
+    )
+    draw: Literal["path", "fall"] = Field(
+        "path", description="final draw: resample by W, or walk the tree by mass"
+    )
 
     @property
     def flow_uses(self) -> FlowUses:
@@ -178,7 +182,9 @@ def sample_tree(session: Session, method: str) -> Search:
     yield from grow(session, tree, rule)
     exhausted = rule.is_exhausted(tree)
     log_priors = np.array([sample.log_prob for sample in session.finished])
-    log_tilts = options.inverse_temperature * np.array([sample.reward for sample in session.finished])
+    log_tilts = options.inverse_temperature * np.array(
+        [sample.reward for sample in session.finished]
+    )
     outcome = exact(log_priors, log_tilts) if exhausted else None
     if outcome is None and not options.flow_uses.leaf_values:
         outcome = estimate(rule.tickets, log_priors, log_tilts)
@@ -190,8 +196,11 @@ def sample_tree(session: Session, method: str) -> Search:
             outcome,
             options.draw,
             exhausted=exhausted,
-            log_z_unbiased=outcome is not None and (exhausted or _count_was_fixed(session, len(rule.tickets))),
-            notes={f.name: np.array([getattr(t, f.name) for t in rule.tickets]) for f in fields(Ticket)},
+            log_z_unbiased=outcome is not None
+            and (exhausted or _count_was_fixed(session, len(rule.tickets))),
+            notes={
+                f.name: np.array([getattr(t, f.name) for t in rule.tickets]) for f in fields(Ticket)
+            },
         )
     )
 
@@ -201,14 +210,24 @@ def _run_member(session: Session, options: ResidualOptions, membership: Membersh
     member = Member(session, membership, MassRule(options, []).select)
     yield from member.grow()
     (outcome, catalogue), team = member.estimate(), member.report()
-    session.adopt(catalogue.sequences, catalogue.log_priors, [walk.components for walk in catalogue.walks])
+    session.adopt(
+        catalogue.sequences, catalogue.log_priors, [walk.components for walk in catalogue.walks]
+    )
     exhausted = member.evidence.is_exhausted
     evidence = member.evidence
-    facts: dict[str, Any] = {"exhausted": exhausted, "log_z_unbiased": exhausted or member.is_fixed(), "team": team}
+    facts: dict[str, Any] = {
+        "exhausted": exhausted,
+        "log_z_unbiased": exhausted or member.is_fixed(),
+        "team": team,
+    }
     if team.missing:  # another member's answer will be used: no model calls, no tree to send
         return (yield from _answer(session, "residual_ts", None, outcome, "path", **facts))
     notes = notes_of(evidence.walks)
-    return (yield from _answer(session, "residual_ts", evidence.tree, outcome, options.draw, notes=notes, **facts))
+    return (
+        yield from _answer(
+            session, "residual_ts", evidence.tree, outcome, options.draw, notes=notes, **facts
+        )
+    )
 
 
 def _answer(
@@ -225,11 +244,15 @@ def _answer(
         chosen = yield from _fall(session, tree)
     else:
         assert probabilities is not None
-        chosen = systematic(probabilities, session.options.num_samples, session.rng("resample")).tolist()
+        chosen = systematic(
+            probabilities, session.options.num_samples, session.rng("resample")
+        ).tolist()
     if outcome is not None:
         fields |= {"log_z": outcome.log_z, "log_z_error": outcome.log_z_error}
         fields["ess"] = effective_sample_size(outcome.log_weights)
-    return session.result(method, chosen, tree=tree, probabilities=probabilities if draw == "path" else None, **fields)
+    return session.result(
+        method, chosen, tree=tree, probabilities=probabilities if draw == "path" else None, **fields
+    )
 
 
 def _read_tickets(notes: dict[str, np.ndarray]) -> list[Ticket]:
@@ -245,7 +268,9 @@ def _read_tickets(notes: dict[str, np.ndarray]) -> list[Ticket]:
 def _count_was_fixed(session: Session, count: int) -> bool:
     """Whether N was fixed in advance, without which Z-hat is consistent only (SPEC 1.1)."""
     options = session.options
-    nfe_cannot_bind = options.max_nfe is None or options.max_nfe >= count * session.process.max_new_tokens
+    nfe_cannot_bind = (
+        options.max_nfe is None or options.max_nfe >= count * session.process.max_new_tokens
+    )
     return count == options.rollout_limit and options.time_budget_s is None and nfe_cannot_bind
 
 
@@ -275,7 +300,9 @@ def _fall(session: Session, tree: Tree) -> Generator[list[Request], list[Reply],
         reply = ends.get(walk.ticket)
         tail = reply.tokens.tolist() if reply else []
         sequences.append((*tree.tokens(walk.node), *tail))
-        log_probs.append(path_log_prior(tree.nodes, walk.node) + (float(reply.log_prob.sum()) if reply else 0.0))
+        log_probs.append(
+            path_log_prior(tree.nodes, walk.node) + (float(reply.log_prob.sum()) if reply else 0.0)
+        )
         reasons.append(reply.finish_reason if reply else "length")
     return (yield from session.score(sequences, log_probs, reasons))
 

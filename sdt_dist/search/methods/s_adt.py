@@ -31,9 +31,14 @@ from sdt_dist.search.session import Session
 class FlowOptions(ResidualOptions):
     """Options of s_adt: those of residual_ts, and a switch for each use of the flow."""
 
-    proposal: bool = Field(True, description="whether walks and rollouts draw from the flow's proposal q instead of p")
+    proposal: bool = Field(
+        True, description="whether walks and rollouts draw from the flow's proposal q instead of p"
+    )
     alpha: float = Field(
-        0.0, ge=0, le=1, description="share of the flow's F in the arms of mass walks at a node without visits; 0: none"
+        0.0,
+        ge=0,
+        le=1,
+        description="share of the flow's F in the arms of mass walks at a node without visits; 0: none",
     )
     alpha_decay: float | None = Field(
         10.0,

@@ -20,7 +20,9 @@ from sdt_dist.tree.resample import effective_sample_size, log_sum, normalise, sy
 _CHUNK = 256  # draws asked for at once; a backend splits them further
 
 
-def _finish(session: Session, rollouts: list[Rollout]) -> Generator[list[Request], list[Reply], list[int]]:
+def _finish(
+    session: Session, rollouts: list[Rollout]
+) -> Generator[list[Request], list[Reply], list[int]]:
     """Score finished rollouts from the root; indices into `finished`, one a rollout."""
     indices = yield from session.score(
         [tuple(r.tokens.tolist()) for r in rollouts],
@@ -31,7 +33,9 @@ def _finish(session: Session, rollouts: list[Rollout]) -> Generator[list[Request
     return indices
 
 
-def draw_from_prior(session: Session, limit: int | None = None) -> Generator[list[Request], list[Reply], list[int]]:
+def draw_from_prior(
+    session: Session, limit: int | None = None
+) -> Generator[list[Request], list[Reply], list[int]]:
     """iid draws from p, `limit` of them or as many as the budget allows; indices into `finished`, one a draw."""
     return (yield from _draw(session, None, limit))[0]
 
@@ -45,7 +49,13 @@ def _draw(
     while count := (limit - len(indices) if limit is not None else session.next_wave(_CHUNK)):
         first = len(indices)
         requests = [
-            RolloutRequest(session.root, (), session.process.max_new_tokens, session.key("draw", first + i), tilt=tilt)
+            RolloutRequest(
+                session.root,
+                (),
+                session.process.max_new_tokens,
+                session.key("draw", first + i),
+                tilt=tilt,
+            )
             for i in range(min(count, _CHUNK))
         ]
         rollouts = yield from session.roll_out(requests)
@@ -56,12 +66,18 @@ def _draw(
 
 def log_ratio(rollout: Rollout) -> float:
     """log p/q of a rollout's tokens; 0 without a proposal."""
-    return 0.0 if rollout.log_proposal is None else float((rollout.log_prob - rollout.log_proposal).sum())
+    return (
+        0.0
+        if rollout.log_proposal is None
+        else float((rollout.log_prob - rollout.log_proposal).sum())
+    )
 
 
 def run_greedy(session: Session) -> Search:
     """The argmax sequence, once."""
-    rollouts = yield from session.roll_out([RolloutRequest(session.root, (), session.process.max_new_tokens, None)])
+    rollouts = yield from session.roll_out(
+        [RolloutRequest(session.root, (), session.process.max_new_tokens, None)]
+    )
     indices = yield from _finish(session, rollouts)
     return session.result("greedy", indices)
 
@@ -104,8 +120,22 @@ def run_snis(session: Session) -> Search:
 
 
 METHODS = {
-    "greedy": Method("greedy", SearchOptions, run_greedy, reference=True, ignores=("reward", "inverse_temperature")),
-    "sample": Method("sample", SearchOptions, run_sample, reference=True, ignores=("reward", "inverse_temperature")),
-    "best_of_n": Method("best_of_n", SearchOptions, run_best_of_n, ignores=("inverse_temperature",)),
+    "greedy": Method(
+        "greedy",
+        SearchOptions,
+        run_greedy,
+        reference=True,
+        ignores=("reward", "inverse_temperature"),
+    ),
+    "sample": Method(
+        "sample",
+        SearchOptions,
+        run_sample,
+        reference=True,
+        ignores=("reward", "inverse_temperature"),
+    ),
+    "best_of_n": Method(
+        "best_of_n", SearchOptions, run_best_of_n, ignores=("inverse_temperature",)
+    ),
     "snis": Method("snis", SearchOptions, run_snis, flow="optional"),
 }

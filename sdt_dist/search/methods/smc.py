@@ -26,8 +26,12 @@ from sdt_dist.tree.resample import effective_sample_size, log_sum, normalise, sy
 class SmcOptions(SearchOptions):
     """Options of smc."""
 
-    ess_threshold: float = Field(0.5, ge=0, le=1, description="resample when ESS falls below this share of particles")
-    segments: int = Field(8, ge=1, description="points at which particles are weighted and perhaps resampled")
+    ess_threshold: float = Field(
+        0.5, ge=0, le=1, description="resample when ESS falls below this share of particles"
+    )
+    segments: int = Field(
+        8, ge=1, description="points at which particles are weighted and perhaps resampled"
+    )
 
 
 class Particles:
@@ -74,7 +78,11 @@ class Particles:
         if count < 2:
             return None
         shares = np.bincount(self.ancestor, weights=normalise(self.log_weight), minlength=count)
-        return float(np.sqrt(max(1.0 - (count / (count - 1)) ** self.num_draws * (1.0 - np.sum(shares**2)), 0.0)))
+        return float(
+            np.sqrt(
+                max(1.0 - (count / (count - 1)) ** self.num_draws * (1.0 - np.sum(shares**2)), 0.0)
+            )
+        )
 
 
 def run(session: Session) -> Search:
@@ -83,15 +91,21 @@ def run(session: Session) -> Search:
     assert isinstance(options, SmcOptions)
     length = session.process.max_new_tokens
     particles = Particles(_count(session, options))
-    ends = sorted({max(1, round(length * (i + 1) / options.segments)) for i in range(options.segments)})
+    ends = sorted(
+        {max(1, round(length * (i + 1) / options.segments)) for i in range(options.segments)}
+    )
     for end in ends:
         yield from _extend(session, particles, end)
         has_partial = getattr(session.problem.reward, "has_partial", False)
         if end < length and (session.flow is not None or has_partial):
             particles.reweight((yield from _potential(session, particles)))
-            if effective_sample_size(particles.log_weight) < options.ess_threshold * len(particles.tokens):
+            if effective_sample_size(particles.log_weight) < options.ess_threshold * len(
+                particles.tokens
+            ):
                 particles.resample(session.rng(f"particles {end}"))
-    reasons: list[FinishReason] = [session.process.finish_reason(tokens) for tokens in particles.tokens]
+    reasons: list[FinishReason] = [
+        session.process.finish_reason(tokens) for tokens in particles.tokens
+    ]
     indices = yield from session.score(particles.tokens, particles.log_prob.tolist(), reasons)
     session.rollouts += len(indices)
     particles.reweight(options.inverse_temperature * session.rewards(indices))
@@ -111,11 +125,15 @@ def run(session: Session) -> Search:
     )
 
 
-def _potential(session: Session, particles: Particles) -> Generator[list[Request], list[Reply], np.ndarray]:
+def _potential(
+    session: Session, particles: Particles
+) -> Generator[list[Request], list[Reply], np.ndarray]:
     """The log-potential [P] of unfinished particles: lambda F where there is a flow, else lambda times the partial form."""
     if session.flow is not None:
         return particles.log_tilt.copy()
-    return session.options.inverse_temperature * (yield from session.score_partial(particles.tokens))
+    return session.options.inverse_temperature * (
+        yield from session.score_partial(particles.tokens)
+    )
 
 
 def _count(session: Session, options: SmcOptions) -> int:
@@ -127,9 +145,13 @@ def _count(session: Session, options: SmcOptions) -> int:
     return min(by_nfe, by_rollouts or by_nfe)
 
 
-def _extend(session: Session, particles: Particles, end: int) -> Generator[list[Request], list[Reply], None]:
+def _extend(
+    session: Session, particles: Particles, end: int
+) -> Generator[list[Request], list[Reply], None]:
     """Grow every unfinished particle by draws from p or q to `end` tokens; a slot's stream belongs to the slot."""
-    growing = [i for i, tokens in enumerate(particles.tokens) if not session.process.is_finished(tokens)]
+    growing = [
+        i for i, tokens in enumerate(particles.tokens) if not session.process.is_finished(tokens)
+    ]
     requests = [
         RolloutRequest(
             session.root,

@@ -48,7 +48,9 @@ class Batch:
         """Shares [B] of weights exp(log_weight) [B] within each context, times its trajectories; 0 where all weights are."""
         groups = torch.zeros_like(self.inverse_temperature)
         top = groups.fill_(-torch.inf).scatter_reduce(0, self.group, log_weight, "amax")
-        weight = torch.exp(log_weight - torch.where(top.isfinite(), top, torch.zeros_like(top))[self.group])
+        weight = torch.exp(
+            log_weight - torch.where(top.isfinite(), top, torch.zeros_like(top))[self.group]
+        )
         total = torch.zeros_like(top).index_add(0, self.group, weight)
         count = torch.zeros_like(top).index_add(0, self.group, torch.ones_like(weight))
         return weight * (count / total.clamp(min=1e-300))[self.group]
@@ -56,7 +58,9 @@ class Batch:
     @property
     def is_step(self) -> torch.Tensor:
         """[B, T]: whether a trajectory has a step t."""
-        return torch.arange(self.tokens.shape[1], device=self.lengths.device) < self.lengths[:, None]
+        return (
+            torch.arange(self.tokens.shape[1], device=self.lengths.device) < self.lengths[:, None]
+        )
 
     def to(self, device: torch.device) -> Batch:
         """The batch on another device."""
@@ -110,7 +114,9 @@ def _moments(network: FlowNetwork, batch: Batch) -> torch.Tensor | None:
 
 
 def make_batch(
-    trajectories: Sequence[Trajectory], inverse_temperatures: dict[str, float], spec: FlowSpec | None = None
+    trajectories: Sequence[Trajectory],
+    inverse_temperatures: dict[str, float],
+    spec: FlowSpec | None = None,
 ) -> Batch:
     """Pad trajectories; inverse_temperatures: lambda for each context (hex digest).
 
@@ -124,9 +130,14 @@ def make_batch(
     columns = _padded_candidates(trajectories)
     soft_values = np.full((len(trajectories), columns.tokens.shape[1] + 1), np.nan)
     for row, trajectory in zip(soft_values, trajectories, strict=True):
-        if trajectory.soft_values is not None and trajectory.soft_values_at == inverse_temperatures[trajectory.context]:
+        if (
+            trajectory.soft_values is not None
+            and trajectory.soft_values_at == inverse_temperatures[trajectory.context]
+        ):
             row[: len(trajectory.soft_values)] = trajectory.soft_values
-    prompts = np.zeros((len(contexts), max(len(t.prompt) for t in contexts.values())), dtype=np.int64)
+    prompts = np.zeros(
+        (len(contexts), max(len(t.prompt) for t in contexts.values())), dtype=np.int64
+    )
     for row, trajectory in zip(prompts, contexts.values(), strict=True):
         row[: len(trajectory.prompt)] = trajectory.prompt
     return Batch(
@@ -137,7 +148,9 @@ def make_batch(
         lengths=torch.tensor([len(t.tokens) for t in trajectories]),
         reward=torch.tensor([t.reward for t in trajectories], dtype=torch.float64),
         log_omega=torch.tensor([_log_omega(t) for t in trajectories], dtype=torch.float64),
-        inverse_temperature=torch.tensor([inverse_temperatures[c] for c in contexts], dtype=torch.float64),
+        inverse_temperature=torch.tensor(
+            [inverse_temperatures[c] for c in contexts], dtype=torch.float64
+        ),
         candidates=torch.from_numpy(columns.candidates),
         candidate_log_weight=torch.from_numpy(columns.log_weight),
         candidate_reward=torch.from_numpy(columns.reward),
@@ -198,5 +211,11 @@ def check_trajectory(trajectory: Trajectory, spec: FlowSpec) -> None:
         raise DataError(
             f"trajectory: candidates outside the flow's allowed range [{low}, {high}); is it another model's?"
         )
-    if not len(trajectory.prompt) or trajectory.prompt.min() < 0 or trajectory.prompt.max() >= spec.vocab_size:
-        raise DataError(f"trajectory: a prompt without tokens or with ids outside [0, {spec.vocab_size}).")
+    if (
+        not len(trajectory.prompt)
+        or trajectory.prompt.min() < 0
+        or trajectory.prompt.max() >= spec.vocab_size
+    ):
+        raise DataError(
+            f"trajectory: a prompt without tokens or with ids outside [0, {spec.vocab_size})."
+        )

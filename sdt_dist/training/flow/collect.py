@@ -74,8 +74,16 @@ class FinishedSearch:
         """What `result`, the search of problem `index` from `root`, brought."""
         source = {"method": result.method, "seed": result.seed, "problem": index}
         has_tree = result.snapshot is not None and not result.snapshot.blocks
-        walks = [_bare(t) for t in trajectories_of(result.snapshot, root)] if result.snapshot and has_tree else None
-        samples = [] if has_tree else [replace(s, text=None, series=None, components={}) for s in result.finished]
+        walks = (
+            [_bare(t) for t in trajectories_of(result.snapshot, root)]
+            if result.snapshot and has_tree
+            else None
+        )
+        samples = (
+            []
+            if has_tree
+            else [replace(s, text=None, series=None, components={}) for s in result.finished]
+        )
         reward = float(np.dot(result.weights, [sample.reward for sample in result.samples]))
         return cls(root.prompt, source, walks, samples, reward, result.ess)
 
@@ -91,7 +99,9 @@ class FinishedSearch:
         root = self.root
         if self.walks is not None:
             return with_rows(process, root, self.walks, num_children, seed, ordered=ordered)
-        return trajectories_of_samples(process, root, self.samples, num_children, seed, self.source, ordered=ordered)
+        return trajectories_of_samples(
+            process, root, self.samples, num_children, seed, self.source, ordered=ordered
+        )
 
 
 def _bare(trajectory: Trajectory) -> Trajectory:
@@ -99,7 +109,9 @@ def _bare(trajectory: Trajectory) -> Trajectory:
     count = len(trajectory.tokens)
     nothing = np.full(count, -np.inf)
     unknown = np.full(count, np.nan)
-    own = Candidates(trajectory.tokens, trajectory.log_prob, nothing, unknown, np.arange(1, count + 1))
+    own = Candidates(
+        trajectory.tokens, trajectory.log_prob, nothing, unknown, np.arange(1, count + 1)
+    )
     return replace(trajectory, candidates=own)
 
 
@@ -169,7 +181,12 @@ class _State:
 
 
 def _rows(
-    process: TokenProcess, root: Root, samples: Sequence[Sample], num_children: int | None, seed: int, ordered: bool
+    process: TokenProcess,
+    root: Root,
+    samples: Sequence[Sample],
+    num_children: int | None,
+    seed: int,
+    ordered: bool,
 ) -> dict[Tokens, _State]:
     """Every state of the samples. Rows are asked for whole, because draws need not have the samples' own tokens."""
     (low, high), ends = process.law.allowed, process.law.end_tokens
@@ -182,10 +199,14 @@ def _rows(
     states = list(next_tokens)
     size = max(1, _VALUES_A_CALL // (high - low))
     rows: dict[Tokens, _State] = {}
-    for place, whole in expand_by_depth(process, [ExpandRequest(root, s, high - low) for s in states], size):
+    for place, whole in expand_by_depth(
+        process, [ExpandRequest(root, s, high - low) for s in states], size
+    ):
         state = states[place]
         found = {token: np.flatnonzero(whole.children == token) for token in next_tokens[state]}
-        log_prob = {t: float(whole.log_prob[at[0]]) if len(at) else -np.inf for t, at in found.items()}
+        log_prob = {
+            t: float(whole.log_prob[at[0]]) if len(at) else -np.inf for t, at in found.items()
+        }
         key = None if num_children is None else row_key(seed, root, state)
         if ordered and num_children is not None and key is not None:
             row = stratified((whole.children, whole.log_prob, whole.log_prob), num_children, key)
@@ -199,7 +220,9 @@ def _thinned(whole: Expansion, key: int | None, num_children: int | None, num_to
     """The draw without replacement that an expansion with this key would be, from the whole row."""
     if key is None or num_children is None or len(whole.children) <= num_children:
         return whole.children, whole.log_prob, whole.log_prob
-    perturbed = whole.log_prob + gumbel(np.array([key], dtype=np.uint64), num_tokens)[0, whole.children]
+    perturbed = (
+        whole.log_prob + gumbel(np.array([key], dtype=np.uint64), num_tokens)[0, whole.children]
+    )
     order = np.argsort(-perturbed, kind="stable")
     kept = order[:num_children]
     threshold = float(perturbed[order[num_children]])
@@ -213,11 +236,17 @@ def _with_end(process: TokenProcess, sample: Sample, rows: dict[Tokens, _State])
     if sample.finish_reason != "eos":
         return tokens
     left = sample.log_prob - sum(rows[tokens[:t]].log_prob[token] for t, token in enumerate(tokens))
-    return *tokens, min(process.law.end_tokens, key=lambda end: abs(rows[tokens].log_prob[end] - left))
+    return *tokens, min(
+        process.law.end_tokens, key=lambda end: abs(rows[tokens].log_prob[end] - left)
+    )
 
 
 def _trajectory(
-    root: Root, sequence: Tokens, rows: dict[Tokens, _State], rewards: dict[Tokens, float], source: dict[str, Any]
+    root: Root,
+    sequence: Tokens,
+    rows: dict[Tokens, _State],
+    rewards: dict[Tokens, float],
+    source: dict[str, Any],
 ) -> Trajectory:
     steps = []
     log_probs = []

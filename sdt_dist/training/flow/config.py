@@ -29,31 +29,50 @@ class TrainFlowConfig(LossOptions, LearnerOptions):
 
     model: str = Field("bundled", description="MODEL SPEC")
     reward: str = Field("spectral:gamma=1", description="REWARD SPEC")
-    trees: list[str] | None = Field(None, min_length=1, description="output directories of `sdt evaluate`")
-    dataset: str | None = Field(None, description="dataset name or CSV: contexts are windows of its training part")
-    end_row: int | None = Field(None, ge=1, description="use rows of the dataset before this one only")
-    prompts: str | None = Field(None, description="text file, one prompt a line: contexts of a language model")
+    trees: list[str] | None = Field(
+        None, min_length=1, description="output directories of `sdt evaluate`"
+    )
+    dataset: str | None = Field(
+        None, description="dataset name or CSV: contexts are windows of its training part"
+    )
+    end_row: int | None = Field(
+        None, ge=1, description="use rows of the dataset before this one only"
+    )
+    prompts: str | None = Field(
+        None, description="text file, one prompt a line: contexts of a language model"
+    )
     max_new_tokens: int | None = Field(
         None, ge=1, description="tokens of a sample; default: that of the trees, else 24"
     )
     rounds: int = Field(10, ge=1, description="rounds; each ends with a published version")
     rounds_ahead: int = Field(
-        0, ge=0, description="further rounds searched before the first step, lest the first contexts be learnt by heart"
+        0,
+        ge=0,
+        description="further rounds searched before the first step, lest the first contexts be learnt by heart",
     )
     steps_per_round: int = Field(200, ge=1, description="gradient steps a round")
     contexts_per_round: int = Field(16, ge=1, description="contexts that a round searches")
     rollouts: int = Field(32, ge=1, description="rollouts a context")
     flow_share: float = Field(
-        0.5, ge=0, le=1, description="share of them that draws from the newest flow, once there is one"
+        0.5,
+        ge=0,
+        le=1,
+        description="share of them that draws from the newest flow, once there is one",
     )
     method: str = Field("residual_ts", description="method of the searches without a flow")
     method_options: dict[str, Any] = Field(default_factory=dict, description="its options")
-    flow_method: str = Field("s_adt", description="method of the searches with the newest flow: s_adt, snis or smc")
+    flow_method: str = Field(
+        "s_adt", description="method of the searches with the newest flow: s_adt, snis or smc"
+    )
     flow_method_options: dict[str, Any] = Field(default_factory=dict, description="its options")
     held_out_contexts: int = Field(
-        0, ge=0, description="further synthetic contexts, never trained on, to tell after each round whether F helps"
+        0,
+        ge=0,
+        description="further synthetic contexts, never trained on, to tell after each round whether F helps",
     )
-    live: bool = Field(False, description="learn while a fleet searches; not repeatable from the seed")
+    live: bool = Field(
+        False, description="learn while a fleet searches; not repeatable from the seed"
+    )
     steps_per_trajectory: float | None = Field(
         None,
         gt=0,
@@ -61,22 +80,34 @@ class TrainFlowConfig(LossOptions, LearnerOptions):
     )
     wave_size: int = Field(8, ge=1, description="leaves a tree evaluates per model call")
     num_children: int | None = Field(
-        32, ge=2, description="candidates a step (values: strata of neighbours); null: complete rows"
+        32,
+        ge=2,
+        description="candidates a step (values: strata of neighbours); null: complete rows",
     )
-    contrastive: float = Field(1.0, ge=0, description="weight of likelihood on draws, weighted by p/q exp(lambda r)")
+    contrastive: float = Field(
+        1.0, ge=0, description="weight of likelihood on draws, weighted by p/q exp(lambda r)"
+    )
     rtb: float = Field(0.0, ge=0, description="weight of relative trajectory balance")
     bellman: float = Field(1e-3, ge=0, description="weight of the soft Bellman equation")
     terminal: float = Field(1e-3, ge=0, description="weight of F(finished) = r")
     tie: float = Field(1e-3, ge=0, description="weight of F_token(s.a) = F_state(s.a)")
-    lowest_inverse_temperature: float = Field(1.0, gt=0, description="lambdas are drawn log-uniformly from here")
-    highest_inverse_temperature: float = Field(8.0, gt=0, description="to here, one per context and batch")
+    lowest_inverse_temperature: float = Field(
+        1.0, gt=0, description="lambdas are drawn log-uniformly from here"
+    )
+    highest_inverse_temperature: float = Field(
+        8.0, gt=0, description="to here, one per context and batch"
+    )
     hidden_size: int = Field(96, ge=1, le=4096, description="width of the network")
     num_layers: int = Field(1, ge=1, le=16, description="layers of its trunk")
-    key_size: int = Field(32, ge=1, le=4096, description="width in which states and tokens are multiplied")
+    key_size: int = Field(
+        32, ge=1, le=4096, description="width in which states and tokens are multiplied"
+    )
     context_length: int = Field(512, ge=1, description="last tokens of a prompt that it reads")
     patch: int = Field(8, ge=1, le=1024, description="tokens per step of its context encoder")
     device: str = Field("cpu", description="cpu or cuda")
-    threads: int = Field(1, ge=1, description="torch threads; only with one is a training repeatable to the bit")
+    threads: int = Field(
+        1, ge=1, description="torch threads; only with one is a training repeatable to the bit"
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> TrainFlowConfig:
@@ -86,10 +117,18 @@ class TrainFlowConfig(LossOptions, LearnerOptions):
         if self.trees is not None and self.live:
             raise ValueError("trees and live exclude each other; leave one out")
         if self.steps_per_trajectory is not None and not self.live:
-            raise ValueError("steps_per_trajectory is given without live; leave it out, or learn live")
+            raise ValueError(
+                "steps_per_trajectory is given without live; leave it out, or learn live"
+            )
         if self.rounds_ahead and (self.live or self.trees is not None):
-            raise ValueError("rounds_ahead is for searches that training waits for; leave it out, or live and trees")
-        elsewhere = [n for n in ("trees", "dataset", "prompts", "live") if getattr(self, n) not in (None, False)]
+            raise ValueError(
+                "rounds_ahead is for searches that training waits for; leave it out, or live and trees"
+            )
+        elsewhere = [
+            n
+            for n in ("trees", "dataset", "prompts", "live")
+            if getattr(self, n) not in (None, False)
+        ]
         if self.held_out_contexts and elsewhere:
             raise ValueError(
                 f"held_out_contexts needs fresh synthetic contexts, and {elsewhere[0]} is given; leave one out"
@@ -113,7 +152,9 @@ class TrainFlowConfig(LossOptions, LearnerOptions):
     @property
     def step_ratio(self) -> float:
         """Most gradient steps a finished sample of a live training."""
-        return self.steps_per_trajectory or self.steps_per_round / (self.contexts_per_round * self.rollouts)
+        return self.steps_per_trajectory or self.steps_per_round / (
+            self.contexts_per_round * self.rollouts
+        )
 
     def training(self) -> FlowTrainOptions:
         """What the trainer is told; ConfigurationError where that contradicts itself."""
@@ -132,10 +173,19 @@ class TrainFlowConfig(LossOptions, LearnerOptions):
         """What makes two trainings the same: everything but how they are executed."""
         return {k: v for k, v in self.model_dump(mode="json").items() if k not in EXECUTION_FIELDS}
 
-    def search_options(self, *, with_flow: bool, rollouts: int, inverse_temperature: float) -> dict[str, Any]:
+    def search_options(
+        self, *, with_flow: bool, rollouts: int, inverse_temperature: float
+    ) -> dict[str, Any]:
         """Options of a round's searches: the shared ones, then the method's own."""
-        name, own = (self.flow_method, self.flow_method_options) if with_flow else (self.method, self.method_options)
-        options: dict[str, Any] = {"inverse_temperature": inverse_temperature, "num_rollouts": rollouts}
+        name, own = (
+            (self.flow_method, self.flow_method_options)
+            if with_flow
+            else (self.method, self.method_options)
+        )
+        options: dict[str, Any] = {
+            "inverse_temperature": inverse_temperature,
+            "num_rollouts": rollouts,
+        }
         if issubclass(get_method(name).options, TreeOptions):
             options["wave_size"] = self.wave_size
         return options | own
@@ -151,7 +201,11 @@ class TrainFlowConfig(LossOptions, LearnerOptions):
         reward = parse_reward(self.reward)
         is_forecaster = forecaster_directory(split_spec(self.model)[1]) is not None
         if not (reward.scores_forecasts if is_forecaster else reward.scores_text):
-            kind = "forecasts; give one that scores series" if is_forecaster else "text; give one that scores text"
+            kind = (
+                "forecasts; give one that scores series"
+                if is_forecaster
+                else "text; give one that scores text"
+            )
             raise ConfigurationError(f"reward: {self.reward!r} cannot score {kind}.")
         if is_forecaster:
             reward.check_horizon(self.horizon)
@@ -163,9 +217,13 @@ class TrainFlowConfig(LossOptions, LearnerOptions):
         from sdt_dist.data.registry import check_dataset
 
         if is_forecaster and self.prompts is not None:
-            raise ConfigurationError(f"prompts: {self.prompts!r}, but {self.model!r} is a forecaster; use dataset.")
+            raise ConfigurationError(
+                f"prompts: {self.prompts!r}, but {self.model!r} is a forecaster; use dataset."
+            )
         if not is_forecaster and self.prompts is None:
-            raise ConfigurationError(f"prompts: none, but {self.model!r} is a language model; give a file, one a line.")
+            raise ConfigurationError(
+                f"prompts: none, but {self.model!r} is a language model; give a file, one a line."
+            )
         if self.dataset is not None:
             check_dataset(self.dataset)
         if self.prompts is not None and not Path(self.prompts).is_file():
@@ -177,9 +235,13 @@ class TrainFlowConfig(LossOptions, LearnerOptions):
             if with_flow and self.flow_share == 0:
                 continue
             if get_method(name).reference:
-                raise ConfigurationError(f"method: {name!r} has no budget of rollouts; use snis or residual_ts.")
+                raise ConfigurationError(
+                    f"method: {name!r} has no budget of rollouts; use snis or residual_ts."
+                )
             get_method(name).check_flow(with_flow)
-            options = self.search_options(with_flow=with_flow, rollouts=self.rollouts, inverse_temperature=low)
+            options = self.search_options(
+                with_flow=with_flow, rollouts=self.rollouts, inverse_temperature=low
+            )
             validate_options(name, options)
 
 

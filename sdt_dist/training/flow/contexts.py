@@ -33,7 +33,11 @@ class ContextSource(Protocol):
 
 def reward_context(context: Context) -> RewardContext:
     """What a reward may see of a context."""
-    return RewardContext(prompt=context) if isinstance(context, str) else RewardContext(history=context)
+    return (
+        RewardContext(prompt=context)
+        if isinstance(context, str)
+        else RewardContext(history=context)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +67,10 @@ class DatasetContexts:
         self._name = dataset
         self._length = length
         self._end_row = end_row
-        pasts = [(series.name, series.values[: _end_of_training(series)][:end_row]) for series in load_series(dataset)]
+        pasts = [
+            (series.name, series.values[: _end_of_training(series)][:end_row])
+            for series in load_series(dataset)
+        ]
         self._pasts = [(name, past) for name, past in pasts if len(past) > MIN_HISTORY]
         if not self._pasts:
             raise DataError(
@@ -73,7 +80,11 @@ class DatasetContexts:
 
     @property
     def description(self) -> str:
-        rows = "training part" if self._end_row is None else f"training part before row {self._end_row}"
+        rows = (
+            "training part"
+            if self._end_row is None
+            else f"training part before row {self._end_row}"
+        )
         return f"windows of up to {self._length} values of {self._name}, {rows}"
 
     def draw(self, seed: int, round_number: int, count: int) -> list[Context]:

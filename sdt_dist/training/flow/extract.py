@@ -32,7 +32,9 @@ def trajectories_of(snapshot: Snapshot, root: Root) -> list[Trajectory]:
     ConfigurationError for a tree of blocks or another prompt's search.
     """
     if snapshot.blocks:
-        raise ConfigurationError("flow: a tree of token blocks, allowed: trees of tokens; search without block_size.")
+        raise ConfigurationError(
+            "flow: a tree of token blocks, allowed: trees of tokens; search without block_size."
+        )
     if snapshot.header["prompt"] != root.digest.hex():
         raise ConfigurationError(
             f"flow: the search was for prompt {snapshot.header['prompt']}, given {root.digest.hex()}."
@@ -40,13 +42,18 @@ def trajectories_of(snapshot: Snapshot, root: Root) -> list[Trajectory]:
     log_omega = _log_omegas(snapshot)
     values = _tree_values(snapshot)
     source = {name: snapshot.header[name] for name in ("method", "seed", "problem")}
-    known = {sequence: float(reward) for sequence, reward in zip(snapshot.sequences, snapshot.rewards, strict=True)}
+    known = {
+        sequence: float(reward)
+        for sequence, reward in zip(snapshot.sequences, snapshot.rewards, strict=True)
+    }
     found = []
     for i, (sequence, reward) in enumerate(known.items()):
         path = _path(snapshot.tree, sequence)
         if path is None:
             continue
-        steps = [_children(snapshot.tree, node, sequence[:t], known) for t, node in enumerate(path[:-1])]
+        steps = [
+            _children(snapshot.tree, node, sequence[:t], known) for t, node in enumerate(path[:-1])
+        ]
         found.append(
             Trajectory(
                 root.digest.hex(),
@@ -57,7 +64,9 @@ def trajectories_of(snapshot: Snapshot, root: Root) -> list[Trajectory]:
                 reward,
                 log_omega.get(i),
                 None if values is None else values[path],
-                None if values is None else float(snapshot.header["options"]["inverse_temperature"]),
+                None
+                if values is None
+                else float(snapshot.header["options"]["inverse_temperature"]),
                 source,
             )
         )
@@ -83,7 +92,11 @@ def with_rows(
     low, high = process.law.allowed
     drawn = num_children is not None and not ordered
     size = num_children + 1 if num_children is not None and drawn else high - low
-    states = list(dict.fromkeys(tuple(t.tokens[:i].tolist()) for t in trajectories for i in range(len(t.tokens))))
+    states = list(
+        dict.fromkeys(
+            tuple(t.tokens[:i].tolist()) for t in trajectories for i in range(len(t.tokens))
+        )
+    )
     keys = [row_key(seed, root, state) if drawn else None for state in states]
     requests = [ExpandRequest(root, s, size, k) for s, k in zip(states, keys, strict=True)]
     expansions = dict(expand_by_depth(process, requests, _ROWS_A_CALL))
@@ -91,7 +104,9 @@ def with_rows(
     facts = [_candidates(expansions[i], key, high) for i, key in enumerate(keys)]
     if ordered and num_children is not None:
         of_states = [row_key(seed, root, state) for state in states]
-        facts = [stratified(row, num_children, key) for row, key in zip(facts, of_states, strict=True)]
+        facts = [
+            stratified(row, num_children, key) for row, key in zip(facts, of_states, strict=True)
+        ]
     rows = dict(zip(states, facts, strict=True))
     return [_replaced(trajectory, rows, rewards) for trajectory in trajectories]
 
@@ -116,7 +131,9 @@ def _replaced(
     steps = []
     tokens = tuple(trajectory.tokens.tolist())
     for t, token in enumerate(tokens):
-        candidates, log_prob, log_weight = with_token(rows[tokens[:t]], token, float(trajectory.log_prob[t]))
+        candidates, log_prob, log_weight = with_token(
+            rows[tokens[:t]], token, float(trajectory.log_prob[t])
+        )
         reward = np.array([rewards.get((*tokens[:t], c), np.nan) for c in candidates.tolist()])
         steps.append((candidates, log_prob, log_weight, reward))
     return replace(trajectory, candidates=Candidates.join(steps))
@@ -144,9 +161,9 @@ def stratified(row: Row, num_strata: int, key: int) -> Row:
     prob = prob / prob.sum()
     mean = prob @ tokens
     spread = max(float(np.sqrt(prob @ (tokens - mean) ** 2)), 1e-9)
-    stratum = np.clip(((tokens - mean) / spread + _REACH) * num_strata / (2 * _REACH), 0, num_strata - 1).astype(
-        np.int64
-    )
+    stratum = np.clip(
+        ((tokens - mean) / spread + _REACH) * num_strata / (2 * _REACH), 0, num_strata - 1
+    ).astype(np.int64)
     begin = np.flatnonzero(np.diff(stratum, prepend=-1))
     end = np.append(begin[1:], len(tokens))
     reached = np.cumsum(prob)
@@ -165,7 +182,11 @@ def _candidates(expansion: Expansion, key: int | None, num_tokens: int) -> Row:
     noise = gumbel(np.array([key], dtype=np.uint64), num_tokens)[0, expansion.children]
     kept = expansion.children[:-1]
     log_prob = expansion.log_prob[:-1]
-    return kept, log_prob, horvitz_thompson_log_weights(log_prob, float(expansion.log_prob[-1] + noise[-1]))
+    return (
+        kept,
+        log_prob,
+        horvitz_thompson_log_weights(log_prob, float(expansion.log_prob[-1] + noise[-1])),
+    )
 
 
 def row_key(seed: int, root: Root, state: tuple[int, ...]) -> int:
@@ -188,7 +209,10 @@ def _tree_values(snapshot: Snapshot) -> np.ndarray | None:
     log_mass = np.logaddexp(nodes["log_known"], nodes["log_unknown"])
     if nodes["log_known"][0] == -np.inf:
         return None
-    return np.where(np.isfinite(log_mass), log_mass, np.nan) / snapshot.header["options"]["inverse_temperature"]
+    return (
+        np.where(np.isfinite(log_mass), log_mass, np.nan)
+        / snapshot.header["options"]["inverse_temperature"]
+    )
 
 
 def _path(tree: Tree, sequence: tuple[int, ...]) -> list[int] | None:

@@ -47,6 +47,10 @@ def divergences_of(scores: Scores, batch: Batch) -> tuple[torch.Tensor, torch.Te
     total = torch.zeros_like(groups).index_add(0, batch.group, torch.exp(tilted - top[batch.group]))
     log_z = top + torch.log(total / count)
     share = batch.shares(tilted) / count[batch.group]
-    prior = torch.zeros_like(groups).index_add(0, batch.group, share * (tilted - log_z[batch.group]))
-    steps = torch.zeros_like(groups).index_add(0, batch.group, share * log_ratios(scores, batch).sum(1))
+    prior = torch.zeros_like(groups).index_add(
+        0, batch.group, share * (tilted - log_z[batch.group])
+    )
+    steps = torch.zeros_like(groups).index_add(
+        0, batch.group, share * log_ratios(scores, batch).sum(1)
+    )
     return prior - steps, prior

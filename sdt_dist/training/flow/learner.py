@@ -63,7 +63,9 @@ def check_directory(directory: Path, configuration: Mapping[str, Any], *, resume
             )
         return False
     if not resume:
-        raise ResultsError(f"output: {directory} already holds a training; add --resume, or give another directory.")
+        raise ResultsError(
+            f"output: {directory} already holds a training; add --resume, or give another directory."
+        )
     before = read_notes(state).get("configuration", {})
     for name, value in configuration.items():
         if before.get(name, _MISSING) != value:
@@ -82,13 +84,17 @@ class Learner:
     thread on the CPU, what follows a saved state has the same losses, bit for bit, whether or not it was killed there.
     """
 
-    def __init__(self, directory: Path, trainer: FlowTrainer, info: FlowInfo, options: LearnerOptions) -> None:
+    def __init__(
+        self, directory: Path, trainer: FlowTrainer, info: FlowInfo, options: LearnerOptions
+    ) -> None:
         self.directory = directory
         self.trainer = trainer
         self.info = info
         self.options = options
         notes = trainer.notes
-        self.version, self.dropped, self.expired = (int(notes[name]) for name in ("version", "dropped", "expired"))
+        self.version, self.dropped, self.expired = (
+            int(notes[name]) for name in ("version", "dropped", "expired")
+        )
         self.facts: dict[str, Any] = notes["facts"]
         self.saved_facts = deepcopy(self.facts)
         self.metrics: Metrics = notes["metrics"]
@@ -136,7 +142,10 @@ class Learner:
             torch.manual_seed(training.seed)
             network = FlowNetwork(spec)
         trainer = FlowTrainer(
-            network, ReplayBuffer(options.replay_capacity, options.priority_exponent), training, device=device
+            network,
+            ReplayBuffer(options.replay_capacity, options.priority_exponent),
+            training,
+            device=device,
         )
         trainer.notes = {
             "configuration": same, "version": 0, "dropped": 0, "expired": 0, "facts": {}, "metrics": {},
@@ -167,7 +176,9 @@ class Learner:
         ConfigurationError for a version that was never published.
         """
         if version is not None and not 0 <= version <= self.version:
-            raise ConfigurationError(f"learner: version {version}, allowed: 0 to {self.version}, the last published.")
+            raise ConfigurationError(
+                f"learner: version {version}, allowed: 0 to {self.version}, the last published."
+            )
         for trajectory in trajectories:
             check_trajectory(trajectory, self.trainer.network.spec)
         marked = [replace(t, source={**t.source, "version": version}) for t in trajectories]
@@ -232,7 +243,9 @@ class Learner:
         """
         low, high = self.trainer.options.inverse_temperatures
         known = [
-            t for t in self.replay.trajectories if t.soft_values_at is not None and low <= t.soft_values_at <= high
+            t
+            for t in self.replay.trajectories
+            if t.soft_values_at is not None and low <= t.soft_values_at <= high
         ]
         if not known:
             return {}
@@ -246,7 +259,9 @@ class Learner:
 
     def divergences(self, trajectories: Sequence[Trajectory]) -> Metrics:
         """KL(pi*||P_F) and KL(pi*||p) in nats on draws from p, at the highest trained lambda (`held_out.divergences`)."""
-        return divergences(self.trainer.network, trajectories, self.trainer.options.highest_inverse_temperature)
+        return divergences(
+            self.trainer.network, trajectories, self.trainer.options.highest_inverse_temperature
+        )
 
     def close(self) -> None:
         """Close the files; the state stays as it was last saved."""

@@ -63,4 +63,6 @@ def read_losses(path: Path) -> list[Line]:
 
 
 def _refused(path: Path, error: OSError) -> ResultsError:
-    return ResultsError(f"output: {path} cannot be written ({error.strerror}); free space and go on with --resume.")
+    return ResultsError(
+        f"output: {path} cannot be written ({error.strerror}); free space and go on with --resume."
+    )

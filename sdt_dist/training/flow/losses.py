@@ -24,12 +24,16 @@ def chosen_values(scores: Scores, batch: Batch) -> torch.Tensor:
 def log_sums(scores: Scores, batch: Batch) -> torch.Tensor:
     """log sum_b w_b exp(lambda F(s_t.b)) [B, T]; 0 beyond a trajectory's end."""
     tilted = batch.candidate_log_weight + batch.tilt[:, None, None] * scores.candidates
-    return torch.logsumexp(torch.where(batch.is_step[..., None], tilted, -_log_count(tilted)), dim=2)
+    return torch.logsumexp(
+        torch.where(batch.is_step[..., None], tilted, -_log_count(tilted)), dim=2
+    )
 
 
 def log_ratios(scores: Scores, batch: Batch) -> torch.Tensor:
     """step_t [B, T], 0 beyond a trajectory's end."""
-    return _of_steps(batch.tilt[:, None] * chosen_values(scores, batch) - log_sums(scores, batch), batch)
+    return _of_steps(
+        batch.tilt[:, None] * chosen_values(scores, batch) - log_sums(scores, batch), batch
+    )
 
 
 def relative_trajectory_balance(scores: Scores, batch: Batch) -> torch.Tensor:
@@ -38,7 +42,9 @@ def relative_trajectory_balance(scores: Scores, batch: Batch) -> torch.Tensor:
     Relative trajectory balance with log Z = lambda F(root) (Venkatraman et al. 2024, arXiv 2405.20971). It sees the token
     head only through P_F: children of one parent are fixed up to a constant, and F(root).
     """
-    return (batch.tilt * (scores.state[:, 0] - batch.reward) + log_ratios(scores, batch).sum(1)) ** 2
+    return (
+        batch.tilt * (scores.state[:, 0] - batch.reward) + log_ratios(scores, batch).sum(1)
+    ) ** 2
 
 
 def log_partition_variance(scores: Scores, batch: Batch) -> torch.Tensor:
@@ -48,7 +54,9 @@ def log_partition_variance(scores: Scores, batch: Batch) -> torch.Tensor:
     2020, arXiv 2010.10436). 0 for a context with one trajectory.
     """
     residual = log_ratios(scores, batch).sum(1) - batch.tilt * batch.reward
-    count = torch.zeros_like(batch.inverse_temperature).index_add(0, batch.group, torch.ones_like(residual))
+    count = torch.zeros_like(batch.inverse_temperature).index_add(
+        0, batch.group, torch.ones_like(residual)
+    )
     mean = torch.zeros_like(batch.inverse_temperature).index_add(0, batch.group, residual) / count
     return (residual - mean[batch.group]) ** 2
 
@@ -61,7 +69,9 @@ def contrastive(scores: Scores, batch: Batch) -> torch.Tensor:
     4.1). Unlike the other losses it is not 0 at V, where only its expected gradient vanishes; but poor samples, however
     many, do not rule it.
     """
-    return -batch.shares(batch.tilt * batch.reward + batch.log_omega) * log_ratios(scores, batch).sum(1)
+    return -batch.shares(batch.tilt * batch.reward + batch.log_omega) * log_ratios(
+        scores, batch
+    ).sum(1)
 
 
 def path(scores: Scores, batch: Batch) -> torch.Tensor:
@@ -122,14 +132,19 @@ def tie(scores: Scores, batch: Batch) -> torch.Tensor:
 
 def finished_states(scores: Scores, batch: Batch) -> torch.Tensor:
     """F(s_t) [B, T+1] of the state head, with r for the finished state."""
-    at_end = torch.arange(scores.state.shape[1], device=batch.tokens.device) == batch.lengths[:, None]
+    at_end = (
+        torch.arange(scores.state.shape[1], device=batch.tokens.device) == batch.lengths[:, None]
+    )
     return torch.where(at_end, batch.reward[:, None], scores.state)
 
 
 def _finished_children(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """(reward, whether it is known) [B, T, K] of candidates; the trajectory's own last token included."""
     places = torch.arange(batch.candidates.shape[2], device=batch.tokens.device)
-    is_last = torch.arange(batch.tokens.shape[1], device=batch.tokens.device) == batch.lengths[:, None] - 1
+    is_last = (
+        torch.arange(batch.tokens.shape[1], device=batch.tokens.device)
+        == batch.lengths[:, None] - 1
+    )
     own = is_last[..., None] & (places == batch.chosen[..., None])
     reward = torch.where(own, batch.reward[:, None, None], batch.candidate_reward)
     known = ~reward.isnan()

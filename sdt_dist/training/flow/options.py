@@ -20,22 +20,36 @@ class LossOptions(StrictOptions):
     learning_rate: float = Field(3e-3, gt=0, description="AdamW's, after warm-up")
     weight_decay: float = Field(1e-4, ge=0, description="AdamW's")
     warmup_steps: int = Field(50, ge=0, description="steps of linear warm-up")
-    schedule: Literal["cosine", "constant"] = Field("cosine", description="after warm-up; constant for endless streams")
+    schedule: Literal["cosine", "constant"] = Field(
+        "cosine", description="after warm-up; constant for endless streams"
+    )
     clip_norm: float = Field(1.0, gt=0, description="largest norm of a gradient")
     num_contexts: int = Field(8, ge=1, description="contexts in a batch")
     per_context: int = Field(4, ge=1, description="trajectories of each context in a batch")
-    lowest_inverse_temperature: float = Field(1.0, gt=0, description="lambdas are drawn log-uniformly from here")
-    highest_inverse_temperature: float = Field(1.0, gt=0, description="to here, one per context and batch")
+    lowest_inverse_temperature: float = Field(
+        1.0, gt=0, description="lambdas are drawn log-uniformly from here"
+    )
+    highest_inverse_temperature: float = Field(
+        1.0, gt=0, description="to here, one per context and batch"
+    )
     rtb: float = Field(1.0, ge=0, description="weight of relative trajectory balance")
     subtb: float = Field(0.0, ge=0, description="weight of SubTB")
-    subtb_lambda: float = Field(0.9, gt=0, le=1, description="SubTB's weight per step of a subtrajectory")
-    log_partition_variance: float = Field(0.0, ge=0, description="weight of the log-partition variance")
+    subtb_lambda: float = Field(
+        0.9, gt=0, le=1, description="SubTB's weight per step of a subtrajectory"
+    )
+    log_partition_variance: float = Field(
+        0.0, ge=0, description="weight of the log-partition variance"
+    )
     bellman: float = Field(1.0, ge=0, description="weight of the soft Bellman equation")
     terminal: float = Field(1.0, ge=0, description="weight of F(finished) = r")
     tie: float = Field(1.0, ge=0, description="weight of F_token(s.a) = F_state(s.a)")
-    contrastive: float = Field(0.0, ge=0, description="weight of likelihood on draws, weighted by p/q exp(lambda r)")
+    contrastive: float = Field(
+        0.0, ge=0, description="weight of likelihood on draws, weighted by p/q exp(lambda r)"
+    )
     path: float = Field(
-        1.0, ge=0, description="weight of predicting what spectra become under p, for tokens with values"
+        1.0,
+        ge=0,
+        description="weight of predicting what spectra become under p, for tokens with values",
     )
     path_steps: int = Field(
         0,
@@ -48,7 +62,9 @@ class LossOptions(StrictOptions):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.lowest_inverse_temperature > self.highest_inverse_temperature:
-            raise ValueError("lowest_inverse_temperature must not exceed highest_inverse_temperature")
+            raise ValueError(
+                "lowest_inverse_temperature must not exceed highest_inverse_temperature"
+            )
         if self.per_context < 2 and (self.log_partition_variance > 0 or self.contrastive > 0):
             raise ValueError("log_partition_variance and contrastive need per_context >= 2")
         if not any(weight for name, weight in self.loss_weights.items() if name != "path"):
@@ -58,7 +74,16 @@ class LossOptions(StrictOptions):
     @property
     def loss_weights(self) -> dict[str, float]:
         """The weight of each loss by name."""
-        names = ("rtb", "subtb", "log_partition_variance", "bellman", "terminal", "tie", "contrastive", "path")
+        names = (
+            "rtb",
+            "subtb",
+            "log_partition_variance",
+            "bellman",
+            "terminal",
+            "tie",
+            "contrastive",
+            "path",
+        )
         return {name: getattr(self, name) for name in names}
 
     @property
@@ -93,9 +118,17 @@ class LearnerOptions(StrictOptions):
     no age, because they are as good for every version.
     """
 
-    replay_capacity: int = Field(4000, ge=1, description="most trajectories kept; the oldest go first")
-    priority_exponent: float = Field(0.5, ge=0, description="of the last loss, in drawing trajectories; 0: uniform")
+    replay_capacity: int = Field(
+        4000, ge=1, description="most trajectories kept; the oldest go first"
+    )
+    priority_exponent: float = Field(
+        0.5, ge=0, description="of the last loss, in drawing trajectories; 0: uniform"
+    )
     max_staleness: int = Field(16, ge=0, description="oldest age, in versions, that is trained on")
     keep_versions: int = Field(3, ge=1, description="published versions that stay on disk")
-    save_every: int = Field(200, ge=1, description="steps between saved states; publishing saves too")
-    calibrate_every: int = Field(100, ge=1, description="steps between comparisons of F with the trees' soft values")
+    save_every: int = Field(
+        200, ge=1, description="steps between saved states; publishing saves too"
+    )
+    calibrate_every: int = Field(
+        100, ge=1, description="steps between comparisons of F with the trees' soft values"
+    )

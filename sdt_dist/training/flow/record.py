@@ -74,11 +74,19 @@ def _draw(learner: Learner, curves: dict[str, Any], reward: str) -> None:
         ("squared losses (squared nats)", [name for name in losses if name not in LIKELIHOODS]),
         ("likelihoods (nats, lower is better)", [name for name in losses if name in LIKELIHOODS]),
         ("log Z, batch mean (nats)", [name for name in curves if name == "log_z"]),
-        ("F against the trees' soft values", [name for name in curves if name.startswith("calibration/")]),
+        (
+            "F against the trees' soft values",
+            [name for name in curves if name.startswith("calibration/")],
+        ),
     )
     for axis, (title, names) in zip(axes.flat, panels, strict=False):
         for name in names:
-            axis.plot(curves[name]["step"], curves[name]["value"], label=name.partition("/")[2] or name, lw=1.2)
+            axis.plot(
+                curves[name]["step"],
+                curves[name]["value"],
+                label=name.partition("/")[2] or name,
+                lw=1.2,
+            )
         axis.set(title=title, xlabel="step")
         axis.grid(alpha=0.3)
         if names:
@@ -90,7 +98,9 @@ def _draw(learner: Learner, curves: dict[str, Any], reward: str) -> None:
     _draw_rounds(axes[1, 1], learner.facts["rounds"])
     _draw_held_out(axes[1, 2], learner.facts["held_out"], learner.info.inverse_temperatures[1])
     figure.suptitle(f"flow for {reward}", fontsize=10)
-    replace_file(learner.directory / CURVES, lambda path: figure.savefig(path, dpi=120, format="png"))
+    replace_file(
+        learner.directory / CURVES, lambda path: figure.savefig(path, dpi=120, format="png")
+    )
     plt.close(figure)
 
 

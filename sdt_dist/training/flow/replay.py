@@ -32,8 +32,12 @@ class ReplayBuffer:
         self.capacity = capacity
         self.exponent = exponent
         self._items: dict[Key, Trajectory] = {}  # in the order of their arrival
-        self._groups: dict[str, dict[Key, float]] = {}  # last losses by context, in the order of arrival
-        self._totals: dict[str, float] = {}  # sums of a context's priorities, where nothing has changed since
+        self._groups: dict[
+            str, dict[Key, float]
+        ] = {}  # last losses by context, in the order of arrival
+        self._totals: dict[
+            str, float
+        ] = {}  # sums of a context's priorities, where nothing has changed since
         self._largest = 1.0
         self.added = self.evicted = 0
 
@@ -62,7 +66,9 @@ class ReplayBuffer:
                 self.evicted += 1
         return self.added - before
 
-    def sample(self, rng: np.random.Generator, num_contexts: int, per_context: int) -> list[Trajectory]:
+    def sample(
+        self, rng: np.random.Generator, num_contexts: int, per_context: int
+    ) -> list[Trajectory]:
         """Up to `per_context` distinct trajectories of each of up to `num_contexts` distinct contexts.
 
         Contexts are drawn in proportion to the sum of their trajectories' priorities, then those by priority, both without
@@ -98,7 +104,9 @@ class ReplayBuffer:
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """(JSON-able header, arrays) from which `restore` makes an equal buffer."""
         heads, arrays = pack_trajectories(self.trajectories)
-        counters = {n: getattr(self, n) for n in ("capacity", "exponent", "added", "evicted", "_largest")}
+        counters = {
+            n: getattr(self, n) for n in ("capacity", "exponent", "added", "evicted", "_largest")
+        }
         losses = np.array([self._groups[key[0]][key] for key in self._items], dtype=np.float64)
         return {**counters, "trajectories": heads}, {**arrays, "losses": losses}
 
@@ -114,7 +122,9 @@ class ReplayBuffer:
             buffer.evicted = head["evicted"]
             buffer._largest = head["_largest"]
         except (KeyError, ValueError, TypeError) as error:
-            raise CheckpointError(f"replay: damaged ({error}); give a checkpoint saved by us.") from error
+            raise CheckpointError(
+                f"replay: damaged ({error}); give a checkpoint saved by us."
+            ) from error
         return buffer
 
     def _put(self, trajectory: Trajectory, loss: float) -> None:

@@ -40,9 +40,18 @@ def parts_of(config: TrainFlowConfig, round_number: int, *, has_flow: bool) -> l
             continue
         share = np.random.default_rng([config.seed, round_number, number]).random()
         tilt = float(np.clip(low * (high / low) ** share, low, high))
-        options = config.search_options(with_flow=bool(number), rollouts=rollouts, inverse_temperature=tilt)
+        options = config.search_options(
+            with_flow=bool(number), rollouts=rollouts, inverse_temperature=tilt
+        )
         method = config.flow_method if number else config.method
-        found.append(Part(bool(number), (2 * round_number + number) * config.contexts_per_round, method, options))
+        found.append(
+            Part(
+                bool(number),
+                (2 * round_number + number) * config.contexts_per_round,
+                method,
+                options,
+            )
+        )
     return found
 
 

@@ -20,7 +20,9 @@ from sdt_dist.training.flow.trajectories import Candidates, Trajectory
 from sdt_dist.tree.snapshot import Snapshot
 from sdt_dist.values.records import WalkRecord, reward_of
 
-_TOLERANCE = 0.05  # nats: rows of one model on other hardware differ by far less, other weights by far more
+_TOLERANCE = (
+    0.05  # nats: rows of one model on other hardware differ by far less, other weights by far more
+)
 
 
 def check_saved(directories: Sequence[Path], model: str, reward: str) -> int:
@@ -28,23 +30,38 @@ def check_saved(directories: Sequence[Path], model: str, reward: str) -> int:
     horizons = {}
     for directory in directories:
         if not directory.is_dir():
-            raise ResultsError(f"trees: {directory} does not exist; give an output directory of `sdt evaluate`.")
+            raise ResultsError(
+                f"trees: {directory} does not exist; give an output directory of `sdt evaluate`."
+            )
         config = saved_config(directory)
         if not _tree_files(directory) and not _has_evidence(directory):
-            raise ResultsError(f"trees: {directory} holds no trees/*.npz of its reward; give a run with a tree method.")
+            raise ResultsError(
+                f"trees: {directory} holds no trees/*.npz of its reward; give a run with a tree method."
+            )
         if config.model != model and model_identity(config.model) != model_identity(model):
-            raise ResultsError(f"trees: {directory} has searches of model {config.model!r}, not of {model!r}.")
+            raise ResultsError(
+                f"trees: {directory} has searches of model {config.model!r}, not of {model!r}."
+            )
         if config.reward != reward:
-            raise ResultsError(f"trees: {directory} has searches for reward {config.reward!r}, not for {reward!r}.")
+            raise ResultsError(
+                f"trees: {directory} has searches for reward {config.reward!r}, not for {reward!r}."
+            )
         horizons[config.horizon] = directory
     if len(horizons) > 1:
         (one, first), (two, second) = list(horizons.items())[:2]
-        raise ResultsError(f"trees: {first} has horizon {one}, {second} has {two}; train on runs of one horizon.")
+        raise ResultsError(
+            f"trees: {first} has horizon {one}, {second} has {two}; train on runs of one horizon."
+        )
     return next(iter(horizons))
 
 
 def saved_trajectories(
-    directories: Sequence[Path], process: TokenProcess, num_children: int | None, seed: int, *, ordered: bool = False
+    directories: Sequence[Path],
+    process: TokenProcess,
+    num_children: int | None,
+    seed: int,
+    *,
+    ordered: bool = False,
 ) -> Iterator[list[Trajectory]]:
     """Trajectories of every kept search, a context at a time, with rows of p.
 
@@ -65,13 +82,17 @@ def saved_trajectories(
             count += len(found)
             yield found
     if not count:
-        raise ConfigurationError("trees: none of the trees holds a finished sequence of tokens; search without blocks.")
+        raise ConfigurationError(
+            "trees: none of the trees holds a finished sequence of tokens; search without blocks."
+        )
 
 
 Part = tuple[ForecastProblem, list[Trajectory]]
 
 
-def _from_trees(directory: Path, problems: dict[int, ForecastProblem], process: TokenProcess) -> Iterator[Part]:
+def _from_trees(
+    directory: Path, problems: dict[int, ForecastProblem], process: TokenProcess
+) -> Iterator[Part]:
     for path in _tree_files(directory):
         snapshot = Snapshot.load(path)
         problem = problems.get(snapshot.header["problem"])
@@ -83,7 +104,9 @@ def _from_trees(directory: Path, problems: dict[int, ForecastProblem], process: 
             yield problem, trajectories_of(snapshot, process.root(problem.history))
 
 
-def _from_evidence(directory: Path, problems: dict[int, ForecastProblem], process: TokenProcess) -> Iterator[Part]:
+def _from_evidence(
+    directory: Path, problems: dict[int, ForecastProblem], process: TokenProcess
+) -> Iterator[Part]:
     """The walks that a run with keep_evidence kept of every problem, with the soft values that they amount to."""
     if not _has_evidence(directory):
         return
@@ -99,15 +122,25 @@ def _from_evidence(directory: Path, problems: dict[int, ForecastProblem], proces
         prefixes = list(dict.fromkeys(s[:t] for s in walks for t in range(len(s) + 1)))
         values = store.soft_values(key, prefixes, config.inverse_temperature, multipliers)
         known = dict(zip(prefixes, np.where(np.isfinite(values), values, np.nan), strict=True))
-        facts = {"soft_values_at": config.inverse_temperature, "source": {"method": "evidence", "problem": index}}
+        facts = {
+            "soft_values_at": config.inverse_temperature,
+            "source": {"method": "evidence", "problem": index},
+        }
         yield (
             problems[index],
-            [_of_walk(root, walk, reward_of(walk.components, multipliers), known, facts) for walk in walks.values()],
+            [
+                _of_walk(root, walk, reward_of(walk.components, multipliers), known, facts)
+                for walk in walks.values()
+            ],
         )
 
 
 def _of_walk(
-    root: Root, walk: WalkRecord, reward: float, known: dict[tuple[int, ...], float], facts: dict[str, Any]
+    root: Root,
+    walk: WalkRecord,
+    reward: float,
+    known: dict[tuple[int, ...], float],
+    facts: dict[str, Any],
 ) -> Trajectory:
     steps = [
         (np.array([token]), np.array([log_prob]), np.array([0.0]), np.array([np.nan]))
@@ -142,7 +175,11 @@ def _check_rows(plain: Sequence[Trajectory], found: Sequence[Trajectory], direct
 def _tree_files(directory: Path) -> list[Path]:
     """The saved trees of a run, without those of methods that searched for another reward than the run's own."""
     config = saved_config(directory)
-    others = {tree_path(directory, m.label) for m in config.method_configs() if config.reward_of(m) != config.reward}
+    others = {
+        tree_path(directory, m.label)
+        for m in config.method_configs()
+        if config.reward_of(m) != config.reward
+    }
     return sorted(path for path in (directory / "trees").glob("*.npz") if path not in others)
 
 

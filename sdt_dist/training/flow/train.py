@@ -93,7 +93,11 @@ class SavedTrees:
             return
         config = self._config
         for found in saved_trajectories(
-            self._directories, self._process, config.num_children, config.seed, ordered=is_ordered(self._process)
+            self._directories,
+            self._process,
+            config.num_children,
+            config.seed,
+            ordered=is_ordered(self._process),
         ):
             yield Harvest(found, None, {"trajectories": len(found)})
 
@@ -134,14 +138,21 @@ class LiveSearches:
         if flow is not None:
             flow.forget()
         if not done:
-            raise errors[0] if errors else ConfigurationError(f"round {round_number}: there was no context to search.")
+            raise (
+                errors[0]
+                if errors
+                else ConfigurationError(f"round {round_number}: there was no context to search.")
+            )
 
     def held_out(self) -> list[Trajectory]:
         config = self._config
         if not config.held_out_contexts:
             return []
         number = config.rounds + config.rounds_ahead  # no round has this one
-        options = {"inverse_temperature": config.highest_inverse_temperature, "num_rollouts": _HELD_OUT_DRAWS}
+        options = {
+            "inverse_temperature": config.highest_inverse_temperature,
+            "num_rollouts": _HELD_OUT_DRAWS,
+        }
         contexts = self._contexts.draw(config.seed, number, config.held_out_contexts)
         first = 2 * number * config.contexts_per_round
         return self._search(Part(False, first, "snis", options), contexts, None).trajectories
@@ -181,7 +192,9 @@ def train_flow(
 
     check_directory(output, config.identity(), resume=resume)
     torch.set_num_threads(config.threads)
-    loaded = (load or load_model)(config.model, device=None if config.device == "cpu" else config.device)
+    loaded = (load or load_model)(
+        config.model, device=None if config.device == "cpu" else config.device
+    )
     process = loaded.process(config.horizon)
     card = card_of(loaded, config.model)
     source = _source(config, process)
@@ -194,7 +207,9 @@ def train_flow(
     return learner
 
 
-def open_learner(config: TrainFlowConfig, card: ModelCard, output: Path, *, resume: bool) -> Learner:
+def open_learner(
+    config: TrainFlowConfig, card: ModelCard, output: Path, *, resume: bool
+) -> Learner:
     """The learner of a training of the model with this card, whose settings are then in the directory too."""
     spec = FlowSpec.of_card(card, config.horizon, **config.sizes())
     info = FlowInfo(card.identity, config.reward, config.training().inverse_temperatures)

@@ -77,10 +77,15 @@ class FlowTrainer:
         self.notes: dict[str, Any] = {}
         self.trained_on: list[Trajectory] = []
         self.optimiser = torch.optim.AdamW(
-            network.parameters(), lr=options.learning_rate, betas=(0.9, 0.99), weight_decay=options.weight_decay
+            network.parameters(),
+            lr=options.learning_rate,
+            betas=(0.9, 0.99),
+            weight_decay=options.weight_decay,
         )
 
-    def train(self, num_steps: int | None = None, on_step: Callable[[int, Metrics], None] | None = None) -> Metrics:
+    def train(
+        self, num_steps: int | None = None, on_step: Callable[[int, Metrics], None] | None = None
+    ) -> Metrics:
         """Take `num_steps` steps (default: to `options.steps`); returns the last step's metrics.
 
         ConfigurationError for an empty replay buffer; CheckpointError when the loss is not finite.
@@ -129,19 +134,37 @@ class FlowTrainer:
 
     def save(self, path: Path) -> None:
         """Write the whole state to one file; ResultsError when the disk refuses."""
-        tensors = {f"model.{k}": v.detach().cpu().contiguous() for k, v in self.network.state_dict().items()}
+        tensors = {
+            f"model.{k}": v.detach().cpu().contiguous()
+            for k, v in self.network.state_dict().items()
+        }
         for index, state in self.optimiser.state_dict()["state"].items():
-            tensors |= {f"optimiser.{index}.{k}": state[k].detach().cpu().contiguous() for k in _STATE_KEYS}
+            tensors |= {
+                f"optimiser.{index}.{k}": state[k].detach().cpu().contiguous() for k in _STATE_KEYS
+            }
         head, arrays = self.replay.state()
-        tensors |= {f"replay.{name}": torch.from_numpy(np.ascontiguousarray(a)) for name, a in arrays.items()}
+        tensors |= {
+            f"replay.{name}": torch.from_numpy(np.ascontiguousarray(a))
+            for name, a in arrays.items()
+        }
         spec = self.network.spec.to_dict()
-        facts = {"step": self.step, "options": self.options.model_dump(), "spec": spec, "notes": self.notes}
+        facts = {
+            "step": self.step,
+            "options": self.options.model_dump(),
+            "spec": spec,
+            "notes": self.notes,
+        }
         metadata = {"format": FORMAT, "facts": json.dumps(facts), "replay": json.dumps(head)}
         replace_file(path, lambda temporary: save_file(tensors, temporary, metadata))
 
     @classmethod
     def resume(
-        cls, path: Path, options: FlowTrainOptions, *, log_dir: Path | None = None, device: str = "cpu"
+        cls,
+        path: Path,
+        options: FlowTrainOptions,
+        *,
+        log_dir: Path | None = None,
+        device: str = "cpu",
     ) -> FlowTrainer:
         """The trainer that `save` wrote; CheckpointError for a damaged or foreign file or other options."""
         tensors, metadata = _read(path)
@@ -152,7 +175,9 @@ class FlowTrainer:
             step = int(facts["step"])
             before = facts["options"]
         except (KeyError, ValueError, TypeError) as error:
-            raise CheckpointError(f"flow training: {path} is damaged ({error}); start again.") from error
+            raise CheckpointError(
+                f"flow training: {path} is damaged ({error}); start again."
+            ) from error
         now = options.model_dump()
         different = [name for name in now if before.get(name) != now[name]]
         if different:
@@ -161,7 +186,9 @@ class FlowTrainer:
                 f"flow training: {path} was written with {name}={before.get(name)!r}, now {now[name]!r}; give the same "
                 "options, or another path."
             )
-        replay = ReplayBuffer.restore(head, {k: v.numpy() for k, v in _group(tensors, "replay.").items()})
+        replay = ReplayBuffer.restore(
+            head, {k: v.numpy() for k, v in _group(tensors, "replay.").items()}
+        )
         trainer = cls(FlowNetwork(spec), replay, options, log_dir=log_dir, device=device)
         trainer._load(_group(tensors, "model."), _group(tensors, "optimiser."), str(path))
         trainer.step = step
@@ -183,7 +210,9 @@ class FlowTrainer:
         low, high = options.inverse_temperatures
         contexts = list(dict.fromkeys(t.context for t in trajectories))
         draws = np.clip(low * (high / low) ** rng.random(len(contexts)), low, high)
-        batch = make_batch(trajectories, dict(zip(contexts, draws.tolist(), strict=True)), self.network.spec)
+        batch = make_batch(
+            trajectories, dict(zip(contexts, draws.tolist(), strict=True)), self.network.spec
+        )
         return trajectories, batch.to(self.device)
 
     def _fit_scale(self) -> None:
@@ -192,7 +221,9 @@ class FlowTrainer:
         for trajectory in self.replay.trajectories:
             by_context.setdefault(trajectory.context, []).append(trajectory.reward)
         if not by_context:
-            raise ConfigurationError("flow training: the replay buffer is empty; add trajectories first.")
+            raise ConfigurationError(
+                "flow training: the replay buffer is empty; add trajectories first."
+            )
         rewards = np.concatenate([np.array(found) for found in by_context.values()])
         spreads = [float(np.std(found)) for found in by_context.values() if len(found) > 1]
         spread = float(np.median(spreads)) if spreads else float(rewards.std())
@@ -201,7 +232,11 @@ class FlowTrainer:
     def _set_rate(self) -> None:
         """Warm-up and schedule, once for the steps by `path` alone and once for the others."""
         options = self.options
-        first, last = (0, options.path_steps) if self.step < options.path_steps else (options.path_steps, options.steps)
+        first, last = (
+            (0, options.path_steps)
+            if self.step < options.path_steps
+            else (options.path_steps, options.steps)
+        )
         share = min(1.0, (self.step - first + 1) / max(1, options.warmup_steps))
         if options.schedule == "cosine":
             share *= 0.5 * (1 + math.cos(math.pi * min(1.0, (self.step - first) / (last - first))))
@@ -212,35 +247,55 @@ class FlowTrainer:
         if self.log_dir is None or self.step % self.options.log_every:
             return
         if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter  # a second to import, for those who log
+            from torch.utils.tensorboard import (
+                SummaryWriter,
+            )  # a second to import, for those who log
 
             self._writer = SummaryWriter(str(self.log_dir), purge_step=self.step)
         for name, value in {**metrics, "replay/size": float(len(self.replay))}.items():
             self._writer.add_scalar(name, value, self.step)
 
-    def _load(self, model: dict[str, torch.Tensor], optimiser: dict[str, torch.Tensor], owner: str) -> None:
+    def _load(
+        self, model: dict[str, torch.Tensor], optimiser: dict[str, torch.Tensor], owner: str
+    ) -> None:
         parameters = list(self.network.parameters())
         expected = {k: v.shape for k, v in self.network.state_dict().items()}
-        shapes = {f"{i}.{k}": () if k == "step" else p.shape for i, p in enumerate(parameters) for k in _STATE_KEYS}
+        shapes = {
+            f"{i}.{k}": () if k == "step" else p.shape
+            for i, p in enumerate(parameters)
+            for k in _STATE_KEYS
+        }
         states_fit = not optimiser or {k: v.shape for k, v in optimiser.items()} == shapes
         finite = all(torch.isfinite(v).all() for v in (*model.values(), *optimiser.values()))
         if {k: v.shape for k, v in model.items()} != expected or not states_fit or not finite:
-            raise CheckpointError(f"flow training: {owner} has damaged weights or optimiser states; start again.")
+            raise CheckpointError(
+                f"flow training: {owner} has damaged weights or optimiser states; start again."
+            )
         self.network.load_state_dict(model)
         if optimiser:
-            states = {i: {k: optimiser[f"{i}.{k}"] for k in _STATE_KEYS} for i in range(len(parameters))}
+            states = {
+                i: {k: optimiser[f"{i}.{k}"] for k in _STATE_KEYS} for i in range(len(parameters))
+            }
             self.optimiser.load_state_dict(
                 {"state": states, "param_groups": self.optimiser.state_dict()["param_groups"]}
             )
 
 
-def _priorities(losses: dict[str, torch.Tensor], weights: dict[str, float], each: torch.Tensor) -> torch.Tensor:
+def _priorities(
+    losses: dict[str, torch.Tensor], weights: dict[str, float], each: torch.Tensor
+) -> torch.Tensor:
     """How wrong F was [B]: the losses that are 0 at V; likelihoods have no such zero and leave the draw uniform."""
-    errors = [weights[name] * value.detach() for name, value in losses.items() if name not in ("contrastive", "path")]
+    errors = [
+        weights[name] * value.detach()
+        for name, value in losses.items()
+        if name not in ("contrastive", "path")
+    ]
     return torch.stack(errors).sum(0) if errors else torch.ones_like(each)
 
 
-def batch_losses(scores: Scores, batch: Batch, options: FlowTrainOptions) -> dict[str, torch.Tensor]:
+def batch_losses(
+    scores: Scores, batch: Batch, options: FlowTrainOptions
+) -> dict[str, torch.Tensor]:
     """The losses [B] whose weight is above 0, by name."""
     losses = {
         "rtb": relative_trajectory_balance,
@@ -252,7 +307,11 @@ def batch_losses(scores: Scores, batch: Batch, options: FlowTrainOptions) -> dic
         "contrastive": contrastive,
         "path": path,
     }
-    return {name: losses[name](scores, batch) for name, weight in options.loss_weights.items() if weight > 0}
+    return {
+        name: losses[name](scores, batch)
+        for name, weight in options.loss_weights.items()
+        if weight > 0
+    }
 
 
 def diagnosis(scores: Scores, batch: Batch) -> Metrics:
@@ -280,12 +339,16 @@ def read_notes(path: Path) -> dict[str, Any]:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"flow training: {path} cannot be read ({error}); start again.") from error
+        raise CheckpointError(
+            f"flow training: {path} cannot be read ({error}); start again."
+        ) from error
     _check_format(metadata, path)
     try:
         notes = json.loads(metadata["facts"]).get("notes", {})
     except (KeyError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"flow training: {path} is damaged ({error}); start again.") from error
+        raise CheckpointError(
+            f"flow training: {path} is damaged ({error}); start again."
+        ) from error
     return notes
 
 
@@ -296,7 +359,9 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
             metadata = file.metadata() or {}
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"flow training: {path} cannot be read ({error}); start again.") from error
+        raise CheckpointError(
+            f"flow training: {path} cannot be read ({error}); start again."
+        ) from error
     _check_format(metadata, path)
     return tensors, metadata
 
@@ -309,4 +374,8 @@ def _check_format(metadata: dict[str, str], path: Path) -> None:
 
 
 def _group(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): value
+        for name, value in tensors.items()
+        if name.startswith(prefix)
+    }

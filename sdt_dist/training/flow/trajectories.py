@@ -20,7 +20,12 @@ from sdt_dist.errors import CheckpointError, DataError
 from sdt_dist.files import replace_file
 
 FORMAT = "sdt-trajectories/1"
-_CANDIDATE_DTYPES = {"tokens": np.int32, "log_prob": np.float64, "log_weight": np.float64, "reward": np.float64}
+_CANDIDATE_DTYPES = {
+    "tokens": np.int32,
+    "log_prob": np.float64,
+    "log_weight": np.float64,
+    "reward": np.float64,
+}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,7 +44,9 @@ class Candidates:
     ends: np.ndarray
 
     @classmethod
-    def join(cls, steps: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]) -> Candidates:
+    def join(
+        cls, steps: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]
+    ) -> Candidates:
         """Candidates from each step's (tokens, log_prob, log_weight, reward) [K_t]."""
         columns = zip(*steps, strict=True)
         named = zip(_CANDIDATE_DTYPES.items(), columns, strict=True)
@@ -83,7 +90,9 @@ class Trajectory:
             raise DataError(f"trajectory: reward {self.reward}, allowed: finite numbers.")
         for t, token in enumerate(self.tokens.tolist()):
             if token not in self.candidates.tokens[self.candidates.step(t)]:
-                raise DataError(f"trajectory: token {token} of step {t} is none of that step's candidates; add it.")
+                raise DataError(
+                    f"trajectory: token {token} of step {t} is none of that step's candidates; add it."
+                )
 
     @property
     def key(self) -> tuple[str, tuple[int, ...]]:
@@ -102,7 +111,9 @@ def horvitz_thompson_log_weights(log_prob: np.ndarray, log_threshold: float) -> 
     return log_prob - np.log(inclusion)
 
 
-def pack_trajectories(trajectories: Sequence[Trajectory]) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
+def pack_trajectories(
+    trajectories: Sequence[Trajectory],
+) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
     """(JSON-able header per trajectory, flat arrays by name)."""
     heads = [
         {
@@ -115,7 +126,10 @@ def pack_trajectories(trajectories: Sequence[Trajectory]) -> tuple[list[dict[str
         }
         for t in trajectories
     ]
-    unknown = [np.full(len(t.tokens) + 1, np.nan) if t.soft_values is None else t.soft_values for t in trajectories]
+    unknown = [
+        np.full(len(t.tokens) + 1, np.nan) if t.soft_values is None else t.soft_values
+        for t in trajectories
+    ]
     arrays = {
         "prompt": _flat([t.prompt for t in trajectories], np.int32),
         "tokens": _flat([t.tokens for t in trajectories], np.int32),
@@ -124,18 +138,24 @@ def pack_trajectories(trajectories: Sequence[Trajectory]) -> tuple[list[dict[str
         "candidates/ends": _flat([t.candidates.ends for t in trajectories], np.int64),
     }
     for name, dtype in _CANDIDATE_DTYPES.items():
-        arrays[f"candidates/{name}"] = _flat([getattr(t.candidates, name) for t in trajectories], dtype)
+        arrays[f"candidates/{name}"] = _flat(
+            [getattr(t.candidates, name) for t in trajectories], dtype
+        )
     return heads, arrays
 
 
-def unpack_trajectories(heads: Sequence[dict[str, Any]], arrays: dict[str, np.ndarray]) -> list[Trajectory]:
+def unpack_trajectories(
+    heads: Sequence[dict[str, Any]], arrays: dict[str, np.ndarray]
+) -> list[Trajectory]:
     """What `pack_trajectories` packed."""
     begin = np.zeros(4, dtype=np.int64)  # in prompts, tokens, candidates, soft values
     found = []
     for head in heads:
         prompts, tokens, candidates = head["sizes"]
         end = begin + np.array([prompts, tokens, candidates, tokens + 1])
-        of_prompt, of_tokens, of_candidates, of_values = (slice(a, b) for a, b in zip(begin, end, strict=True))
+        of_prompt, of_tokens, of_candidates, of_values = (
+            slice(a, b) for a, b in zip(begin, end, strict=True)
+        )
         names = _CANDIDATE_DTYPES
         known = head["soft_values_at"] is not None
         found.append(
@@ -180,7 +200,15 @@ def load_trajectories(path: Path) -> list[Trajectory]:
         if head.get("format") != FORMAT:
             raise ValueError(f"format {head.get('format')!r}, allowed {FORMAT!r}")
         return unpack_trajectories(head["trajectories"], arrays)
-    except (OSError, ValueError, KeyError, TypeError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        EOFError,
+        AttributeError,
+        zipfile.BadZipFile,
+    ) as error:
         raise CheckpointError(
             f"trajectories: {path} holds none ({error}); give a file that save_trajectories wrote."
         ) from error

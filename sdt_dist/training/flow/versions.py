@@ -40,7 +40,9 @@ def place_version(directory: Path, number: int, write: Callable[[Path], None], k
         for _, path in _versions(directory)[:-keep]:
             _remove(path)
     except OSError as error:
-        raise ResultsError(f"output: {target} cannot be written ({error.strerror}); free space and go on.") from error
+        raise ResultsError(
+            f"output: {target} cannot be written ({error.strerror}); free space and go on."
+        ) from error
     return target
 
 
@@ -52,5 +54,9 @@ def _remove(path: Path) -> None:
 
 
 def _versions(directory: Path) -> list[tuple[int, Path]]:
-    found = [p for p in (directory / VERSIONS).glob("*") if p.is_dir() and len(p.name) == 6 and p.name.isdecimal()]
+    found = [
+        p
+        for p in (directory / VERSIONS).glob("*")
+        if p.is_dir() and len(p.name) == 6 and p.name.isdecimal()
+    ]
     return sorted((int(path.name), path) for path in found)

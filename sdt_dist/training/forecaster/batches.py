@@ -40,21 +40,27 @@ class CsvSource:
         try:
             table = pd.read_csv(path)
         except OSError as error:
-            raise DataError(f"data: {path} cannot be read ({error.strerror or error}); give a CSV file.") from error
+            raise DataError(
+                f"data: {path} cannot be read ({error.strerror or error}); give a CSV file."
+            ) from error
         except (ValueError, pd.errors.ParserError) as error:
             raise DataError(f"data: {path} is not a CSV ({error}).") from error
         table = table.select_dtypes("number").iloc[:end_row]
         values = table.to_numpy(dtype=np.float64)
         if table.empty or not np.isfinite(values).all():
             last = len(table) if end_row is None else end_row
-            raise DataError(f"data: {path} needs numeric columns of finite values in rows 0 to {last}.")
+            raise DataError(
+                f"data: {path} needs numeric columns of finite values in rows 0 to {last}."
+            )
         self._values = torch.tensor(values.T, dtype=torch.float64, device=device)
 
     def check(self, length: int) -> None:
         """DataError when no window of `length` rows can be drawn."""
         rows = self._values.shape[1]
         if rows <= length:
-            raise DataError(f"data: {self._path} has {rows} rows, allowed: more than the training window of {length}.")
+            raise DataError(
+                f"data: {self._path} has {rows} rows, allowed: more than the training window of {length}."
+            )
 
     def draw(self, batch: int, length: int, generator: torch.Generator) -> torch.Tensor:
         self.check(length)
@@ -76,14 +82,18 @@ def token_batch(
     """
     series = source.draw(batch, spec.max_length, generator).double()
     device = series.device
-    context = torch.randint(3 * MIN_HISTORY, spec.context_length, (batch, 1), generator=generator, device=device)
+    context = torch.randint(
+        3 * MIN_HISTORY, spec.context_length, (batch, 1), generator=generator, device=device
+    )
     full = torch.rand(batch, 1, generator=generator, device=device) < 0.7
     context = torch.where(full, torch.full_like(context, spec.context_length), context)
     inside = (torch.arange(spec.max_length, device=device)[None] < context).double()
     loc = (series * inside).sum(1, keepdim=True) / context
     scale = (((series - loc) ** 2 * inside).sum(1, keepdim=True) / context).sqrt()
     usable = scale > 1e-4 * series.std(1, keepdim=True)
-    z = ((series - loc) / torch.where(usable, scale, torch.ones_like(scale))).clamp(-spec.limit, spec.limit)
+    z = ((series - loc) / torch.where(usable, scale, torch.ones_like(scale))).clamp(
+        -spec.limit, spec.limit
+    )
     tokens = ((z + spec.limit) / spec.tokenizer.bin_width).round().long() + FIRST_BIN
     weights = usable.float().expand(-1, spec.max_length - 1).clone()
     weights[:, :MIN_HISTORY] = 0.0

@@ -31,11 +31,15 @@ from sdt_dist.training.forecaster.trainer import CHECKPOINT_FILE, TrainConfig, T
 CURVE_FILE = "curve.jsonl"
 
 
-def batch_loss(module: torch.nn.Module, tokens: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+def batch_loss(
+    module: torch.nn.Module, tokens: torch.Tensor, weights: torch.Tensor
+) -> torch.Tensor:
     """Weighted mean cross-entropy, in nats, of tokens [B, L] after their first."""
     with torch.autocast(tokens.device.type, dtype=torch.bfloat16):
         logits = module(input_ids=tokens[:, :-1], use_cache=False).logits
-    losses = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
+    losses = torch.nn.functional.cross_entropy(
+        logits.float().flatten(0, 1), tokens[:, 1:].flatten(), reduction="none"
+    )
     return (losses * weights.flatten()).sum() / weights.sum().clamp(min=1.0)
 
 
@@ -69,7 +73,12 @@ def train_forecaster(
             stop = max_seconds is not None and time.monotonic() - started > max_seconds
             if trainer.step % 50 == 0 or trainer.step == config.steps or stop:
                 mean = float(torch.stack(losses).mean())
-                curve.write(json.dumps({"step": trainer.step, "loss": mean, "s": time.monotonic() - started}) + "\n")
+                curve.write(
+                    json.dumps(
+                        {"step": trainer.step, "loss": mean, "s": time.monotonic() - started}
+                    )
+                    + "\n"
+                )
                 curve.flush()
                 losses = []
             if trainer.step % config.checkpoint_every == 0 or trainer.step == config.steps or stop:
@@ -96,7 +105,9 @@ def _prepare(config: TrainConfig) -> tuple[Path, torch.device, Source]:
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ResultsError(f"output: {directory} cannot be a directory ({error.strerror}); give another.") from error
+        raise ResultsError(
+            f"output: {directory} cannot be a directory ({error.strerror}); give another."
+        ) from error
     return directory, device, source
 
 
@@ -120,11 +131,15 @@ def _initial_module(config: TrainConfig) -> LlamaForCausalLM:
         return config.spec.build()
     module, spec = load_module(config.init)
     if spec != config.spec:
-        raise ConfigurationError(f"init: {config.init!r} has spec {spec}, but {config.spec} is asked for.")
+        raise ConfigurationError(
+            f"init: {config.init!r} has spec {spec}, but {config.spec} is asked for."
+        )
     return module
 
 
-def _train_step(trainer: Trainer, forward: torch.nn.Module, source: Source, device: torch.device) -> torch.Tensor:
+def _train_step(
+    trainer: Trainer, forward: torch.nn.Module, source: Source, device: torch.device
+) -> torch.Tensor:
     config = trainer.config
     generator = torch.Generator(device).manual_seed(config.seed * 1_000_003 + trainer.step)
     tokens, weights = token_batch(source, config.spec, config.batch_size, generator)
@@ -141,10 +156,23 @@ def _train_step(trainer: Trainer, forward: torch.nn.Module, source: Source, devi
 
 def main() -> None:
     """Command line of the training module; every field of TrainConfig but `spec` is an option."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in [("steps", 6000), ("batch-size", 256), ("seed", 0), ("end-row", None), ("warmup", 200)]:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for name, default in [
+        ("steps", 6000),
+        ("batch-size", 256),
+        ("seed", 0),
+        ("end-row", None),
+        ("warmup", 200),
+    ]:
         parser.add_argument(f"--{name}", type=int, default=default)
-    for name, default in [("muon-lr", 5e-3), ("adam-lr", 3e-3), ("weight-decay", 0.05), ("max-seconds", None)]:
+    for name, default in [
+        ("muon-lr", 5e-3),
+        ("adam-lr", 3e-3),
+        ("weight-decay", 0.05),
+        ("max-seconds", None),
+    ]:
         parser.add_argument(f"--{name}", type=float, default=default)
     for name, default in [("output", None), ("device", "cpu"), ("init", None), ("data", None)]:
         parser.add_argument(f"--{name}", default=default, required=name == "output")

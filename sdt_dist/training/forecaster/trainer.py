@@ -59,7 +59,9 @@ class TrainConfig:
         """Identifies the run for resuming: everything but where and how often it writes."""
         skip = {"output", "device", "compile", "checkpoint_every"}
         fields = {key: value for key, value in asdict(self).items() if key not in skip}
-        return hashlib.blake2b(json.dumps(fields, sort_keys=True).encode(), digest_size=8).hexdigest()
+        return hashlib.blake2b(
+            json.dumps(fields, sort_keys=True).encode(), digest_size=8
+        ).hexdigest()
 
 
 class Trainer:
@@ -73,7 +75,10 @@ class Trainer:
         others = [p for name, p in module.named_parameters() if p.ndim != 2 or "embed" in name]
         self.optimisers: list[torch.optim.Optimizer] = [
             torch.optim.Muon(
-                hidden, lr=config.muon_lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
+                hidden,
+                lr=config.muon_lr,
+                weight_decay=config.weight_decay,
+                adjust_lr_fn="match_rms_adamw",
             ),
             torch.optim.AdamW(others, lr=config.adam_lr, betas=(0.9, 0.95), weight_decay=0.0),
         ]
@@ -93,7 +98,9 @@ class Trainer:
         tensors = {f"model.{name}": value for name, value in self._weights().items()}
         for i, optimiser in enumerate(self.optimisers):
             for parameter, state in optimiser.state_dict()["state"].items():
-                tensors |= {f"optimiser.{i}.{parameter}.{name}": value for name, value in state.items()}
+                tensors |= {
+                    f"optimiser.{i}.{parameter}.{name}": value for name, value in state.items()
+                }
         metadata = {"format": _FORMAT, "step": str(self.step), "config": self.config.digest()}
         whole = {name: value.contiguous() for name, value in tensors.items()}
         replace_file(directory / CHECKPOINT_FILE, lambda path: save_file(whole, path, metadata))
@@ -114,31 +121,61 @@ class Trainer:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}
         except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"output: {path} cannot be read ({error}); give a new directory.") from error
+            raise CheckpointError(
+                f"output: {path} cannot be read ({error}); give a new directory."
+            ) from error
         if metadata.get("format") != _FORMAT or not metadata.get("step", "").isdecimal():
-            raise CheckpointError(f"output: {path} is not of format {_FORMAT!r}; give a new directory.")
+            raise CheckpointError(
+                f"output: {path} is not of format {_FORMAT!r}; give a new directory."
+            )
         if metadata.get("config") != self.config.digest():
-            raise CheckpointError(f"output: {directory} holds a run of another configuration; give a new directory.")
-        weights = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
+            raise CheckpointError(
+                f"output: {directory} holds a run of another configuration; give a new directory."
+            )
+        weights = {
+            name.removeprefix("model."): value
+            for name, value in tensors.items()
+            if name.startswith("model.")
+        }
         check_weights(weights, self.config.spec, str(path))
         self.module.load_state_dict(weights, strict=False)
-        self._load_optimisers({n: v for n, v in tensors.items() if not n.startswith("model.")}, str(path))
+        self._load_optimisers(
+            {n: v for n, v in tensors.items() if not n.startswith("model.")}, str(path)
+        )
         self.step = int(metadata["step"])
 
     def _weights(self) -> dict[str, torch.Tensor]:
-        return {name: value for name, value in self.module.state_dict().items() if "lm_head" not in name}
+        return {
+            name: value for name, value in self.module.state_dict().items() if "lm_head" not in name
+        }
 
     def _load_optimisers(self, tensors: dict[str, torch.Tensor], owner: str) -> None:
         """Put saved states into the optimisers, whose rates the schedule sets; CheckpointError unless all are there."""
         expected = {}
         states = []
         for i, (optimiser, keys) in enumerate(zip(self.optimisers, _STATE_KEYS, strict=True)):
-            parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
-            names = {(j, key): f"optimiser.{i}.{j}.{key}" for j in range(len(parameters)) for key in keys}
-            expected |= {name: () if key == "step" else parameters[j].shape for (j, key), name in names.items()}
-            states.append({j: {key: tensors.get(names[j, key]) for key in keys} for j in range(len(parameters))})
+            parameters = [
+                parameter for group in optimiser.param_groups for parameter in group["params"]
+            ]
+            names = {
+                (j, key): f"optimiser.{i}.{j}.{key}" for j in range(len(parameters)) for key in keys
+            }
+            expected |= {
+                name: () if key == "step" else parameters[j].shape
+                for (j, key), name in names.items()
+            }
+            states.append(
+                {
+                    j: {key: tensors.get(names[j, key]) for key in keys}
+                    for j in range(len(parameters))
+                }
+            )
         found = {name: value.shape for name, value in tensors.items()}
         if found != expected or not all(torch.isfinite(value).all() for value in tensors.values()):
-            raise CheckpointError(f"output: {owner} has damaged optimiser states; give a new directory.")
+            raise CheckpointError(
+                f"output: {owner} has damaged optimiser states; give a new directory."
+            )
         for optimiser, state in zip(self.optimisers, states, strict=True):
-            optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+            optimiser.load_state_dict(
+                {"state": state, "param_groups": optimiser.state_dict()["param_groups"]}
+            )
