@@ -1,4 +1,6 @@
-"""A searcher's way to models and stores: sticky routes, retries, failover, deadlines (SPEC section 4).
+"""A searcher's way to models and stores: sticky routes, retries, failover, deadlines.
+
+See docs/architecture/fleet.md.
 
 A crew of searches keeps one server, where the keys and values of its prompts are cached, until the controller gives it
 another one or the server dies. It must not know Ray or what the requests are for.

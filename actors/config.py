@@ -1,4 +1,6 @@
-"""How large a fleet is, where its actors may run, and how long anything may wait (SPEC section 4).
+"""How large a fleet is, where its actors may run, and how long anything may wait.
+
+See docs/architecture/fleet.md.
 
 Sizes, labels and deadlines change no sample. Groups of servers of several kinds do in the last digits: a fleet of them
 promises seeds only, and its results say `deterministic: false`.

@@ -1,4 +1,6 @@
-"""What one actor sees of another, with Ray's failures as two kinds: gone for good, or unreachable for now (SPEC section 4).
+"""What one actor sees of another, with Ray's failures as two kinds: gone for good, or unreachable for now.
+
+See docs/architecture/fleet.md.
 
 Everything above this seam is plain asyncio and is tested without Ray.
 """

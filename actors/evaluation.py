@@ -1,4 +1,7 @@
-"""An evaluation's searches as a fleet's work: one search a line, or a team of them where evidence is shared (SPEC 4, 4.1)."""
+"""An evaluation's searches as a fleet's work: one search a line, or a team of them where evidence is shared.
+
+See docs/architecture/fleet.md, docs/concepts/exactness.md#shared-evidence.
+"""
 
 from __future__ import annotations
 

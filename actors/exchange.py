@@ -1,4 +1,6 @@
-"""Where the trials of a sweep meet its one fleet: searches are left here, outcomes are fetched here (SPEC section 7).
+"""Where the trials of a sweep meet its one fleet: searches are left here, outcomes are fetched here.
+
+See docs/guides/sweeps.md.
 
 A client is one budget of one trial. Names of work are unique within a sweep, so work that comes again is known, and what a
 client has not acknowledged is kept for it. It must not know Ray, models, budgets or objectives.

@@ -1,4 +1,6 @@
-"""A fleet as its user sees it: searches go in, results come out, in whatever order they end (SPEC section 4).
+"""A fleet as its user sees it: searches go in, results come out, in whatever order they end.
+
+See docs/architecture/fleet.md.
 
 The driver writes results where its user wants them and acknowledges each one when it is on disk; only then does the
 controller forget it. Killed at any instant, a run goes on with what is on disk.

@@ -1,4 +1,6 @@
-"""The learner of a fleet without Ray: takes what searches found, trains the flow, has its versions ready (SPEC section 6).
+"""The learner of a fleet without Ray: takes what searches found, trains the flow, has its versions ready.
+
+See docs/concepts/flow.md.
 
 Around `sdt_dist.training.flow.learner.Learner`, whose directory is all that outlives it. It works in a thread of its own, so that probes
 are answered meanwhile; rows of p come from the fleet's model servers, by the calls that searchers make. It must not know

@@ -1,4 +1,6 @@
-"""A flow's training on a fleet: searches go on while a learner takes its steps, and end with the last of them (SPEC section 6).
+"""A flow's training on a fleet: searches go on while a learner takes its steps, and end with the last of them.
+
+See docs/concepts/flow.md.
 
 Contexts, methods and numbers are those of the training in one process; when a version of the flow meets a search is up to
 timing, so the same seed does not give the same flow again.

@@ -1,4 +1,6 @@
-"""What the fleet exports to Prometheus through Ray, from the counters that its actors keep anyway (SPEC section 4).
+"""What the fleet exports to Prometheus through Ray, from the counters that its actors keep anyway.
+
+See docs/architecture/fleet.md.
 
 One table says what exists; the Grafana dashboard is made from the same table. Ray exports a Counter `x` as `ray_x_total`
 and a Gauge as `ray_x`. The only tag is an actor's place in the fleet, so cardinality stays low.

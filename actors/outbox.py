@@ -1,4 +1,6 @@
-"""What a searcher sends to the trajectory buffer: one record after the other, beside its searches (SPEC section 6).
+"""What a searcher sends to the trajectory buffer: one record after the other, beside its searches.
+
+See docs/concepts/flow.md.
 
 A record is lost with its searcher, or when no buffer can be reached in time; no search waits for it.
 """

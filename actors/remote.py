@@ -1,4 +1,6 @@
-"""The actors: thin Ray wrappers over the plain classes, and the backend that starts and kills them (SPEC section 4).
+"""The actors: thin Ray wrappers over the plain classes, and the backend that starts and kills them.
+
+See docs/architecture/fleet.md.
 
 Ray restarts and retries nothing here (max_restarts and max_task_retries are 0): the controller supervises. Control
 methods have their own concurrency group, so that a probe is answered while a batch runs.

@@ -1,4 +1,6 @@
-"""A searcher without Ray: drives many searches at once in two crews, each with one model call in flight (SPEC section 4).
+"""A searcher without Ray: drives many searches at once in two crews, each with one model call in flight.
+
+See docs/architecture/fleet.md.
 
 While one crew's call is at the server, the other crew selects, scores and backs up. It is the same search code as in
 one process: only who answers a crew's rounds differs. It must not import torch.

@@ -1,4 +1,6 @@
-"""One shard of the shared soft-value store without Ray: an `EvidenceStore` that outlives its process (SPEC section 4.1).
+"""One shard of the shared soft-value store without Ray: an `EvidenceStore` that outlives its process.
+
+See docs/concepts/exactness.md#shared-evidence.
 
 Walks are written to a snapshot beside the exchanges, and read back by the next incarnation on the same machine. What a
 snapshot lacked is published again by the searchers that know it, so a shard that forgets is older, never wrong.

@@ -1,4 +1,6 @@
-"""The trajectory buffer without Ray: finished searches that wait for the learner, the oldest going first (SPEC section 6).
+"""The trajectory buffer without Ray: finished searches that wait for the learner, the oldest going first.
+
+See docs/concepts/flow.md.
 
 It must not know torch, models or what is learnt.
 """

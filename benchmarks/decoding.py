@@ -1,4 +1,6 @@
-"""Speed of tree search against `generate`: CPU seconds a prompt on one thread (SPEC sections 1.2 and 3).
+"""Speed of tree search against `generate`: CPU seconds a prompt on one thread.
+
+See docs/concepts/target.md#methods, docs/architecture/search.md.
 
     python -m benchmarks.decoding [--repetitions N] [--output FILE]
 

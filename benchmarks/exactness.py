@@ -1,4 +1,6 @@
-"""How near a finished search's own distribution is to pi*, on toys whose pi* is known (SPEC section 1.4).
+"""How near a finished search's own distribution is to pi*, on toys whose pi* is known.
+
+See docs/concepts/exactness.md#toys.
 
     python -m benchmarks.exactness [--seeds 8] [--output results/toys]
 
@@ -94,7 +96,6 @@ def main() -> None:
 
 def value_errors() -> ValueErrors:
     """Mean |v - V| by depth of one search of toy C for every tree method of the table."""
-    # type: ignore[arg-type]
     toy = Toy(*TOYS["C"])
     curves = {}
     for label, (method, options) in COLUMNS.items():

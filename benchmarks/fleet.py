@@ -1,4 +1,6 @@
-"""How near a fleet comes to the throughput of its model servers, and what its own work costs (SPEC section 4).
+"""How near a fleet comes to the throughput of its model servers, and what its own work costs.
+
+See docs/architecture/fleet.md.
 
     python -m benchmarks.fleet [--window 10] [--sizes 1x1,2x1,4x2,8x4,16x8,32x8]
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.sharing [--problems 3]
 
-Toy C of SPEC 1.4 on real Ray actors, one model server. One searcher has 3,000 rollouts at wave sizes up to 32; four
+Toy C of docs/concepts/exactness.md#toys on real Ray actors, one model server. One searcher has 3,000 rollouts at wave sizes up to 32; four
 share 3,000 to 3,600 (a fifth more at most). Prints Markdown: wave size, TV of the finished search, seconds from the
 start of the first search to the last result, one problem after the other.
 """

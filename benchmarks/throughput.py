@@ -1,4 +1,6 @@
-"""Tokens a second inside a `dts` search over raw batched generation by the same backend in the same run (SPEC section 3).
+"""Tokens a second inside a `dts` search over raw batched generation by the same backend in the same run.
+
+See docs/architecture/search.md.
 
     SDT_DATA_DIR=... python -m benchmarks.throughput [--model hf:bundled] [--rounds 8] [--output FILE]
     python -m benchmarks.throughput --model random           # the Llama of benchmarks.decoding, a vocabulary of 4,096

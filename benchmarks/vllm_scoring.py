@@ -1,4 +1,6 @@
-"""What reduced rows cost in vLLM, whose engine computes in a process of its own (SPEC section 3).
+"""What reduced rows cost in vLLM, whose engine computes in a process of its own.
+
+See docs/architecture/search.md.
 
     python -m benchmarks.vllm_scoring [--hidden N]                        (in the environment of `make test-vllm`)
     python -m benchmarks.vllm_scoring --vocabulary 1024 --rows 128 --tokens 96

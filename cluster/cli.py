@@ -1,4 +1,7 @@
-"""The `sdt` command: one message and exit code 2 for a user's mistake, no traceback (SPEC sections 9 and 10)."""
+"""The `sdt` command: one message and exit code 2 for a user's mistake, no traceback.
+
+See docs/reference/cli.md, docs/guides/evaluate.md#bad-input.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Starting Ray here or attaching to a cluster, within a deadline, with a message that names the fix (SPEC sections 4, 10).
+"""Starting Ray here or attaching to a cluster, within a deadline, with a message that names the fix.
+
+See docs/architecture/fleet.md, docs/guides/evaluate.md#bad-input.
 
 It must not know what runs on Ray, and never prints a token.
 """

@@ -1,4 +1,6 @@
-"""Sending a `sdt` command to a cluster as a Ray job, and asking its dashboard what runs there (SPEC section 4).
+"""Sending a `sdt` command to a cluster as a Ray job, and asking its dashboard what runs there.
+
+See docs/architecture/fleet.md.
 
 Works from outside the cluster, through its dashboard alone (an SSH tunnel suffices). It must not print tokens.
 """

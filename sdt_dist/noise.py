@@ -3,7 +3,7 @@
 A *stream* is a 64-bit key derived from integers such as (seed, problem, searcher, law, ticket); position t
 of a stream has the row key `position_key(stream, t)`; token a at that position gets Gumbel noise from
 (row key, a). Two calls that share a key therefore share their noise, in whatever batch they are computed
-(SPEC section 1, "counter-based noise"). Gumbel-max: argmax_a(log p_a + g_a) is a draw from p; the k largest
+(docs/concepts/target.md, "counter-based noise"). Gumbel-max: argmax_a(log p_a + g_a) is a draw from p; the k largest
 are k draws without replacement (Kool et al. 2019, arXiv 1903.06059, section 2).
 This module must not know models or searches.
 """

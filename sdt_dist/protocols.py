@@ -1,4 +1,6 @@
-"""The nouns that everything shares: states, requests, replies, rewards and samples (SPEC sections 1 and 3).
+"""The nouns that everything shares: states, requests, replies, rewards and samples.
+
+See docs/concepts/target.md, docs/architecture/search.md.
 
 A search never calls a model. It is a generator that yields batches of requests; a driver merges the
 requests of many problems and asks a `Process`. A `TokenProcess` answers through a `LogitsModel`, the
@@ -38,7 +40,7 @@ class LLMInterface(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class PriorLaw:
-    """The one definition of p(.|s) that rollouts and expansions share (SPEC section 1).
+    """The one definition of p(.|s) that rollouts and expansions share (docs/concepts/target.md).
 
     `allowed` is the half-open token range [low, high) a process can emit, `end_tokens` the ids that finish
     a sequence (they must lie in `allowed` to be possible). Everything else is masked and p renormalised.
@@ -57,7 +59,7 @@ class Root:
     """One problem's starting state: the prompt's token ids, a digest of them for caches, and decode data.
 
     paid: its search has paid for the prompt's distribution before; a backend that has to encode the prompt again, after an
-    eviction or in the place of a server that died, bills recomputed tokens and no NFE (SPEC 1.3).
+    eviction or in the place of a server that died, bills recomputed tokens and no NFE (docs/concepts/exactness.md#cost).
     embeddings [n, hidden] float32: what stands for the prompt's first n tokens, which are then placeholders; only some
     backends take them, and only in this process. The digest must cover them.
     """
@@ -78,7 +80,7 @@ State = tuple[Root, tuple[int, ...]]  # a problem and the tokens generated so fa
 
 
 class Flow(Protocol):
-    """A learned estimate F(s) of the soft value V(s), any at all: searches that use it stay exact (SPEC section 6).
+    """A learned estimate F(s) of the soft value V(s), any at all: searches that use it stay exact (docs/concepts/flow.md).
 
     `identity` names this very version; a search keeps the version that it started with. States are (root, generated
     tokens), B of them a call; both methods return lambda-dependent estimates for the given inverse_temperature lambda.
@@ -100,7 +102,7 @@ class Flow(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Tilt:
-    """Report q(a|s) ~ p(a|s) exp(lambda F(s a)) beside p, and draw tokens from the law `draws` (SPEC section 6, use (a)).
+    """Report q(a|s) ~ p(a|s) exp(lambda F(s a)) beside p, and draw tokens from the law `draws` (docs/concepts/flow.md#proposal).
 
     flow: the identity of a flow that the backend holds. Excluded tokens are masked under both laws.
     """
@@ -112,7 +114,7 @@ class Tilt:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What one request cost (SPEC 1.3). `calls` holds the numbers of the forward passes it took part in."""
+    """What one request cost (docs/concepts/exactness.md#cost). `calls` holds the numbers of the forward passes it took part in."""
 
     nfe: int = 0
     calls: frozenset[int] = frozenset()
@@ -138,7 +140,7 @@ class ExpandRequest:
 
 @dataclass(frozen=True, slots=True)
 class Expansion:
-    """Children [K] of a state with log p(a|s) and the log-weight they carry in backups (SPEC section 1).
+    """Children [K] of a state with log p(a|s) and the log-weight they carry in backups (docs/concepts/target.md).
 
     `log_residual` is the log of the prior mass outside children and excluded tokens (-inf when none), summed
     over those tokens rather than taken as 1 - P; `num_remaining` counts the tokens with p > 0 there.
@@ -196,7 +198,7 @@ class Rollout:
 
 
 class LogitsModel(Protocol):
-    """A batched next-token backend. KV caches, padding and batching stay inside it (SPEC section 3).
+    """A batched next-token backend. KV caches, padding and batching stay inside it (docs/architecture/search.md).
 
     `nfe` and `model_calls` count, since construction, every next-token distribution computed (rows of the
     output head that were used, the prompt's last position included) and every batched forward pass.
@@ -257,7 +259,7 @@ class Process(Protocol):
 
 
 class Reward(Protocol):
-    """Scores finished samples of ONE problem; sees context and sample only, never the truth (SPEC section 2)."""
+    """Scores finished samples of ONE problem; sees context and sample only, never the truth (docs/guides/rewards.md)."""
 
     def score(self, samples: Sequence[Decoded]) -> np.ndarray:
         """Rewards [B] float64, finite; RewardError names the reward and the sample otherwise."""

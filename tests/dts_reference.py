@@ -1,4 +1,4 @@
-"""`dts` on a toy, written a second time from SPEC 1.1: no code, tree or random numbers of the product.
+"""`dts` on a toy, written a second time from docs/concepts/exactness.md: no code, tree or random numbers of the product.
 
 It exists so that the product's mean error can be checked against something less noisy than a table of 16 searches.
 A new state has no draws, so its first visit draws from p: the rollout is the widening rule at new states.

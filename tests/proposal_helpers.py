@@ -1,4 +1,7 @@
-"""Tabular flows on toys: the exact soft value, noisy, wrong and constant ones (SPEC section 6)."""
+"""Tabular flows on toys: the exact soft value, noisy, wrong and constant ones.
+
+See docs/concepts/flow.md.
+"""
 
 from __future__ import annotations
 

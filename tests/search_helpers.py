@@ -1,4 +1,4 @@
-"""Shared by the search tests: the toys of SPEC 1.4 and runs over them."""
+"""Shared by the search tests: the toys of docs/concepts/exactness.md#toys and runs over them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What a sweep is: strict configuration, and everything in it that can be refused before Ray starts (SPEC sections 7, 10)."""
+"""What a sweep is: strict configuration, and everything in it that can be refused before Ray starts.
+
+See docs/guides/sweeps.md, docs/guides/evaluate.md#bad-input.
+"""
 
 from __future__ import annotations
 

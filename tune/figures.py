@@ -1,4 +1,7 @@
-"""Figures of a sweep, drawn from its trials alone: every point was measured (SPEC section 7)."""
+"""Figures of a sweep, drawn from its trials alone: every point was measured.
+
+See docs/guides/sweeps.md.
+"""
 
 from __future__ import annotations
 

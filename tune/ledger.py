@@ -1,4 +1,7 @@
-"""trials.jsonl: one line a trial that has ended, rewritten whole at every end, so that it is never torn (SPEC section 7)."""
+"""trials.jsonl: one line a trial that has ended, rewritten whole at every end, so that it is never torn.
+
+See docs/guides/sweeps.md.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What a sweep may optimise: measures that do not move with what is swept, each with its interval (SPEC section 7).
+"""What a sweep may optimise: measures that do not move with what is swept, each with its interval.
+
+See docs/guides/sweeps.md.
 
 It must not know trials, budgets or Ray.
 """

@@ -1,4 +1,6 @@
-"""What a sweep leaves beside its trials: best.yaml, heldout.yaml, pareto.json, its report and figures (SPEC section 7).
+"""What a sweep leaves beside its trials: best.yaml, heldout.yaml, pareto.json, its report and figures.
+
+See docs/guides/sweeps.md.
 
 All of it is made again from config.yaml, trials.jsonl and screening.json.
 """

@@ -1,4 +1,6 @@
-"""Ranking lambda and gamma without a search: kept walks, weighed anew, give every objective but the cost (SPEC 4.1, 7).
+"""Ranking lambda and gamma without a search: kept walks, weighed anew, give every objective but the cost.
+
+See docs/concepts/exactness.md#shared-evidence, docs/guides/sweeps.md.
 
 What it says holds for the evidence's own budget, and as far as its effective sample size reaches: a strong tilt moves all
 weight to a few walks. It must not know Ray, trials or a model.

@@ -1,4 +1,6 @@
-"""What a sweep's directory knows of its trials, and whether Ray Tune's own state in it can be restored (SPEC section 7).
+"""What a sweep's directory knows of its trials, and whether Ray Tune's own state in it can be restored.
+
+See docs/guides/sweeps.md.
 
 Tune copies its state over the old one every few seconds, so a kill may leave it torn, or without the newest trials. The
 trials' own directories are never torn. The state is a pickle of the user's own directory, and is loaded as such.

@@ -1,4 +1,6 @@
-"""A sweep: Ray Tune with Optuna and ASHA over trials that share one fleet; resumable after a kill (SPEC section 7).
+"""A sweep: Ray Tune with Optuna and ASHA over trials that share one fleet; resumable after a kill.
+
+See docs/guides/sweeps.md.
 
 The directory: config.yaml, trials/ (every trial's evaluations; the truth), trials.jsonl, tune/ (Ray Tune's state, pickled,
 and TensorBoard's files). Tune's state is restored where it is whole (`state.py`); else a new study starts with the

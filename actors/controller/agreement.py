@@ -1,4 +1,6 @@
-"""What the model servers of a fleet serve between them: one p, and whether its results repeat bit by bit (SPEC sections 3, 4).
+"""What the model servers of a fleet serve between them: one p, and whether its results repeat bit by bit.
+
+See docs/architecture/search.md, docs/architecture/fleet.md.
 
 Two backends never agree bitwise, not even where each repeats itself, so a fleet of several groups promises seeds only.
 """

@@ -1,4 +1,6 @@
-"""The controller without Ray: hands out searches, keeps the fleet alive, holds results until they are acknowledged (SPEC section 4).
+"""The controller without Ray: hands out searches, keeps the fleet alive, holds results until they are acknowledged.
+
+See docs/architecture/fleet.md.
 
 It is the one supervisor: every actor is probed, declared dead, and started again from here, and Ray restarts nothing.
 A search counts as done when whoever asked for it has acknowledged its result. It must not know Ray, models or disks.

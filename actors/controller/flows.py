@@ -1,4 +1,6 @@
-"""The flows of a fleet: which of them its model servers hold, and which one a search proposes with (SPEC section 6).
+"""The flows of a fleet: which of them its model servers hold, and which one a search proposes with.
+
+See docs/concepts/flow.md.
 
 A search keeps the version that it began with, at later attempts too, so that deaths change no sample; a version goes when
 it is not the newest and no unfinished search names it. It must not know torch, Ray or what a flow computes.

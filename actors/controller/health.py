@@ -1,4 +1,6 @@
-"""The health of one actor as a state machine: starting, ready, suspect, dead, and again after a growing pause (SPEC section 4).
+"""The health of one actor as a state machine: starting, ready, suspect, dead, and again after a growing pause.
+
+See docs/architecture/fleet.md.
 
 It knows no actor, only what it is told and the time.
 """

@@ -1,4 +1,6 @@
-"""Learning beside the searches of a fleet: the places of the learner and its buffer, and its versions on their way (SPEC section 6).
+"""Learning beside the searches of a fleet: the places of the learner and its buffer, and its versions on their way.
+
+See docs/concepts/flow.md.
 
 The controller supervises both like any other actor. It must not know torch, Ray or how a flow is trained.
 """

@@ -1,4 +1,6 @@
-"""Which model server each crew uses: sticky while it lives, least loaded when it must change (SPEC section 4).
+"""Which model server each crew uses: sticky while it lives, least loaded when it must change.
+
+See docs/architecture/fleet.md.
 
 A crew's prompts are cached on its server, so a change costs their encoding again: as few crews move as balance needs.
 """

@@ -1,4 +1,7 @@
-"""A place in the fleet for one actor: its incarnations come and go, the place stays (SPEC section 4)."""
+"""A place in the fleet for one actor: its incarnations come and go, the place stays.
+
+See docs/architecture/fleet.md.
+"""
 
 from __future__ import annotations
 

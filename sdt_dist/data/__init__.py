@@ -1,4 +1,7 @@
-"""Datasets by name or path, and the forecast problems cut from them (SPEC section 5)."""
+"""Datasets by name or path, and the forecast problems cut from them.
+
+See docs/guides/backends.md#bundled-forecaster.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Named datasets: real series that a dependency ships, and public ones found locally or downloaded (SPEC section 5)."""
+"""Named datasets: real series that a dependency ships, and public ones found locally or downloaded.
+
+See docs/guides/backends.md#bundled-forecaster.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Synthetic training series, generated in batches on any torch device (SPEC section 5).
+"""Synthetic training series, generated in batches on any torch device.
+
+See docs/guides/backends.md#bundled-forecaster.
 
 Each series is a random mixture of: periodic profiles (daily, weekly on daily, random periods, amplitude and
 day-to-day modulation), Gaussian processes of random smoothness and 1/f noise (sampled through their spectra),

@@ -1,4 +1,6 @@
-"""Ablations: an evaluation's methods at every point of a product of parameter values (SPEC section 8).
+"""Ablations: an evaluation's methods at every point of a product of parameter values.
+
+See docs/guides/evaluate.md.
 
 Each point becomes a plain method with options, reward and label of its own, so nothing that runs a method knows of ablations.
 """

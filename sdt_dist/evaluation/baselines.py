@@ -1,4 +1,6 @@
-"""Classical forecasts as samples [S, H], the yardsticks that a forecaster is measured against (SPEC section 8).
+"""Classical forecasts as samples [S, H], the yardsticks that a forecaster is measured against.
+
+See docs/guides/evaluate.md.
 
 They see a problem's history and its season, never its truth, and know nothing of models, rewards or search. Steps of
 a sample are drawn independently: samples have the right spread at every step, but are no paths (use them for CRPS,

@@ -1,4 +1,7 @@
-"""What an evaluation run is: strict configuration, its defaults the job of `make evaluate` (SPEC sections 8 and 10)."""
+"""What an evaluation run is: strict configuration, its defaults the job of `make evaluate`.
+
+See docs/guides/evaluate.md, docs/guides/evaluate.md#bad-input.
+"""
 
 from __future__ import annotations
 

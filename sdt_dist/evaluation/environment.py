@@ -1,4 +1,6 @@
-"""environment.json: on what a run was made; one entry for every kind of machine and version that worked on it (SPEC 8).
+"""environment.json: on what a run was made; one entry for every kind of machine and version that worked on it.
+
+See docs/guides/evaluate.md.
 
 It holds no host names, addresses, paths or secrets. It loads no backend: GPUs are those that NVIDIA's driver lists.
 """

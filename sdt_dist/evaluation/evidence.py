@@ -1,4 +1,6 @@
-"""Evidence of evaluation runs: its keys, what a run keeps under its directory, and what a warm start reads (SPEC 4.1).
+"""Evidence of evaluation runs: its keys, what a run keeps under its directory, and what a warm start reads.
+
+See docs/concepts/exactness.md#shared-evidence.
 
 `evidence/` holds one file a problem and method label; each is put in place by a rename before its problem counts as
 done. It must not know who searches.

@@ -1,4 +1,7 @@
-"""The evaluation run: the same problems, prior, reward and matched budget for every method; resumable (SPEC section 8)."""
+"""The evaluation run: the same problems, prior, reward and matched budget for every method; resumable.
+
+See docs/guides/evaluate.md.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Differences on the same problems, with an interval and a paired test: between methods, and between runs (SPEC 8).
+"""Differences on the same problems, with an interval and a paired test: between methods, and between runs.
+
+See docs/guides/evaluate.md.
 
 It works on tables of measures and must not know files.
 """

@@ -1,4 +1,6 @@
-"""summary.json, truth.json and summary.md, computed from problems.json and samples.jsonl only (SPEC section 8).
+"""summary.json, truth.json and summary.md, computed from problems.json and samples.jsonl only.
+
+See docs/guides/evaluate.md.
 
 Metrics are imported where they are computed: their libraries load torch, which planning a run must not.
 """

@@ -1,4 +1,7 @@
-"""Tables of a run as Markdown: means, intervals, and comparisons with plain sampling on the same problems (SPEC 8)."""
+"""Tables of a run as Markdown: means, intervals, and comparisons with plain sampling on the same problems.
+
+See docs/guides/evaluate.md.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""A trained flow on disk: flow.json says what it is and for which model p, model.safetensors has the weights (SPEC section 6).
+"""A trained flow on disk: flow.json says what it is and for which model p, model.safetensors has the weights.
+
+See docs/concepts/flow.md.
 
 Both are put in place by a rename, the weights first; flow.json names the weights' digest, so that a directory which a kill
 left with the files of two versions is refused.

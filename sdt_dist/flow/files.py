@@ -1,4 +1,6 @@
-"""A flow's checkpoint as it travels: the text and the bytes of its two files, checked without torch (SPEC section 6).
+"""A flow's checkpoint as it travels: the text and the bytes of its two files, checked without torch.
+
+See docs/concepts/flow.md.
 
 Machines need not share a disk: a driver reads a checkpoint once, and whoever has rows of p makes a `Flow` of it.
 """

@@ -1,4 +1,6 @@
-"""A trained flow as searches and model servers use it: lambda F of all children of many states at once (SPEC section 6).
+"""A trained flow as searches and model servers use it: lambda F of all children of many states at once.
+
+See docs/concepts/flow.md.
 
 States of the network are cached per (prompt, inverse temperature, prefix), so that a child costs one step.
 """

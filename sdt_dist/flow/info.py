@@ -1,4 +1,4 @@
-"""What a checkpoint's flow.json says of a flow, and for whom the flow is (SPEC section 6). It must not import torch."""
+"""What a checkpoint's flow.json says of a flow, and for whom the flow is (docs/concepts/flow.md). It must not import torch."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@
     F(s_t)   = state head(h_t)
     F(s_t.a) = u(h_t) + q(h_t) . k_a, k_a an embedding of a; for tokens with values what `SpectralHead` makes of h_t
 
-for all a at once (SPEC section 6). What heads read is one vector a state, so that states can be cached.
+for all a at once (docs/concepts/flow.md). What heads read is one vector a state, so that states can be cached.
 It must not know searches, trajectories or files.
 """
 

@@ -1,4 +1,4 @@
-"""What defines a flow network besides its weights (SPEC section 6). It must not import torch."""
+"""What defines a flow network besides its weights (docs/concepts/flow.md). It must not import torch."""
 
 from __future__ import annotations
 

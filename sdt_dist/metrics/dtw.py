@@ -1,4 +1,7 @@
-"""Dynamic time warping by dtaidistance's compiled code: the one place for rewards and metrics (SPEC 2 and 8)."""
+"""Dynamic time warping by dtaidistance's compiled code: the one place for rewards and metrics.
+
+See docs/guides/rewards.md, docs/guides/evaluate.md.
+"""
 
 from __future__ import annotations
 

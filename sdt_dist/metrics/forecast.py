@@ -1,4 +1,7 @@
-"""Measures of a forecast given as samples [S, H], against the truth [H] and the history [L] (SPEC section 8)."""
+"""Measures of a forecast given as samples [S, H], against the truth [H] and the history [L].
+
+See docs/guides/evaluate.md.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Power spectra by Welch's method and distances between them: the one place for rewards and metrics (SPEC 2 and 8).
+"""Power spectra by Welch's method and distances between them: the one place for rewards and metrics.
+
+See docs/guides/rewards.md, docs/guides/evaluate.md.
 
 Frequency is normalised to [0, 1] (1 is the Nyquist frequency); a segment of n values, n odd, reaches (n - 1)/n, so
 distances take the axis that `power_spectrum` returns. Spectra of a sample and of its context use the same

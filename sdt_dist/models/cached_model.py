@@ -1,4 +1,6 @@
-"""`CachedModel`: a LogitsModel over a decoder, whatever library that computes with (SPEC section 3).
+"""`CachedModel`: a LogitsModel over a decoder, whatever library that computes with.
+
+See docs/architecture/search.md.
 
 A prompt is encoded once and shared by its whole tree; generated tokens' KV are kept in a prefix cache with a byte
 budget; the decode loop feeds one token a row and step, rows of many problems and depths together.

@@ -1,4 +1,6 @@
-"""A model's card: what other processes must know to search a model that answers elsewhere (SPEC sections 3 and 4).
+"""A model's card: what other processes must know to search a model that answers elsewhere.
+
+See docs/architecture/search.md, docs/architecture/fleet.md.
 
 A card is plain JSON. From it and any LogitsModel comes the process that the loaded model itself would give, without
 torch or transformers; this module must not import them.

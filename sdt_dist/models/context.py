@@ -1,4 +1,4 @@
-"""What a prompt may be, the same for every backend (SPEC section 3)."""
+"""What a prompt may be, the same for every backend (docs/architecture/search.md)."""
 
 from __future__ import annotations
 

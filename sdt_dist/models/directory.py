@@ -1,4 +1,7 @@
-"""Where a model's files are, for backends that read directories in Transformers' layout (SPEC section 3)."""
+"""Where a model's files are, for backends that read directories in Transformers' layout.
+
+See docs/architecture/search.md.
+"""
 
 from __future__ import annotations
 

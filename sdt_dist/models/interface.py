@@ -1,4 +1,7 @@
-"""Any object with `LLMInterface` as a backend: batched calls fall back to loops over single ones (SPEC section 3)."""
+"""Any object with `LLMInterface` as a backend: batched calls fall back to loops over single ones.
+
+See docs/architecture/search.md.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A language model with its tokenizer, over any backend: what `load_model` returns for text (SPEC section 3)."""
+"""A language model with its tokenizer, over any backend: what `load_model` returns for text.
+
+See docs/architecture/search.md.
+"""
 
 from __future__ import annotations
 

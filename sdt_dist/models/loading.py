@@ -1,6 +1,6 @@
 """MODEL SPEC to model: `bundled`, a directory, a hub id, all with or without a backend prefix, or a server's address.
 
-SPEC section 9; `sdt serve` is the server.
+docs/reference/cli.md; `sdt serve` is the server.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Keys and values of generated tokens, shared by all states of a tree, within a byte budget (SPEC section 3).
+"""Keys and values of generated tokens, shared by all states of a tree, within a byte budget.
+
+See docs/architecture/search.md.
 
 Each decoded row leaves one segment: the KV of the positions that it computed. A prefix is found position by
 position through rolling hashes, across the segments of several rows. The least recently used segments go first.

@@ -1,4 +1,7 @@
-"""Token processes: one definition of p over one backend, a length limit, and how an answer reads (SPEC section 3)."""
+"""Token processes: one definition of p over one backend, a length limit, and how an answer reads.
+
+See docs/architecture/search.md.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Rows whose tokens are drawn from p, or from a learned proposal q(a|s) ~ p(a|s) exp(lambda F(s a)) (SPEC section 6, (a)).
+"""Rows whose tokens are drawn from p, or from a learned proposal q(a|s) ~ p(a|s) exp(lambda F(s a)).
+
+See docs/concepts/flow.md#proposal.
 
 Every backend that computes rows of p in this process chooses its tokens here. With a tilt both laws' probabilities of
 what was drawn are reported, so that searches can weight by p/q whatever F is. It must not know models or searches.

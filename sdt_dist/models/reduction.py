@@ -1,4 +1,6 @@
-"""From logits to what search needs: the law p, chosen tokens, residual masses (SPEC sections 1 and 1.1).
+"""From logits to what search needs: the law p, chosen tokens, residual masses.
+
+See docs/concepts/target.md, docs/concepts/exactness.md.
 
 The only place where masking, sampling temperature, top-k and top-p act and where tokens are chosen, so that
 rollouts and expansions of every backend share one definition of p. Sums and log-probabilities are float64.

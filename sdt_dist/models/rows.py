@@ -1,4 +1,6 @@
-"""A LogitsModel over any function from token sequences to next-token logits, with a row cache (SPEC section 3).
+"""A LogitsModel over any function from token sequences to next-token logits, with a row cache.
+
+See docs/architecture/search.md.
 
 The toy models and user objects with `LLMInterface` become backends through this; it knows no KV cache.
 """

@@ -1,4 +1,6 @@
-"""A tokenizer as a value: text to token ids and back on machines without Transformers (SPEC section 3).
+"""A tokenizer as a value: text to token ids and back on machines without Transformers.
+
+See docs/architecture/search.md.
 
 It holds the tokenizer's JSON and needs the `tokenizers` library only; it must not import torch or transformers.
 """

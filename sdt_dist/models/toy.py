@@ -1,4 +1,4 @@
-"""Tabular toys with exact soft values: Toy(V, T, z, kind, lambda, seed) of SPEC section 1.4.
+"""Tabular toys with exact soft values: Toy(V, T, z, kind, lambda, seed) of docs/concepts/exactness.md#toys.
 
 Every sequence has length T; tables hold all V^t rows of every depth, so V(s), log Z and pi* are exact.
 """
@@ -90,7 +90,7 @@ class Toy(RowModel):
 
     @cached_property
     def soft_values(self) -> list[np.ndarray]:
-        """Exact V(s) [V^t] for t = 0..T (SPEC section 1, soft Bellman equation)."""
+        """Exact V(s) [V^t] for t = 0..T (docs/concepts/target.md, soft Bellman equation)."""
         values = [self.rewards]
         for table in reversed(self.log_prob_tables):
             children = values[-1].reshape(table.shape)
@@ -114,7 +114,7 @@ class Toy(RowModel):
 def _table(
     rng: np.random.Generator, vocab_size: int, depth: int, zipf_exponent: float
 ) -> np.ndarray:
-    """log p [V^depth, V]: shuffled Zipf logits with Gaussian jitter, as SPEC 1.4 draws them."""
+    """log p [V^depth, V]: shuffled Zipf logits with Gaussian jitter, as docs/concepts/exactness.md#toys draws them."""
     num_prefixes = vocab_size**depth
     perm = np.argsort(rng.random((num_prefixes, vocab_size)), axis=1)
     logits = np.empty((num_prefixes, vocab_size))
@@ -125,7 +125,7 @@ def _table(
 
 
 def _smooth_reward(rng: np.random.Generator, vocab_size: int, length: int) -> np.ndarray:
-    """Rewards [V^T] in [0, 1]: token terms, then pair terms, min-max scaled (SPEC 1.4, "smooth")."""
+    """Rewards [V^T] in [0, 1]: token terms, then pair terms, min-max scaled (docs/concepts/exactness.md#toys, "smooth")."""
     digits = np.unravel_index(np.arange(vocab_size**length), (vocab_size,) * length)
     total = np.zeros(vocab_size**length)
     for t in range(length):

@@ -1,4 +1,7 @@
-"""value_error.json: mean |v - V| by depth of tree methods on a toy whose V is exact, and its part of a report (SPEC 1.4, 8)."""
+"""value_error.json: mean |v - V| by depth of tree methods on a toy whose V is exact, and its part of a report.
+
+See docs/concepts/exactness.md#toys, docs/guides/evaluate.md.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Reports of runs: a table in the terminal, and HTML, Markdown and figures for one or more runs (SPEC section 8)."""
+"""Reports of runs: a table in the terminal, and HTML, Markdown and figures for one or more runs.
+
+See docs/guides/evaluate.md.
+"""
 
 from __future__ import annotations
 

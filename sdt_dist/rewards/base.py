@@ -1,4 +1,7 @@
-"""Rewards of finished samples: named raw terms with multipliers, which add and scale (SPEC section 2)."""
+"""Rewards of finished samples: named raw terms with multipliers, which add and scale.
+
+See docs/guides/rewards.md.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The one supervisor of rewards: whatever user code raises or returns becomes finite numbers or a RewardError.
 
-Such an error names the reward, its term and the sample, and stops its own problem only (SPEC section 2).
+Such an error names the reward, its term and the sample, and stops its own problem only (docs/guides/rewards.md).
 """
 
 from __future__ import annotations

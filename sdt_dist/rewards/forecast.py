@@ -1,4 +1,6 @@
-"""Rewards of forecasts: bounds, totals, smoothness, closeness to a template (SPEC section 2).
+"""Rewards of forecasts: bounds, totals, smoothness, closeness to a template.
+
+See docs/guides/rewards.md.
 
 Distances are in standard deviations of the history, so that one weight means the same on every series.
 """

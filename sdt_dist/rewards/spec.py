@@ -114,7 +114,7 @@ def parse_reward(spec: str) -> RewardFactory:
 def reward_identity(spec: str) -> str:
     """What a REWARD SPEC's raw terms are, in order, without the factors and options that only weigh them.
 
-    Specs with one identity have the same `components`, so walks scored by one are evidence for the other (SPEC 4.1).
+    Specs with one identity have the same `components`, so walks scored by one are evidence for the other (docs/concepts/exactness.md#shared-evidence).
     A user's file counts by its content. ConfigurationError as in `parse_reward`.
     """
     file, _, name = spec.rpartition(":")

@@ -1,4 +1,6 @@
-"""`SpectralReward`: r(x) = r_task(x) - gamma * D(S_x, E[S_c]), the texture of a forecast (SPEC section 2).
+"""`SpectralReward`: r(x) = r_task(x) - gamma * D(S_x, E[S_c]), the texture of a forecast.
+
+See docs/guides/rewards.md.
 
 With r_task = 0 only the product lambda * gamma matters to any sampler.
 """

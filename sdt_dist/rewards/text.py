@@ -1,4 +1,4 @@
-"""Rewards of texts: patterns, answers, length, and a reward model (SPEC section 2)."""
+"""Rewards of texts: patterns, answers, length, and a reward model (docs/guides/rewards.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Python entry points: search one prompt, or many problems together (SPEC section 9)."""
+"""The Python entry points: search one prompt, or many problems together (docs/reference/cli.md)."""
 
 from __future__ import annotations
 

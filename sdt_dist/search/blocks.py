@@ -1,4 +1,6 @@
-"""Trees whose nodes are blocks of tokens: branching only at some depths, children iid draws from p (SPEC 1.1, 1.2).
+"""Trees whose nodes are blocks of tokens: branching only at some depths, children iid draws from p.
+
+See docs/concepts/exactness.md, docs/concepts/target.md#methods.
 
 A block is interned as an integer, so that the tree, the loop and the methods see an ordinary token tree; requests and
 replies are translated on their way to and from the model. Block ids name blocks within one search only.

@@ -1,4 +1,6 @@
-"""Drives many searches at once and merges their requests into few large model calls (SPEC section 3).
+"""Drives many searches at once and merges their requests into few large model calls.
+
+See docs/architecture/search.md.
 
 A `Crew` is searches under way in rounds: take what they wait for, answer it, let them go on. `drive` answers in this
 process; a fleet's searcher answers the same rounds with a remote model. It has no threads and repeats exactly: a

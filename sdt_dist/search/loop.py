@@ -1,4 +1,6 @@
-"""The one tree-search loop: select a wave of walks, ask the model, attach, score, back up (SPEC sections 1.1, 1.2).
+"""The one tree-search loop: select a wave of walks, ask the model, attach, score, back up.
+
+See docs/concepts/exactness.md, docs/concepts/target.md#methods.
 
 A `TreeRule` holds everything in which tree methods differ. A wave's walks are all selected before any is backed
 up, and each walk's randomness is keyed by its ticket number, so waves and companions never change a draw.
@@ -87,7 +89,7 @@ def grow(
 
     A search with an nfe budget alone also ends after IDLE_WALKS walks in a row that paid nothing: all that they reach is
     cached, and the budget would never be spent. Where cut rollouts have finished no sample by then, one last wave goes to the end, so that a search always returns
-    finished samples; it costs one wave more (SPEC 1.3). ConfigurationError for a reward without a partial form.
+    finished samples; it costs one wave more (docs/concepts/exactness.md#cost). ConfigurationError for a reward without a partial form.
     """
     limit = _limit(session, rollout_max_new_tokens)
     idle = 0

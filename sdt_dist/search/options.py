@@ -1,4 +1,6 @@
-"""Options that methods share, checked before anything loads (SPEC sections 1.2 and 10).
+"""Options that methods share, checked before anything loads.
+
+See docs/concepts/target.md#methods, docs/guides/evaluate.md#bad-input.
 
 Each method's module extends these with its own fields; unknown keys, wrong types and values out of range raise
 a ConfigurationError that names the field, the value and what is allowed.

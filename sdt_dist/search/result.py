@@ -1,4 +1,7 @@
-"""What a finished search returns: samples with their own rewards, log Z with its error, cost and tree (SPEC 1.2)."""
+"""What a finished search returns: samples with their own rewards, log Z with its error, cost and tree.
+
+See docs/concepts/target.md#methods.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ Distribution = list[tuple[tuple[int, ...], float]]
 
 @dataclass(frozen=True, slots=True)
 class SearchCost:
-    """Cost counters of one search (SPEC 1.3). `model_calls` counts forward passes the search took part in."""
+    """Cost counters of one search (docs/concepts/exactness.md#cost). `model_calls` counts forward passes the search took part in."""
 
     nfe: int = 0
     model_calls: int = 0

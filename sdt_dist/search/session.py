@@ -135,7 +135,7 @@ class Session:
         return self.problem.root
 
     def key(self, *parts: int | str) -> int:
-        """A stream key of this problem (SPEC section 1: seed, problem, then what the draw belongs to)."""
+        """A stream key of this problem (docs/concepts/target.md: seed, problem, then what the draw belongs to)."""
         return stream_key(self.seed, self.problem.index, *parts)
 
     def tilt(self, draws: Literal["p", "q"]) -> Tilt | None:
@@ -244,7 +244,7 @@ class Session:
         return np.array([self.finished[i].reward for i in indices], dtype=np.float64)
 
     def next_wave(self, wave_size: int) -> int:
-        """How many rollouts to start now; 0 when the budget is spent (SPEC 1.3: within one wave)."""
+        """How many rollouts to start now; 0 when the budget is spent (docs/concepts/exactness.md#cost: within one wave)."""
         options = self.options
         if (
             options.time_budget_s is not None

@@ -1,4 +1,6 @@
-"""One member of a team that searches a problem together, or from earlier evidence (SPEC sections 1.1 and 4.1).
+"""One member of a team that searches a problem together, or from earlier evidence.
+
+See docs/concepts/exactness.md, docs/concepts/exactness.md#shared-evidence.
 
 A member grows its own tree from every walk it knows, its own and others'; before each wave it exchanges walks with a
 store. Walk k of searcher s holds ticket (k, s), place k*S + s of the team's N, after all earlier teams' walks: fixed in

@@ -1,6 +1,6 @@
 """How the searches of a run share evidence: who is in a problem's team, what it starts from, and one result for all.
 
-SPEC section 4.1. The in-process driver and a fleet's controller use this alike; it must not know either.
+docs/concepts/exactness.md#shared-evidence. The in-process driver and a fleet's controller use this alike; it must not know either.
 """
 
 from __future__ import annotations

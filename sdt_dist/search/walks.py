@@ -1,4 +1,6 @@
-"""Final draws from value trees: Boltzmann walks over finished sequences, and greedy walks (SPEC 1.1, last lines).
+"""Final draws from value trees: Boltzmann walks over finished sequences, and greedy walks.
+
+See docs/concepts/exactness.md, last lines.
 
 Nodes without a finished sample below, where rollouts were cut, take no part.
 """

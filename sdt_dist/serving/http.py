@@ -1,4 +1,6 @@
-"""A model server over HTTP, for machines outside a Ray cluster such as a Mac (SPEC section 4).
+"""A model server over HTTP, for machines outside a Ray cluster such as a Mac.
+
+See docs/architecture/fleet.md.
 
 Bearer token, flat arrays in safetensors (no pickle), bounded bodies, rows and queue. One event loop, one model thread.
 It must not know Ray or searches.

@@ -1,4 +1,4 @@
-"""A model server: batches the calls of many callers for one model (SPEC section 4).
+"""A model server: batches the calls of many callers for one model (docs/architecture/fleet.md).
 
 Calls wait in a bounded queue; whenever the model is free, what waits and shares a definition of p goes into one expand
 and one rollout. A model that batches by itself says how many such calls it takes at once (`concurrent_calls`). A call is named by its caller: repeating a name gives the first answer again, so a lost reply is never

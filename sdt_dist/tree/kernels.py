@@ -42,7 +42,7 @@ def find_child(nodes, node, token):
 
 @njit(cache=True)
 def add_child(nodes, size, node, token, log_prior):
-    """Append a child that inherits its parent's R as its own estimate (SPEC 1.1); returns the new size."""
+    """Append a child that inherits its parent's R as its own estimate (docs/concepts/exactness.md); returns the new size."""
     nodes[size].token = token
     nodes[size].parent = node
     nodes[size].first_child = -1

@@ -1,6 +1,6 @@
 """Residual-mass tree sampling: compiled walk and backup of the exact visited and estimated unvisited masses.
 
-SPEC sections 1.1 and 6 (a). Arms of a node s with expanded children E: prior arms p_c O_c and 1 - P_E, mass arms
+docs/concepts/exactness.md, docs/concepts/flow.md#proposal. Arms of a node s with expanded children E: prior arms p_c O_c and 1 - P_E, mass arms
 p_c U_c and (1 - Q_E) R, where R = mean over E of (K_c + U_c) p_c/q_c estimates the unexpanded mass per unit of q. Without
 a proposal q is p, and log q has the bits of log p. Along a walk both products of (arm probability / p_c) are tracked in
 logs.
@@ -17,7 +17,7 @@ epsilon, so x has the law p(x) (epsilon a_p + (1 - epsilon) a_m) and omega = 1/(
 E[omega E(x)] = sum over x outside S of p(x) E(x), whatever F, the tree and the other walks of the wave are: a_p > 0 for
 every such x because its prior arms are. Hence E[t] = Z. Both factors are needed whichever law the walk drew from.
 
-Selection mix (SPEC section 6 (b)). Mass arms that mix U with a flow's F in a share a(s) are, up to the factor norm(s)^a that
+Selection mix (docs/concepts/flow.md#selection-mix). Mass arms that mix U with a flow's F in a share a(s) are, up to the factor norm(s)^a that
 all arms of s have in common, norm(s) = sum_b p_b exp(lambda F(s b)),
 
     child c: p_c U_c^(1-a) (A_c O_c)^a,   A_c = exp(lambda F_c) / norm(s) = q_c / p_c,   residual: (1 - Q_E) R^(1-a),

@@ -1,4 +1,6 @@
-"""A finished search as arrays on disk: for drawing, for training, and for going on with more budget (SPEC 1.2).
+"""A finished search as arrays on disk: for drawing, for training, and for going on with more budget.
+
+See docs/concepts/target.md#methods.
 
 An .npz without pickled objects: the tree's fields, every finished sequence with its reward, what the method notes of
 its walks, and a JSON header. Texts and series are decoded again when a search is resumed.

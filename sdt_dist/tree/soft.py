@@ -1,6 +1,6 @@
 """Compiled selection and backup of value trees: Boltzmann, UCT and PUCT selection; soft and mean backups.
 
-SPEC section 1, "Tree estimate". A child's log-weight says what it stands for under the prior; a value that no
+docs/concepts/target.md, "Tree estimate". A child's log-weight says what it stands for under the prior; a value that no
 evaluation has reached yet is NaN, and reads as R, its parent's mean over evaluated children, never as 0.
 """
 

@@ -1,7 +1,7 @@
 """The search tree as one growing array of node records: what every tree method stores, and nothing of how it searches.
 
 A node is a token prefix. 128 bytes a node; capacity grows by a third, so that a node costs at most 171 bytes.
-Unknown rows are marked by num_remaining = -1. Masses are logs (SPEC section 1.1).
+Unknown rows are marked by num_remaining = -1. Masses are logs (docs/concepts/exactness.md).
 """
 
 from __future__ import annotations
@@ -209,13 +209,13 @@ class Tree:
         return prefix_log_priors(self.nodes, self.size)
 
     def soft_values(self, inverse_temperature: float) -> np.ndarray:
-        """v [N]: the value where a method keeps one, else log M / lambda with M = K + U (SPEC 1.1); NaN where unknown."""
+        """v [N]: the value where a method keeps one, else log M / lambda with M = K + U (docs/concepts/exactness.md); NaN where unknown."""
         nodes = self.nodes[: self.size]
         mass = np.logaddexp(nodes["log_known"], nodes["log_unknown"]) / inverse_temperature
         return np.where(np.isnan(nodes["value"]), mass, nodes["value"])
 
     def stats(self) -> dict[str, float]:
-        """Nodes, max and mean depth, mean branching of inner nodes (SPEC 1.2)."""
+        """Nodes, max and mean depth, mean branching of inner nodes (docs/concepts/target.md#methods)."""
         nodes = self.nodes[: self.size]
         inner = np.bincount(nodes["parent"][1:], minlength=1) if self.size > 1 else np.zeros(1)
         inner = inner[inner > 0]

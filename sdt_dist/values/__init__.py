@@ -1,1 +1,4 @@
-"""Soft-value evidence that searches share: finished walks and nothing derived from them (SPEC section 4.1)."""
+"""Soft-value evidence that searches share: finished walks and nothing derived from them.
+
+See docs/concepts/exactness.md#shared-evidence.
+"""

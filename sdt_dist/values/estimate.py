@@ -1,4 +1,6 @@
-"""Z-hat and the weights of sequences from a set of walks, each with what its own tree knew (SPEC sections 1.1, 4.1).
+"""Z-hat and the weights of sequences from a set of walks, each with what its own tree knew.
+
+See docs/concepts/exactness.md, docs/concepts/exactness.md#shared-evidence.
 
 It must not know stores, trees or searches: everything follows from the records.
 """
@@ -84,7 +86,7 @@ def _turn(walk: WalkRecord) -> tuple[int, int, int, int]:
 def shared_estimate(
     walks: Sequence[WalkRecord], place: np.ndarray, catalogue: Catalogue, inverse_temperature: float
 ) -> Estimate:
-    """The estimate of SPEC 1.1 with c_i = 2i / (N(N+1)) in the order of `place` [N] (see `places`).
+    """The estimate of docs/concepts/exactness.md with c_i = 2i / (N(N+1)) in the order of `place` [N] (see `places`).
 
     t_i = sum_{x in S_i} p(x)E(x) + omega_i E(x_i), with S_i all that the vector of walk i names. Given S_i each t_i
     has mean Z, so deviations of walks with different noise are uncorrelated; those that share noise are added up

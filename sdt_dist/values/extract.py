@@ -1,4 +1,6 @@
-"""Walk records of a finished residual_ts search, from what its snapshot keeps (SPEC section 4.1).
+"""Walk records of a finished residual_ts search, from what its snapshot keeps.
+
+See docs/concepts/exactness.md#shared-evidence.
 
 So any kept tree can warm-start a search or be re-weighted. It must not know the model or the reward.
 """

@@ -1,4 +1,6 @@
-"""Evidence as plain arrays and a JSON header, and as an .npz file without pickled objects (SPEC section 4.1).
+"""Evidence as plain arrays and a JSON header, and as an .npz file without pickled objects.
+
+See docs/concepts/exactness.md#shared-evidence.
 
 It must not know what the walks mean.
 """

@@ -1,4 +1,6 @@
-"""Compiled joining of a finished walk to a tree so that the tree depends on the set of walks only (SPEC section 4.1).
+"""Compiled joining of a finished walk to a tree so that the tree depends on the set of walks only.
+
+See docs/concepts/exactness.md#shared-evidence.
 
 Children are kept in the order of their tokens, and every mass comes from canonical facts: the smallest log p and
 log mass outside of all walks that took a step (they differ in the last bits at most, on backends that round).

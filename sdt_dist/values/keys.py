@@ -1,4 +1,6 @@
-"""Keys of shared evidence: equal exactly where walks of one search are valid known mass of another (SPEC section 4.1).
+"""Keys of shared evidence: equal exactly where walks of one search are valid known mass of another.
+
+See docs/concepts/exactness.md#shared-evidence.
 
 blake2b digests, the same in every process; Python's hash() differs per process.
 """

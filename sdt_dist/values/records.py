@@ -1,4 +1,6 @@
-"""The nouns of shared evidence: a finished walk, what is asked of a store and what it answers (SPEC section 4.1).
+"""The nouns of shared evidence: a finished walk, what is asked of a store and what it answers.
+
+See docs/concepts/exactness.md#shared-evidence.
 
 This module must not know trees, estimates, files or Ray.
 """
@@ -24,7 +26,7 @@ class WalkRecord:
     run and a problem. ticket: the walk's place in its searcher's share of the team's budget.
     tokens [n] int32: the finished sequence, end token included. log_prob [n]: log p of each. log_outside [n]: log of
     the prior mass outside each token, summed over the other tokens. support [n] int32: tokens with p > 0 in each row.
-    components: raw reward terms by name, without multipliers. log_omega: log p/q of the walk (SPEC 1.1).
+    components: raw reward terms by name, without multipliers. log_omega: log p/q of the walk (docs/concepts/exactness.md).
     known: the walks that were in its tree, its own stream's included. noise: the key of its randomness; walks that
     share one are correlated. nfe: next-token distributions that it computed.
     """

@@ -1,4 +1,7 @@
-"""Old walks under another lambda and other multipliers, without a model call or a reward call (SPEC section 4.1)."""
+"""Old walks under another lambda and other multipliers, without a model call or a reward call.
+
+See docs/concepts/exactness.md#shared-evidence.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The shared store of evidence, without Ray: per key a grow-only set of finished walks (SPEC section 4.1).
+"""The shared store of evidence, without Ray: per key a grow-only set of finished walks.
+
+See docs/concepts/exactness.md#shared-evidence.
 
 Contract, for `EvidenceStore` here and for whoever puts one behind an actor:
 
@@ -81,7 +83,7 @@ class EvidenceStore:
         """v [B] = (1/lambda) log M of token prefixes, from a tree of all visible walks under these multipliers.
 
         A prefix outside the tree has the value that a new node would start with, R of its deepest ancestor there
-        (SPEC 1.1); with no walks at all that is 0. ConfigurationError when the walks' terms are not the multipliers'.
+        (docs/concepts/exactness.md); with no walks at all that is 0. ConfigurationError when the walks' terms are not the multipliers'.
         """
         tree = self._tree(key, inverse_temperature, multipliers)
         return np.array([tree.soft_value(prefix) for prefix in prefixes], dtype=np.float64)

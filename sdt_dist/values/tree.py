@@ -1,4 +1,6 @@
-"""A residual_ts tree as a pure function of a set of finished walks, under any lambda and multipliers (SPEC 1.1, 4.1).
+"""A residual_ts tree as a pure function of a set of finished walks, under any lambda and multipliers.
+
+See docs/concepts/exactness.md, docs/concepts/exactness.md#shared-evidence.
 
 K, U, O and R are derived here from the walks' tokens, prior masses and reward terms, and never merged. It must not
 know who made the walks, nor budgets.

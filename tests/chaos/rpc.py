@@ -16,9 +16,8 @@ _LOST = {
     "resp_failure_prob": 25,
     "in_flight_failure_prob": 0,
 }
-os.environ["RAY_testing_rpc_failure"] = json.dumps(
-    {"CoreWorkerService.grpc_client.PushTask": _LOST}
-)  # noqa: SIM112
+_FAILURES = {"CoreWorkerService.grpc_client.PushTask": _LOST}
+os.environ["RAY_testing_rpc_failure"] = json.dumps(_FAILURES)  # noqa: SIM112
 
 import ray  # noqa: E402
 from ray.exceptions import ActorUnavailableError  # noqa: E402

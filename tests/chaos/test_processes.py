@@ -1,4 +1,7 @@
-"""Whole nodes, the driver, and the network: each run is complete, nothing twice, every sample as without (SPEC section 4)."""
+"""Whole nodes, the driver, and the network: each run is complete, nothing twice, every sample as without.
+
+See docs/architecture/fleet.md.
+"""
 
 from __future__ import annotations
 

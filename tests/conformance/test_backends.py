@@ -1,4 +1,4 @@
-"""Laws that every LogitsModel must keep (SPEC section 3)."""
+"""Laws that every LogitsModel must keep (docs/architecture/search.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Laws of every LogitsModel behind a real `ModelServer` with several callers at once (SPEC section 3).
+"""Laws of every LogitsModel behind a real `ModelServer` with several callers at once.
+
+See docs/architecture/search.md.
 
 What a caller is told is what a fresh model says when it is asked for that alone. Nothing here depends on time.
 """

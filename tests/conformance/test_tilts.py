@@ -1,4 +1,7 @@
-"""Laws of the proposal q(a|s) ~ p(a|s) exp(lambda F(s a)) that every backend that holds flows must keep (SPEC section 6)."""
+"""Laws of the proposal q(a|s) ~ p(a|s) exp(lambda F(s a)) that every backend that holds flows must keep.
+
+See docs/concepts/flow.md.
+"""
 
 from __future__ import annotations
 

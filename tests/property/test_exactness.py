@@ -1,4 +1,4 @@
-"""Exactness laws of the search on toys with exact answers (SPEC section 1.4)."""
+"""Exactness laws of the search on toys with exact answers (docs/concepts/exactness.md#toys)."""
 
 from __future__ import annotations
 
@@ -285,7 +285,7 @@ def test_samples_follow_the_stated_distribution(method):
 
 
 def test_the_fall_draw_beats_the_path_draw_in_total_variation():
-    """The law of one fall walk, by enumeration of the tree, against the path draw's (SPEC 1.4, column "fall")."""
+    """The law of one fall walk, by enumeration of the tree, against the path draw's (docs/concepts/exactness.md#toys, column "fall")."""
     model = toy("A")
     runs = [run_toy("A", "residual_ts", seed, num_rollouts=300, wave_size=1) for seed in SEEDS]
     falls = [total_variation(_fall_law(run.tree, model), model) for run in runs]

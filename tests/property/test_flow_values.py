@@ -1,6 +1,6 @@
 """What the flow's losses lead to: exact soft values by tables, and values of contexts never seen by the network.
 
-Tables show what each loss pins (SPEC section 6); the family of toys shows that the network generalises.
+Tables show what each loss pins (docs/concepts/flow.md); the family of toys shows that the network generalises.
 """
 
 from __future__ import annotations

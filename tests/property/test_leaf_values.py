@@ -1,4 +1,7 @@
-"""Leaf values without rollouts: as good as the flow, exact with an exact one, and nothing claimed (SPEC section 6, use (c))."""
+"""Leaf values without rollouts: as good as the flow, exact with an exact one, and nothing claimed.
+
+See docs/concepts/flow.md#leaf-values.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Searches that draw from a learned proposal stay exact whatever the flow is (SPEC sections 1.1 and 6, use (a))."""
+"""Searches that draw from a learned proposal stay exact whatever the flow is.
+
+See docs/concepts/exactness.md, docs/concepts/flow.md#proposal.
+"""
 
 from __future__ import annotations
 

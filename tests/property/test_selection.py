@@ -1,4 +1,7 @@
-"""Selection of value trees and the path weights of residual_ts, arm by arm, against their formulae (SPEC 1 and 1.1)."""
+"""Selection of value trees and the path weights of residual_ts, arm by arm, against their formulae.
+
+See docs/concepts/target.md, docs/concepts/exactness.md.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +63,7 @@ def test_an_unvisited_child_and_the_residual_are_valued_at_the_nodes_rate_not_ze
 
 
 def test_path_weights_average_to_one():
-    """E[p/q] = 1 over the walks of a fixed tree, and no weight exceeds 1/epsilon (SPEC 1.1)."""
+    """E[p/q] = 1 over the walks of a fixed tree, and no weight exceeds 1/epsilon (docs/concepts/exactness.md)."""
     epsilon = 0.25
     tree = run_toy("D", "residual_ts", 3, num_rollouts=60, wave_size=1).tree
     log_open = float(tree.nodes["log_open"][0])

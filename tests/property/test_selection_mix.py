@@ -1,4 +1,7 @@
-"""Searches that mix a flow into their selection stay exact, whatever the flow and the mix are (SPEC section 6, use (b))."""
+"""Searches that mix a flow into their selection stay exact, whatever the flow and the mix are.
+
+See docs/concepts/flow.md#selection-mix.
+"""
 
 from __future__ import annotations
 
@@ -88,7 +91,7 @@ def test_a_walk_has_the_law_that_its_weight_says(mix, kind, proposal):
 def log_omega(
     tree: Tree, name: str, kind: str, sequence, num_walks: int, options: FlowOptions
 ) -> float:
-    """omega of a walk that found `sequence` outside `tree`, from the arms as SPEC section 6 (b) has them."""
+    """omega of a walk that found `sequence` outside `tree`, from the arms as docs/concepts/flow.md#selection-mix has them."""
     model = toy(name)
     flow = flow_of(name, kind)
     node = 0

@@ -1,4 +1,7 @@
-"""Several searches of one problem, and searches from earlier evidence, stay exact (SPEC sections 1.1 and 4.1)."""
+"""Several searches of one problem, and searches from earlier evidence, stay exact.
+
+See docs/concepts/exactness.md, docs/concepts/exactness.md#shared-evidence.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""A real head and worker, started by our scripts: attaching, what is said when that fails, jobs, status (SPEC sections 4, 10).
+"""A real head and worker, started by our scripts: attaching, what is said when that fails, jobs, status.
+
+See docs/architecture/fleet.md, docs/guides/evaluate.md#bad-input.
 
 Everything runs in processes of its own with a home of its own, so that no token, variable or Ray of the machine is used.
 """

@@ -1,4 +1,7 @@
-"""The fleet on real Ray gives what one process gives, and ends cleanly whatever ends it (SPEC section 4)."""
+"""The fleet on real Ray gives what one process gives, and ends cleanly whatever ends it.
+
+See docs/architecture/fleet.md.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""`sdt train-flow --live` on real Ray: the learner is killed by a signal, searches go on, and the flow is whole (SPEC 4, 6)."""
+"""`sdt train-flow --live` on real Ray: the learner is killed by a signal, searches go on, and the flow is whole.
+
+See docs/architecture/fleet.md, docs/concepts/flow.md.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""One hf and one mlx server on real Ray serve one evaluation: valid results, marked not deterministic (SPEC sections 3, 4)."""
+"""One hf and one mlx server on real Ray serve one evaluation: valid results, marked not deterministic.
+
+See docs/architecture/search.md, docs/architecture/fleet.md.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A sweep on real Ray: one fleet for all trials, nothing repeated after a kill, a clear end where the fleet dies (SPEC 7)."""
+"""A sweep on real Ray: one fleet for all trials, nothing repeated after a kill, a clear end where the fleet dies.
+
+See docs/guides/sweeps.md.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Ablations: what is parsed and refused, matched budgets, and points that are the runs they stand for (SPEC section 8)."""
+"""Ablations: what is parsed and refused, matched budgets, and points that are the runs they stand for.
+
+See docs/guides/evaluate.md.
+"""
 
 from __future__ import annotations
 

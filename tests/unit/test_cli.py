@@ -1,4 +1,7 @@
-"""The `sdt` command and its evaluate, generate and report: one line and exit code 2 for a mistake, and what they print (SPEC 9 and 10)."""
+"""The `sdt` command and its evaluate, generate and report: one line and exit code 2 for a mistake, and what they print.
+
+See docs/reference/cli.md, docs/guides/evaluate.md#bad-input.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""`sdt forecast` and `sdt train-forecaster`: one line and exit code 2 for a mistake, and what they print and write (SPEC 9 and 10)."""
+"""`sdt forecast` and `sdt train-forecaster`: one line and exit code 2 for a mistake, and what they print and write.
+
+See docs/reference/cli.md, docs/guides/evaluate.md#bad-input.
+"""
 
 from __future__ import annotations
 

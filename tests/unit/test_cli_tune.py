@@ -1,4 +1,7 @@
-"""`sdt tune` before anything starts: its plan, and one line and exit code 2 for a mistake (SPEC 7, 9 and 10)."""
+"""`sdt tune` before anything starts: its plan, and one line and exit code 2 for a mistake.
+
+See docs/guides/sweeps.md, docs/reference/cli.md.
+"""
 
 from __future__ import annotations
 

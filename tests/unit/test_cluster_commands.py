@@ -1,4 +1,7 @@
-"""Connecting, doctor and job commands without Ray: what is refused, with which words (SPEC section 10)."""
+"""Connecting, doctor and job commands without Ray: what is refused, with which words.
+
+See docs/guides/evaluate.md#bad-input.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Evaluation runs of the bundled model: their files, durability, budget, and what may change a result (SPEC 8 and 10)."""
+"""Evaluation runs of the bundled model: their files, durability, budget, and what may change a result.
+
+See docs/guides/evaluate.md, docs/guides/evaluate.md#bad-input.
+"""
 
 from __future__ import annotations
 

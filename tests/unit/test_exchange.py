@@ -1,4 +1,7 @@
-"""The exchange between trials and their fleet: nothing is lost, repeated or left waiting (SPEC section 7)."""
+"""The exchange between trials and their fleet: nothing is lost, repeated or left waiting.
+
+See docs/guides/sweeps.md.
+"""
 
 from __future__ import annotations
 

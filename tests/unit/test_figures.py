@@ -1,4 +1,4 @@
-"""Figures show what the result files hold and nothing else (SPEC section 8)."""
+"""Figures show what the result files hold and nothing else (docs/guides/evaluate.md)."""
 
 from __future__ import annotations
 

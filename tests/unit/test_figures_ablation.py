@@ -1,4 +1,4 @@
-"""Figures of ablations show what summary.json holds and nothing else (SPEC section 8)."""
+"""Figures of ablations show what summary.json holds and nothing else (docs/guides/evaluate.md)."""
 
 from __future__ import annotations
 

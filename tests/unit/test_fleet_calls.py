@@ -1,4 +1,7 @@
-"""A searcher's calls: retries, failover, suspicion, deadlines, and the seam under them (SPEC section 4)."""
+"""A searcher's calls: retries, failover, suspicion, deadlines, and the seam under them.
+
+See docs/architecture/fleet.md.
+"""
 
 from __future__ import annotations
 

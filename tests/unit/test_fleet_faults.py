@@ -1,4 +1,7 @@
-"""The controller without Ray against what fails again and again: poison, silence, bugs, and lost reports (SPEC section 4)."""
+"""The controller without Ray against what fails again and again: poison, silence, bugs, and lost reports.
+
+See docs/architecture/fleet.md.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Flows in a fleet without Ray: one process's samples whoever dies, versions that a search keeps, and refusals (SPEC 4, 6)."""
+"""Flows in a fleet without Ray: one process's samples whoever dies, versions that a search keeps, and refusals.
+
+See docs/architecture/fleet.md, docs/concepts/flow.md.
+"""
 
 from __future__ import annotations
 

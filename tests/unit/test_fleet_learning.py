@@ -1,4 +1,7 @@
-"""Learning in a fleet without Ray: what comes from searches, versions for later searches, deaths of learner and buffer (SPEC 4, 6)."""
+"""Learning in a fleet without Ray: what comes from searches, versions for later searches, deaths of learner and buffer.
+
+See docs/architecture/fleet.md, docs/concepts/flow.md.
+"""
 
 from __future__ import annotations
 

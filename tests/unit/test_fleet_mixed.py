@@ -1,4 +1,7 @@
-"""A fleet whose servers are of several kinds: one p, valid results marked not deterministic, replacements in kind (SPEC 3, 4)."""
+"""A fleet whose servers are of several kinds: one p, valid results marked not deterministic, replacements in kind.
+
+See docs/architecture/search.md, docs/architecture/fleet.md.
+"""
 
 from __future__ import annotations
 

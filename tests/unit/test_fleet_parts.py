@@ -1,4 +1,4 @@
-"""Laws of the fleet's parts: health, routes, the live view (SPEC section 4)."""
+"""Laws of the fleet's parts: health, routes, the live view (docs/architecture/fleet.md)."""
 
 from __future__ import annotations
 

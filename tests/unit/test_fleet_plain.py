@@ -1,4 +1,7 @@
-"""The fleet's logic without Ray: have == want, deaths, lost messages, poison, deadlines (SPEC section 4)."""
+"""The fleet's logic without Ray: have == want, deaths, lost messages, poison, deadlines.
+
+See docs/architecture/fleet.md.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Teams of searchers on a fleet without Ray: shared evidence survives deaths, losses and restarts (SPEC section 4.1)."""
+"""Teams of searchers on a fleet without Ray: shared evidence survives deaths, losses and restarts.
+
+See docs/concepts/exactness.md#shared-evidence.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""`--flow`: one line and exit code 2 for a flow that cannot be used, before a model loads; plans and results name it (SPEC 9, 10)."""
+"""`--flow`: one line and exit code 2 for a flow that cannot be used, before a model loads; plans and results name it.
+
+See docs/reference/cli.md, docs/guides/evaluate.md#bad-input.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The flow's losses: zero at the exact soft values of a toy, and not elsewhere (SPEC section 6)."""
+"""The flow's losses: zero at the exact soft values of a toy, and not elsewhere.
+
+See docs/concepts/flow.md.
+"""
 
 from __future__ import annotations
 
@@ -133,7 +136,7 @@ def test_log_z_of_the_exact_values(batch: Batch, exact: Scores) -> None:
 
 
 def test_the_formula_of_the_early_notes_is_not_zero(batch: Batch, exact: Scores) -> None:
-    """log Z + sum log[F(x_t-1)/P_F(x_t|x_t-1)] - lambda r, which SPEC section 6 warns of."""
+    """log Z + sum log[F(x_t-1)/P_F(x_t|x_t-1)] - lambda r, which docs/concepts/flow.md warns of."""
     log_p = torch.stack(
         [batch.candidate_log_weight[b, torch.arange(4), batch.chosen[b]] for b in range(6)]
     )

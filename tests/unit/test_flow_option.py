@@ -1,4 +1,7 @@
-"""What happens to a flow that is given, missing, or another one than before (SPEC sections 6 and 10)."""
+"""What happens to a flow that is given, missing, or another one than before.
+
+See docs/concepts/flow.md, docs/guides/evaluate.md#bad-input.
+"""
 
 from __future__ import annotations
 

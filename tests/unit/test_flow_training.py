@@ -1,4 +1,4 @@
-"""Training state: exact resuming, options, and what checkpoints refuse (SPEC section 6)."""
+"""Training state: exact resuming, options, and what checkpoints refuse (docs/concepts/flow.md)."""
 
 from __future__ import annotations
 

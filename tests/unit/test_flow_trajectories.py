@@ -1,4 +1,7 @@
-"""Trajectories from saved searches, rows of p for them, their files, and the replay buffer (SPEC section 6)."""
+"""Trajectories from saved searches, rows of p for them, their files, and the replay buffer.
+
+See docs/concepts/flow.md.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The forecaster: tokens and scales, checkpoints, exact training, and searches that ignore their companions (SPEC 3, 5)."""
+"""The forecaster: tokens and scales, checkpoints, exact training, and searches that ignore their companions.
+
+See docs/architecture/search.md, docs/guides/backends.md#bundled-forecaster.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What fits on which node, and what is said when something does not (SPEC sections 4 and 10)."""
+"""What fits on which node, and what is said when something does not.
+
+See docs/architecture/fleet.md, docs/guides/evaluate.md#bad-input.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A report's numbers follow from the samples alone, it stands on its own, and it says what changed (SPEC section 8)."""
+"""A report's numbers follow from the samples alone, it stands on its own, and it says what changed.
+
+See docs/guides/evaluate.md.
+"""
 
 from __future__ import annotations
 

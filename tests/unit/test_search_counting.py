@@ -1,4 +1,7 @@
-"""Honest counting, and what a result may claim: every method against an instrumented model (SPEC 1.3, section 12)."""
+"""Honest counting, and what a result may claim: every method against an instrumented model.
+
+See docs/concepts/exactness.md#cost.
+"""
 
 from __future__ import annotations
 

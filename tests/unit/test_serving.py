@@ -1,4 +1,7 @@
-"""Laws of the model server's queue, which the fleet's actors and `sdt serve` share (SPEC section 4)."""
+"""Laws of the model server's queue, which the fleet's actors and `sdt serve` share.
+
+See docs/architecture/fleet.md.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Laws of `rollout_max_new_tokens`: cut rollouts valued by the reward's partial form (SPEC 1.2)."""
+"""Laws of `rollout_max_new_tokens`: cut rollouts valued by the reward's partial form.
+
+See docs/concepts/target.md#methods.
+"""
 
 from __future__ import annotations
 

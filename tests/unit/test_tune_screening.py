@@ -1,4 +1,7 @@
-"""Screening by re-weighting: exact where the evidence is exhausted, and told where it is too thin (SPEC sections 4.1, 7)."""
+"""Screening by re-weighting: exact where the evidence is exhausted, and told where it is too thin.
+
+See docs/concepts/exactness.md#shared-evidence, docs/guides/sweeps.md.
+"""
 
 from __future__ import annotations
 

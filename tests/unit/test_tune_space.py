@@ -1,4 +1,7 @@
-"""A sweep's space and configuration: who has which parameter, and what is refused before anything starts (SPEC 7, 10)."""
+"""A sweep's space and configuration: who has which parameter, and what is refused before anything starts.
+
+See docs/guides/sweeps.md, docs/guides/evaluate.md#bad-input.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Whether Ray Tune's state is restored: only where it is whole and knows every trial that is on disk (SPEC section 7)."""
+"""Whether Ray Tune's state is restored: only where it is whole and knows every trial that is on disk.
+
+See docs/guides/sweeps.md.
+"""
 
 from __future__ import annotations
 

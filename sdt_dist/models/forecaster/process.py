@@ -1,4 +1,7 @@
-"""A forecaster as search sees it: the root tokenises the history, decoding un-scales (SPEC section 3)."""
+"""A forecaster as search sees it: the root tokenises the history, decoding un-scales.
+
+See docs/architecture/search.md.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Values to tokens and back: standardise by the context's mean and std, then uniform bins (SPEC section 5).
+"""Values to tokens and back: standardise by the context's mean and std, then uniform bins.
+
+See docs/guides/backends.md#bundled-forecaster.
 
 After Chronos (Ansari et al. 2024, arXiv 2403.07815, section 3.1), with mean subtraction, so that a series far from
 zero keeps its resolution. Token 0 is PAD, 1 is EOS, tokens 2 to V-1 are bins of [-limit, limit].

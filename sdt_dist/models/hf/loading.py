@@ -1,4 +1,7 @@
-"""Loading language models through Transformers: directories and hub ids, safetensors only (SPEC section 3)."""
+"""Loading language models through Transformers: directories and hub ids, safetensors only.
+
+See docs/architecture/search.md.
+"""
 
 from __future__ import annotations
 

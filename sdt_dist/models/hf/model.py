@@ -1,4 +1,7 @@
-"""`HFModel`: a LogitsModel over a Transformers causal language model (SPEC section 3)."""
+"""`HFModel`: a LogitsModel over a Transformers causal language model.
+
+See docs/architecture/search.md.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The decoder for mlx-lm's modules: rows of many prompts and depths in one padded batch (SPEC section 3).
+"""The decoder for mlx-lm's modules: rows of many prompts and depths in one padded batch.
+
+See docs/architecture/search.md.
 
 A batch is mlx-lm's own batched cache, so any architecture that mlx-lm can batch is decoded here. Where all layers have
 plain key-value caches, generated positions are handed on to later batches; elsewhere they are fed again.

@@ -1,4 +1,7 @@
-"""`MlxModel`: a LogitsModel over an mlx-lm model, on Apple Silicon or an ordinary CPU (SPEC section 3)."""
+"""`MlxModel`: a LogitsModel over an mlx-lm model, on Apple Silicon or an ordinary CPU.
+
+See docs/architecture/search.md.
+"""
 
 from __future__ import annotations
 

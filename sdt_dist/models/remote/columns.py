@@ -1,4 +1,6 @@
-"""Checked flat columns of a message: whole numbers, ragged lists, sets of integers as ranges (SPEC section 4).
+"""Checked flat columns of a message: whole numbers, ragged lists, sets of integers as ranges.
+
+See docs/architecture/fleet.md.
 
 Whatever arrives from outside is refused with ConfigurationError before use. It must not know what a message means.
 """

@@ -1,4 +1,6 @@
-"""What the HTTP model server and its client agree on: headers, addresses, tokens, errors (SPEC section 4).
+"""What the HTTP model server and its client agree on: headers, addresses, tokens, errors.
+
+See docs/architecture/fleet.md.
 
 It must not know sockets, models or searches.
 

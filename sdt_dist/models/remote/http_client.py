@@ -1,4 +1,6 @@
-"""A model behind an HTTP server as a LogitsModel: deadlines, and repeats that cost nothing (SPEC section 4).
+"""A model behind an HTTP server as a LogitsModel: deadlines, and repeats that cost nothing.
+
+See docs/architecture/fleet.md.
 
 Standard library and safetensors only. It must not import torch, aiohttp or Ray.
 """

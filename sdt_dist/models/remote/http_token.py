@@ -1,4 +1,7 @@
-"""Where the HTTP model server's bearer token comes from; nothing here prints or logs it (SPEC section 4)."""
+"""Where the HTTP model server's bearer token comes from; nothing here prints or logs it.
+
+See docs/architecture/fleet.md.
+"""
 
 from __future__ import annotations
 

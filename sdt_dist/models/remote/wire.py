@@ -1,4 +1,6 @@
-"""Model requests and replies as a few flat numpy arrays, for other processes and machines (SPEC section 4).
+"""Model requests and replies as a few flat numpy arrays, for other processes and machines.
+
+See docs/architecture/fleet.md.
 
 Everything arrives bit by bit and in its order. Sequences are concatenated beside their lengths, each root and each tilt is
 sent once (a root without its `meta`), and the forward passes a reply took part in travel as ranges. Must not know Ray, HTTP or models.

@@ -1,4 +1,6 @@
-"""Tilts of requests, and what replies say of the proposal q, as columns of a message (SPEC section 6, use (a)).
+"""Tilts of requests, and what replies say of the proposal q, as columns of a message.
+
+See docs/concepts/flow.md#proposal.
 
 A part of `wire`: rows without a tilt take one index or one flag. It must not know who holds flows.
 """

@@ -1,4 +1,7 @@
-"""Loading models through vLLM: directories, hub ids and forecasters; safetensors only (SPEC section 3)."""
+"""Loading models through vLLM: directories, hub ids and forecasters; safetensors only.
+
+See docs/architecture/search.md.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`VllmModel`: a LogitsModel over a vLLM engine (SPEC section 3).
+"""`VllmModel`: a LogitsModel over a vLLM engine (docs/architecture/search.md).
 
 A prompt's last row is computed once and kept, as the other backends do; whatever starts at the root is chosen from it here.
 Everything else is native generation in the engine, which caches prefixes by blocks of its own.

@@ -1,4 +1,6 @@
-"""Inside vLLM's engine process: rows of logits are reduced where they are computed (SPEC section 3).
+"""Inside vLLM's engine process: rows of logits are reduced where they are computed.
+
+See docs/architecture/search.md.
 
 vLLM loads `RowReducer` by its class path. It chooses each row's token with our own law and noise, makes vLLM's greedy
 sampler take it, and sends what search needs to know of the row. vLLM names no requests to logits processors, so a

@@ -1,4 +1,7 @@
-"""Figures of an ablation: curves over one parameter, heat maps over two, measured points only (SPEC section 8)."""
+"""Figures of an ablation: curves over one parameter, heat maps over two, measured points only.
+
+See docs/guides/evaluate.md.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Every figure of a run, drawn from its result files only: every point was measured (SPEC section 8)."""
+"""Every figure of a run, drawn from its result files only: every point was measured.
+
+See docs/guides/evaluate.md.
+"""
 
 from __future__ import annotations
 

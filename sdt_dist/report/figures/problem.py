@@ -1,4 +1,4 @@
-"""The forecasts of one problem by every method of a run (SPEC section 8)."""
+"""The forecasts of one problem by every method of a run (docs/guides/evaluate.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Figures of a run's samples: rewards, spectra, fan charts, and what their weights are worth (SPEC section 8)."""
+"""Figures of a run's samples: rewards, spectra, fan charts, and what their weights are worth.
+
+See docs/guides/evaluate.md.
+"""
 
 from __future__ import annotations
 

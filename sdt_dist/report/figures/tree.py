@@ -1,4 +1,7 @@
-"""Figures of search trees: the most visited part of one tree, and value error against depth on toys (SPEC section 8)."""
+"""Figures of search trees: the most visited part of one tree, and value error against depth on toys.
+
+See docs/guides/evaluate.md.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""One file per method and one registry: a method is its options and a generator over a session (SPEC 1.2)."""
+"""One file per method and one registry: a method is its options and a generator over a session.
+
+See docs/concepts/target.md#methods.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """`maxent_ts`: maximum-entropy search over a tree of the top-k tokens with prior-weighted soft Bellman backups.
 
 A node's first visit is a rollout from p; from its second on its k most probable tokens are children at once. With
-tail="residual" the mass outside them is an arm that draws a NEW token, which joins with its exact p (SPEC 1). With
+tail="residual" the mass outside them is an arm that draws a NEW token, which joins with its exact p (docs/concepts/target.md). With
 tail="truncate" the target is the truncated prior: p itself must be cut to top_k = expansion_k, for rollouts too. Blocks
 of tokens cannot be enumerated: there a node's children are expansion_k iid draws from p, weighted by multiplicity.
 """
@@ -119,7 +119,7 @@ def run(session: Session) -> Search:
 
 
 def _check_truncation(session: Session, width: int) -> None:
-    """Rollouts and expansions share one p (SPEC 1), so truncating the tail means top_k for the whole process."""
+    """Rollouts and expansions share one p (docs/concepts/target.md), so truncating the tail means top_k for the whole process."""
     top_k = session.process.top_k
     if top_k != width:
         raise ConfigurationError(

@@ -1,4 +1,6 @@
-"""`residual_ts`: residual-mass tree sampling, unbiased and without replacement (SPEC section 1.1).
+"""`residual_ts`: residual-mass tree sampling, unbiased and without replacement.
+
+See docs/concepts/exactness.md.
 
 Waves: every walk of a wave is selected on the tree as it stood when the wave began, so S_i is that tree's set of
 finished sequences and q_i its law; two walks of one wave may find the same sequence, which is then known once
@@ -138,7 +140,7 @@ class MassRule:
 
 
 def estimate(tickets: list[Ticket], log_priors: np.ndarray, log_tilts: np.ndarray) -> Estimate:
-    """The estimate of SPEC 1.1 from all tickets, in order; log_priors and log_tilts = lambda r are [S].
+    """The estimate of docs/concepts/exactness.md from all tickets, in order; log_priors and log_tilts = lambda r are [S].
 
     t_i = K_i(root) + omega_i E(x_i) and c_i = 2i / (N(N+1)). Given what its walk knew, each t_i has mean Z,
     so deviations of different tickets are uncorrelated and Var(Z-hat) = sum_i c_i^2 Var(t_i).
@@ -266,7 +268,7 @@ def _read_tickets(notes: dict[str, np.ndarray]) -> list[Ticket]:
 
 
 def _count_was_fixed(session: Session, count: int) -> bool:
-    """Whether N was fixed in advance, without which Z-hat is consistent only (SPEC 1.1)."""
+    """Whether N was fixed in advance, without which Z-hat is consistent only (docs/concepts/exactness.md)."""
     options = session.options
     nfe_cannot_bind = (
         options.max_nfe is None or options.max_nfe >= count * session.process.max_new_tokens

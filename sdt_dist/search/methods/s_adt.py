@@ -1,4 +1,6 @@
-"""`s_adt`: residual_ts that uses a learned flow F(s), the amortised soft value, and stays exact (SPEC sections 1.2 and 6).
+"""`s_adt`: residual_ts that uses a learned flow F(s), the amortised soft value, and stays exact.
+
+See docs/concepts/target.md#methods, docs/concepts/flow.md.
 
 Each use of F is a switch. `proposal`: walks by mass arms draw their tokens from q(a|s) ~ p(a|s) exp(lambda F(s a)), with
 path weights p/q. `alpha`: mass arms mix F into the tree's own estimates (see `mass`), with a share that decays in the

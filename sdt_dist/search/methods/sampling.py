@@ -1,7 +1,9 @@
-"""`greedy`, `sample`, `best_of_n` and `snis`: ancestral sampling from p and what is made of its draws (SPEC 1.2).
+"""`greedy`, `sample`, `best_of_n` and `snis`: ancestral sampling from p and what is made of its draws.
+
+See docs/concepts/target.md#methods.
 
 Draw i uses the stream (seed, problem, "draw", i), so the first draws of all three sampling methods coincide. With a flow
-snis draws from its proposal q instead (SPEC section 6, use (a)).
+snis draws from its proposal q instead (docs/concepts/flow.md#proposal).
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Particles grow by segments from p; at each segment's end log-weights take lambda times the change of the partial
 reward, at the end the remainder up to lambda r(x), so that the final weights are exact whatever the potential.
 Without a partial form the potential is 0 on the way and the method is snis with particles. With a flow particles grow from
-its proposal q, their weights take p/q of what they drew, and lambda F(s) is the potential (SPEC section 6, use (a)).
+its proposal q, their weights take p/q of what they drew, and lambda F(s) is the potential (docs/concepts/flow.md#proposal).
 """
 
 from __future__ import annotations

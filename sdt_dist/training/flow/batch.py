@@ -1,4 +1,7 @@
-"""Trajectories as padded tensors, and what a flow network says of them: the input of the losses (SPEC section 6)."""
+"""Trajectories as padded tensors, and what a flow network says of them: the input of the losses.
+
+See docs/concepts/flow.md.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Trajectories by searching in this process: from trees where a method makes one, else from its finished samples (SPEC section 6).
+"""Trajectories by searching in this process: from trees where a method makes one, else from its finished samples.
+
+See docs/concepts/flow.md.
 
 Either way the candidates are rows of p itself: complete, or a Gumbel-top-k draw with Horvitz-Thompson weights.
 """

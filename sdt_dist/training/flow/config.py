@@ -1,4 +1,7 @@
-"""What a training of a flow is: strict configuration, checked before a model loads (SPEC sections 6 and 10)."""
+"""What a training of a flow is: strict configuration, checked before a model loads.
+
+See docs/concepts/flow.md, docs/guides/evaluate.md#bad-input.
+"""
 
 from __future__ import annotations
 

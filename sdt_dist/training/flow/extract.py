@@ -1,4 +1,7 @@
-"""Trajectories out of saved searches, and the rows of p that turn a tree's few siblings into all of them (SPEC section 6)."""
+"""Trajectories out of saved searches, and the rows of p that turn a tree's few siblings into all of them.
+
+See docs/concepts/flow.md.
+"""
 
 from __future__ import annotations
 

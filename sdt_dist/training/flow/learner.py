@@ -1,4 +1,6 @@
-"""The flow's learner: a directory with exact training state, recorded losses and published versions (SPEC section 6).
+"""The flow's learner: a directory with exact training state, recorded losses and published versions.
+
+See docs/concepts/flow.md.
 
     training.safetensors   weights, optimiser, replay buffer, step, version and the owner's facts, in one file
     losses.jsonl           one line a step, cut back to the saved step when a training goes on

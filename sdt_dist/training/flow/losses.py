@@ -1,4 +1,4 @@
-"""Losses of the flow network, pure functions of a batch and of F on it (SPEC section 6).
+"""Losses of the flow network, pure functions of a batch and of F on it (docs/concepts/flow.md).
 
 All are per trajectory, [B]. But for `contrastive` and `path` they are in squared nats, and 0 at the exact soft values V where
 candidates are complete rows of p.
@@ -107,7 +107,7 @@ def subtrajectory_balance(scores: Scores, batch: Batch, subtb_lambda: float) -> 
 
 
 def bellman(scores: Scores, batch: Batch) -> torch.Tensor:
-    """Mean over t < n of ( lambda F(s_t) - log sum_b w_b exp(lambda F(s_t.b)) )^2 [B], the soft Bellman equation of SPEC 1."""
+    """Mean over t < n of ( lambda F(s_t) - log sum_b w_b exp(lambda F(s_t.b)) )^2 [B], the soft Bellman equation of docs/concepts/target.md."""
     residual = batch.tilt[:, None] * scores.state[:, :-1] - log_sums(scores, batch)
     return _step_mean(residual**2, batch)
 
@@ -125,7 +125,7 @@ def terminal(scores: Scores, batch: Batch) -> torch.Tensor:
 
 
 def tie(scores: Scores, batch: Batch) -> torch.Tensor:
-    """Mean over t < n of ( lambda F_token(s_t.a_t) - lambda F_state(s_t+1) )^2 [B], with F_state(s_n) = r (SPEC section 6)."""
+    """Mean over t < n of ( lambda F_token(s_t.a_t) - lambda F_state(s_t+1) )^2 [B], with F_state(s_n) = r (docs/concepts/flow.md)."""
     states = finished_states(scores, batch)[:, 1:]
     return _step_mean((batch.tilt[:, None] * (chosen_values(scores, batch) - states)) ** 2, batch)
 

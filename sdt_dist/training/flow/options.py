@@ -1,4 +1,4 @@
-"""Options of the flow's training, checked before anything starts (SPEC section 6)."""
+"""Options of the flow's training, checked before anything starts (docs/concepts/flow.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""A bounded store of trajectories for training, sampled by how wrong the flow was about them (SPEC section 6).
+"""A bounded store of trajectories for training, sampled by how wrong the flow was about them.
+
+See docs/concepts/flow.md.
 
 Prioritised replay (Schaul et al. 2016, arXiv 1511.05952) without its importance weights: the flow's losses are zero at V
 whatever the trajectories' distribution. It knows no torch; a learner packs it into its own checkpoint.

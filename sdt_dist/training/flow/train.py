@@ -1,4 +1,6 @@
-"""A training of a flow from start to end: rounds that bring trajectories, take steps and publish (SPEC section 6).
+"""A training of a flow from start to end: rounds that bring trajectories, take steps and publish.
+
+See docs/concepts/flow.md.
 
 A round's contexts, searches and batches depend on the seed, the round and the last published version alone, and the number
 of rounds that brought theirs is saved with the learner's state: killed at any instant, a training goes on as if it never was.

@@ -1,4 +1,6 @@
-"""Training of the flow network from a replay buffer: seeded, resumable exactly (SPEC section 6).
+"""Training of the flow network from a replay buffer: seeded, resumable exactly.
+
+See docs/concepts/flow.md.
 
 Step k draws its batch and its inverse temperatures from a generator seeded by (seed, k). A checkpoint is one safetensors
 file (weights, optimiser, replay buffer, step, options) that a rename puts in place. It must not know Ray or searches.
@@ -355,8 +357,7 @@ def read_notes(path: Path) -> dict[str, Any]:
 def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
-            # noqa: SIM118
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             metadata = file.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise CheckpointError(

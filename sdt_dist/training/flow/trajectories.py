@@ -1,4 +1,6 @@
-"""Trajectories for the flow's training: finished samples with the sibling candidates of every step (SPEC section 6).
+"""Trajectories for the flow's training: finished samples with the sibling candidates of every step.
+
+See docs/concepts/flow.md.
 
 Records, and how many of them become named arrays and files (.npz without pickled objects). They do not depend on the
 inverse temperature: rewards are raw, and candidates carry what they stand for under p alone.

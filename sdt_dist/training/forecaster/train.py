@@ -1,4 +1,6 @@
-"""Training and fine-tuning of forecasters: resumable exactly, reproducible by seed (SPEC section 5).
+"""Training and fine-tuning of forecasters: resumable exactly, reproducible by seed.
+
+See docs/guides/backends.md#bundled-forecaster.
 
     python -m sdt_dist.training.forecaster.train --steps 6000 --output runs/forecaster
     python -m sdt_dist.training.forecaster.train --init bundled --data my.csv --end-row 8640 --output runs/mine

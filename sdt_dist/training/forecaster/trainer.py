@@ -1,4 +1,6 @@
-"""What a training run is, and its state: weights, optimisers and schedule, saved and resumed exactly (SPEC section 5).
+"""What a training run is, and its state: weights, optimisers and schedule, saved and resumed exactly.
+
+See docs/guides/backends.md#bundled-forecaster.
 
 A checkpoint is one safetensors file (weights, optimiser states, step, digest of the settings) that a rename puts in
 place: a run killed at any instant leaves the last whole one. The forecaster to load is written beside it.
@@ -117,9 +119,8 @@ class Trainer:
         path = directory / CHECKPOINT_FILE
         try:
             with safe_open(path, framework="pt", device="cpu") as file:
-                # noqa: SIM118
                 metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
             raise CheckpointError(
                 f"output: {path} cannot be read ({error}); give a new directory."
