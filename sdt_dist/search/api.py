@@ -125,7 +125,7 @@ def _one_a_problem(
         team = sessions.pop(index)
         errors = [e for e in outcomes.pop(index) if isinstance(e, SdtError)]
         results = [r for r in ended if isinstance(r, SearchResult)]
-        calls = len(frozenset[int]().union(*(session.calls for session in team)))
+        calls = len(frozenset[int]().union(*(session.budget.calls for session in team)))
         yield index, errors[0] if errors else merge_members(results, model_calls=calls)
 
 
