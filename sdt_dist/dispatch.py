@@ -9,7 +9,7 @@ not know what any kind means.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from sdt_dist.errors import FleetError
 
@@ -17,10 +17,9 @@ Handler = Callable[[list[Any]], Sequence[Any]]
 
 
 class Kinded(Protocol):
-    """A request, or a reply, that says of which kind it is."""
+    """A request, or a reply, that says of which kind it is: a literal string of its class."""
 
-    @property
-    def kind(self) -> str: ...
+    kind: ClassVar[Any]
 
 
 def dispatch(
@@ -60,8 +59,8 @@ def join(
     for receiver, asked in split(requests, receivers).items():
         if len(replies[receiver]) != len(asked):
             raise FleetError(
-                f"{owner}: {len(replies[receiver])} replies to {len(asked)} requests ({receiver}), allowed: "
-                "one reply a request, in their order."
+                f"{owner}: more or fewer replies than it was asked for ({receiver}: "
+                f"{len(replies[receiver])} to {len(asked)} requests); allowed: one each, in their order."
             )
     rest = {receiver: iter(some) for receiver, some in replies.items()}
     return [next(rest[receivers[request.kind]]) for request in requests]

@@ -255,7 +255,9 @@ class Session:
             finished=list(self.finished),
             cost=self.budget.cost(),
             deterministic=self.states.deterministic,
-            tree_stats={} if tree is None else tree.stats() | {"rollouts": float(self.budget.rollouts)},
+            tree_stats={}
+            if tree is None
+            else tree.stats() | {"rollouts": float(self.budget.rollouts)},
             tree=tree,
             snapshot=None if tree is None else self.snapshot(method, tree, notes or {}),
             probabilities=probabilities,

@@ -87,9 +87,7 @@ class PlainStates:
         return reply
 
 
-def model_tokens(
-    tokens: Sequence[int], blocks: Sequence[tuple[int, ...]]
-) -> tuple[int, ...]:
+def model_tokens(tokens: Sequence[int], blocks: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     """The model tokens of a tree state; `blocks`: theirs by id, none where nodes add single tokens."""
     if not blocks:
         return tuple(tokens)
