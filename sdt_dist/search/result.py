@@ -11,6 +11,7 @@ import numpy as np
 
 from sdt_dist.errors import SdtError
 from sdt_dist.protocols import Sample
+from sdt_dist.search import display
 from sdt_dist.tree.resample import systematic
 from sdt_dist.tree.snapshot import Snapshot
 from sdt_dist.tree.tree import Tree
@@ -31,7 +32,7 @@ class SearchCost:
     wall_s: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class SearchResult:
     """Samples of pi*(x) ~ p(x|c) exp(lambda r(x)) as one method draws them, and how sure it is.
 
@@ -64,6 +65,12 @@ class SearchResult:
     probabilities: np.ndarray | None = None
     team: TeamReport | None = None
     flow: str | None = None
+
+    def __repr__(self) -> str:
+        return display.text(self)
+
+    def _repr_html_(self) -> str:
+        return display.table(self)
 
     def distribution(self) -> Distribution:
         """The exact distribution that `samples` are drawn from given the finished search.
