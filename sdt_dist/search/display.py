@@ -15,7 +15,9 @@ def text(result: SearchResult) -> str:
     """The rows of a result, one a line, below the name of its method."""
     found = rows(result)
     width = max(map(len, found)) + 2
-    return "\n".join([_title(result), *(f"  {name:<{width}}{value}" for name, value in found.items())])
+    return "\n".join(
+        [_title(result), *(f"  {name:<{width}}{value}" for name, value in found.items())]
+    )
 
 
 def table(result: SearchResult) -> str:

@@ -32,7 +32,9 @@ class _Table(HTMLParser):
 
     @property
     def rows(self) -> dict[str, str]:
-        return dict(zip(self.cells[1::2], self.cells[2::2], strict=True))  # the first one is the caption
+        return dict(
+            zip(self.cells[1::2], self.cells[2::2], strict=True)
+        )  # the first one is the caption
 
     def handle_starttag(self, tag: str, attrs: object) -> None:
         self.tags.append(tag)
@@ -59,16 +61,22 @@ def test_the_lines_say_what_the_fields_hold(result):
     assert rows["samples"] == (
         f"300 ({finished} distinct sequences finished), reward {low:.4g} to {high:.4g}, mean {mean:.4g}"
     )
-    assert rows["best"].startswith(f"reward {result.best.reward:.4g}, log p {result.best.log_prob:.4g}, ")
+    assert rows["best"].startswith(
+        f"reward {result.best.reward:.4g}, log p {result.best.log_prob:.4g}, "
+    )
     assert rows["log Z"] == f"{result.log_z:.4g} ± {result.log_z_error:.2g} (Z unbiased)"
     assert rows["ESS"] == f"{result.ess:.4g}"
     assert re.findall(r"[\d,]+", rows["nfe"]) == [str(result.nfe), str(result.model_calls)]
     assert f"{result.tree_stats['nodes']:.0f} nodes" in rows["tree"]
 
 
-@pytest.mark.parametrize("method", [name for name in method_names() if get_method(name).flow != "required"])
+@pytest.mark.parametrize(
+    "method", [name for name in method_names() if get_method(name).flow != "required"]
+)
 def test_what_a_method_does_not_claim_has_no_line(method):
-    found = run_toy("U", method, 0, **({} if get_method(method).reference else {"num_rollouts": 20}))
+    found = run_toy(
+        "U", method, 0, **({} if get_method(method).reference else {"num_rollouts": 20})
+    )
     rows = _rows(repr(found))
     assert ("log Z" in rows, "ESS" in rows) == (found.log_z is not None, found.ess is not None)
     assert ("tree" in rows) == bool(found.tree_stats)
@@ -91,7 +99,9 @@ def test_a_model_s_text_cannot_write_html(result):
 
 def test_a_flow_and_a_team_are_named(result):
     team = TeamReport("run/0/0", (2, 3), {"run/0/0": (5, 20)})
-    rows = _rows(repr(replace(result, flow="f0123", team=team, exhausted=True, deterministic=False)))
+    rows = _rows(
+        repr(replace(result, flow="f0123", team=team, exhausted=True, deterministic=False))
+    )
     assert rows["flow"] == "f0123"
     assert rows["team"] == "1 streams; incomplete, missing searchers 2, 3"
     assert rows["tree"].endswith("exhausted")
