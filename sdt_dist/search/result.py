@@ -67,10 +67,30 @@ class SearchResult:
     flow: str | None = None
 
     def __repr__(self) -> str:
-        return display.text(self)
+        return display.as_text(self._title(), self._rows())
 
     def _repr_html_(self) -> str:
-        return display.table(self)
+        return display.as_html(self._title(), self._rows())
+
+    def _title(self) -> str:
+        repeats = "" if self.deterministic else ", not repeatable bit for bit"
+        return f"SearchResult of {self.method} (seed {self.seed}{repeats})"
+
+    def _rows(self) -> dict[str, str]:
+        """What there is to say of it by name; empty where its method claims nothing."""
+        cost = self.cost
+        calls = f"{cost.model_calls:,} model calls"
+        return {
+            "samples": display.samples_row(self.samples, len(self.finished)),
+            "best": str(self.best),
+            "log Z": display.log_z_row(self.log_z, self.log_z_error, self.log_z_unbiased),
+            "ESS": "" if self.ess is None else f"{self.ess:.4g}",
+            "nfe": f"{cost.nfe:,} next-token distributions in {calls}",
+            "cost": f"{cost.rollouts:,} rollouts, {cost.reward_calls:,} reward calls, {cost.wall_s:.3g} s",
+            "tree": display.tree_row(self.tree_stats, self.exhausted),
+            "flow": self.flow or "",
+            "team": display.team_row(self.team),
+        }
 
     def distribution(self) -> Distribution:
         """The exact distribution that `samples` are drawn from given the finished search.
