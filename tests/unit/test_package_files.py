@@ -37,7 +37,11 @@ def test_the_authors_are_the_licence_s() -> None:
 
 def test_the_date_is_the_changelog_s() -> None:
     """A version that the changelog calls unreleased has no date to cite."""
-    heading = re.search(rf"^## {re.escape(CITATION['version'])} \((.+)\)$", _text("CHANGELOG.md"), flags=re.MULTILINE)
+    heading = re.search(
+        rf"^## {re.escape(CITATION['version'])} \((.+)\)$",
+        _text("CHANGELOG.md"),
+        flags=re.MULTILINE,
+    )
     assert heading is not None
     date = None if heading[1] == "unreleased" else heading[1]
     found = CITATION.get("date-released")
@@ -57,7 +61,9 @@ def _called(workflow: dict) -> set[str]:
     for job in workflow["jobs"].values():
         matrix = job.get("strategy", {}).get("matrix", {})
         for step in job["steps"]:
-            for target in re.findall(r"\bmake (\$\{\{ matrix\.\w+ \}\}|[\w-]+)", step.get("run", "")):
+            for target in re.findall(
+                r"\bmake (\$\{\{ matrix\.\w+ \}\}|[\w-]+)", step.get("run", "")
+            ):
                 name = re.search(r"matrix\.(\w+)", target)
                 found.update([target] if name is None else matrix[name[1]])
     return found
@@ -68,7 +74,9 @@ def test_the_workflow_uses_the_lowest_python_and_github_s_own_actions() -> None:
     steps = [step for job in workflow["jobs"].values() for step in job["steps"]]
     actions = {step["uses"].partition("@")[0] for step in steps if "uses" in step}
     assert actions == {"actions/checkout", "actions/setup-python"}
-    versions = {step["with"]["python-version"] for step in steps if "python-version" in step.get("with", {})}
+    versions = {
+        step["with"]["python-version"] for step in steps if "python-version" in step.get("with", {})
+    }
     assert PROJECT["requires-python"] == ">=3.11" and versions == {"3.11"}
     assert workflow["permissions"] == {"contents": "read"}
 
@@ -88,7 +96,14 @@ def test_the_security_policy_names_a_form_and_no_address() -> None:
     assert "private advisory form" in policy
     assert "@" not in policy and "http" not in policy
     assert all(
-        word in policy for word in ("cloudpickle", "Token authentication", "127.0.0.1", "safetensors", "reward file")
+        word in policy
+        for word in (
+            "cloudpickle",
+            "Token authentication",
+            "127.0.0.1",
+            "safetensors",
+            "reward file",
+        )
     )
 
 
