@@ -203,9 +203,8 @@ class Controller:
         kin = [other for other in self.slots if other.kind == slot.kind]
         what = slot.kind
         if slot in self._servers and not self._agreement.knows(slot.group):
-            kin = [
-                other for other in kin if other.group == slot.group
-            ]  # nobody knows what the group serves
+            # nobody knows what the group serves
+            kin = [other for other in kin if other.group == slot.group]
             what += f" of {self.config.group_names[slot.group]}" if self.config.more_servers else ""
         if slot in self._shards or all(other.health.state == "given up" for other in kin):
             self._fail(FleetError(f"no {what} can be started; {slot.name}: {slot.health.reason}"))
@@ -329,9 +328,8 @@ class Controller:
                 lease.moved_at = now
             elif now - lease.moved_at > self.config.problem_timeout_s:
                 waited = f"no progress for {now - lease.moved_at:.0f} s, waiting for {waits_for or 'itself'}"
-                slot.report_gone(
-                    f"{name} made {waited}"
-                )  # what it waits for, or its own loop, may never answer
+                # what it waits for, or its own loop, may never answer
+                slot.report_gone(f"{name} made {waited}")
 
     def _dispatch(self) -> None:
         """Give queued searches to ready searchers, the least loaded first.
