@@ -316,7 +316,7 @@ class Reward(Protocol):
     def multipliers(self) -> dict[str, float]: ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Sample:
     """One finished sample with its own reward and its log-probability under p (end token included)."""
 
@@ -327,3 +327,19 @@ class Sample:
     text: str | None = None
     series: np.ndarray | None = None
     components: dict[str, float] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"<Sample: {self}>"
+
+    def __str__(self) -> str:
+        """One line: the reward, log p, how many tokens, and the text's beginning or the range of the values."""
+        words = f"reward {self.reward:.4g}, log p {self.log_prob:.4g}, {len(self.tokens)} tokens ({self.finish_reason})"
+        if self.text is not None:
+            return f"{words}, text {_beginning(self.text)!r}"
+        if self.series is None or not len(self.series):
+            return words
+        return f"{words}, values {self.series.min():.4g} to {self.series.max():.4g}"
+
+
+def _beginning(text: str, limit: int = 60) -> str:
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
