@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from sdt_dist.actors.config import FleetConfig
+from sdt_dist.extras import check_package
 
 
 @contextmanager
@@ -18,6 +19,7 @@ def attached(
 
     Errors as for `connect`, and ConfigurationError for a cluster that cannot hold the fleet.
     """
+    check_package("ray", "cluster", "a fleet")
     from sdt_dist.actors.placement import check_placement, cluster_nodes, fleet_requests
     from sdt_dist.cluster.connect import connect
     from sdt_dist.cluster.dashboard import place_dashboard

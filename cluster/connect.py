@@ -17,6 +17,7 @@ from typing import Any
 from sdt_dist.cluster.auth import create_private_token
 from sdt_dist.cluster.probe import OUTSIDE, ClusterFacts, check_address, check_answers, probe
 from sdt_dist.errors import FleetError
+from sdt_dist.extras import packages_of
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,8 @@ def connect(
     Raises ConfigurationError for an address that cannot be meant, FleetError when no usable cluster answers in time.
     """
     check_address(address)
-    import ray
+    with packages_of("cluster", "a fleet"):
+        import ray
 
     namespace = namespace or f"sdt-{uuid.uuid4().hex[:8]}"
     quiet = {
