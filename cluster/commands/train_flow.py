@@ -212,7 +212,7 @@ def _train_live(settings: Any, output: Path, size: Any, resume: bool) -> None:
     from rich.progress import Progress
 
     from sdt_dist.actors.live_training import check_live, train_live
-    from sdt_dist.cluster.attach import attached
+    from sdt_dist.cluster.connect import attached
     from sdt_dist.cluster.live import fleet_line
 
     check_live(settings, output, size, resume=resume)
