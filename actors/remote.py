@@ -18,10 +18,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import ray
-from ray.actor import ActorHandle
-from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError, RayTaskError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from sdt_dist.extras import packages_of
+
+with packages_of("cluster", "the fleet"):
+    import ray
+    from ray.actor import ActorHandle
+    from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError, RayTaskError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sdt_dist.actors.calls import Routes
 from sdt_dist.actors.config import FleetConfig, Placement
@@ -37,7 +40,8 @@ from sdt_dist.actors.work import Loader, Work, load_spec
 from sdt_dist.errors import FleetError, ModelGoneError, SdtError
 from sdt_dist.flow.files import FlowFiles
 from sdt_dist.models.card import ModelCard, card_of
-from sdt_dist.serving.server import ModelAnswer, ModelCall, ModelServer
+from sdt_dist.models.remote.calls import ModelAnswer, ModelCall
+from sdt_dist.serving.server import ModelServer
 from sdt_dist.values.records import Shared, ShareRequest
 
 _LOG = logging.getLogger(__name__)
@@ -286,10 +290,11 @@ class RayBackend:
         self._config = config
         self._namespace = namespace
         self._plan = plan
+        # by group
         self._loaders = [
             loader,
             *(partial(load_spec, group.model) for group in config.more_servers),
-        ]  # by group
+        ]
         self._folder = str(Path(tempfile.gettempdir()) / "sdt-evidence" / namespace)
 
     def spawn(self, kind: str, index: int, incarnation: int) -> Endpoint:

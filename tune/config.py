@@ -30,6 +30,8 @@ _NOT_OF_A_TRIAL = {
     "warm_start": "trials must not start from one another's evidence; use `screen`",
     "searchers_per_problem": "its results depend on timing",
 }
+TRIALS = "trials.jsonl"  # of a sweep's directory: a line a trial
+PAGE = "sweep.html"  # and its report
 EXECUTION_FIELDS = ("max_concurrent", "wandb")
 
 

@@ -19,10 +19,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import ray
 import yaml
-from ray import tune as ray_tune
-from ray.tune.search.optuna import OptunaSearch
+
+from sdt_dist.extras import packages_of
+
+with packages_of("tune", "a sweep"):
+    import optuna
+    import ray
+    from ray import tune as ray_tune
+    from ray.tune.search.optuna import OptunaSearch
 
 from sdt_dist.actors.config import FleetConfig
 from sdt_dist.actors.fleet import Watch
@@ -210,8 +215,6 @@ def _wandb(sweep: SweepConfig) -> list[Any]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Neither Tune nor Optuna reports what our own view shows, and Ctrl-C ends a sweep at once; Tune saves its state often."""
-    import optuna
-
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")

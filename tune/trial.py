@@ -6,7 +6,6 @@ or as another trial with the same parameters, finds every line that is on disk a
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -16,7 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ray import tune as ray_tune
+from sdt_dist.extras import packages_of
+
+with packages_of("tune", "a sweep"):
+    from filelock import FileLock
+    from ray import tune as ray_tune
 
 from sdt_dist.actors.evaluation import OnExchange
 from sdt_dist.data.problems import ForecastProblem
@@ -96,6 +99,5 @@ def run_trial(config: dict[str, Any], common: Common) -> None:
 def _alone(directory: Path) -> Iterator[None]:
     """The trial's directory for one process at a time: another one with the same parameters waits and then finds all done."""
     directory.mkdir(parents=True, exist_ok=True)
-    with (directory / "lock").open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+    with FileLock(directory / "lock"):
         yield

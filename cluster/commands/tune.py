@@ -78,8 +78,11 @@ def tune(
     With --resume, Ray Tune's own state in the directory is unpickled: resume only directories of your own.
     """
     from sdt_dist.actors.config import load_fleet
+    from sdt_dist.extras import check_package
     from sdt_dist.models.forecaster.spec import forecaster_directory
     from sdt_dist.tune.config import load_sweep, problems_of
+
+    check_package("optuna", "tune", "a sweep")
 
     given = {
         "methods": _names(methods),

@@ -24,6 +24,7 @@ import psutil
 import pytest
 
 from tests.evaluation_helpers import evaluate_into
+from tests.one_package import python_path
 
 ROOT = Path(__file__).parents[2]
 NODES = ROOT / "cluster/nodes"
@@ -78,7 +79,7 @@ def _environment(home: Path) -> dict[str, str]:
     return kept | {
         "HOME": str(home),
         "SDT_VENV": sys.prefix,
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": python_path(ROOT),
         "HF_HUB_OFFLINE": "1",
     }
 
