@@ -34,6 +34,7 @@ from sdt_dist.actors.fleet import Watch
 from sdt_dist.actors.work import Loader, load_spec
 from sdt_dist.data.problems import ForecastProblem
 from sdt_dist.errors import FleetError, ResultsError
+from sdt_dist.evaluation.checks import read_flow
 from sdt_dist.evaluation.results import read_saved
 from sdt_dist.files import write_text
 from sdt_dist.tune.config import SweepConfig
@@ -106,7 +107,7 @@ def run_sweep(
         yaml.safe_dump(sweep.model_dump(mode="json"), sort_keys=False, default_flow_style=None),
     )
     base = sweep.base
-    flows = [base.flow_files()] if base.flow is not None else []
+    flows = [] if base.flow is None else [read_flow(base.flow, base.flow_identity)]
     load = loader or partial(load_spec, base.model)
     fleet = SharedFleet(
         size, load, horizon=base.horizon, flows=flows, watch=watch, failed=_thread.interrupt_main

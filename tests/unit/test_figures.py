@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 
 from sdt_dist.evaluation.config import EvaluationConfig
-from sdt_dist.evaluation.plan import make_plan
 from sdt_dist.evaluation.results import tree_path
-from sdt_dist.evaluation.runner import run_evaluation
 from sdt_dist.report.figures import figures
 from sdt_dist.report.figures.tree import draw_value_error, value_error_by_depth
 from sdt_dist.tree.snapshot import Snapshot
+from tests.evaluation_helpers import evaluate_into
 from tests.search_helpers import run_toy, toy
 
 
@@ -26,7 +25,7 @@ def run(tmp_path_factory) -> figures.Run:
         methods=["sample", "snis", "residual_ts"],
     )  # fmt: skip
     directory: Path = tmp_path_factory.mktemp("run")
-    run_evaluation(make_plan(config), directory)
+    evaluate_into(directory, config)
     return figures.Run(directory)
 
 

@@ -8,11 +8,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from sdt_dist.evaluation.plan import load_config, make_plan
-from sdt_dist.evaluation.runner import in_process, run_evaluation
+from sdt_dist.evaluation.executor import InProcess
 from sdt_dist.models.loading import load_model
 from sdt_dist.report.figures import figures
 from sdt_dist.report.figures.ablation import ablation
+from tests.evaluation_helpers import evaluate_into
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -27,8 +27,8 @@ def evaluate(tmp_path_factory):
 
     def run(methods: list[str], ablate: dict) -> figures.Run:
         directory: Path = tmp_path_factory.mktemp("run") / "run"
-        config = load_config(None, {**SETTINGS, "methods": methods, "ablate": ablate})
-        run_evaluation(make_plan(config), directory, execute=in_process(lambda _: model))
+        settings = {**SETTINGS, "methods": methods, "ablate": ablate}
+        evaluate_into(directory, settings, executor=InProcess(lambda _: model))
         return figures.Run(directory)
 
     return run
