@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 
 from sdt_dist.errors import CheckpointError, ConfigurationError
 from sdt_dist.files import replace_file
+from sdt_dist.flow.heads import build_network
 from sdt_dist.flow.network import FlowNetwork
 from sdt_dist.flow.spec import FlowSpec
 from sdt_dist.training.flow.batch import Batch, Scores, make_batch, path_of
@@ -61,11 +62,12 @@ class FlowTrainer:
         log_dir: Path | None = None,
         device: str = "cpu",
     ) -> None:
-        if network.spectral is not None and options.path == 0:
+        has_values = network.spec.values is not None
+        if has_values and options.path == 0:
             raise ConfigurationError(
                 "path: 0, allowed for tokens with values: above 0, because no other loss trains the network's trunk."
             )
-        if network.spectral is None and options.path_steps:
+        if not has_values and options.path_steps:
             raise ConfigurationError(
                 f"path_steps: {options.path_steps}, allowed for tokens without values: 0; they have no spectrum to learn first."
             )
@@ -191,7 +193,7 @@ class FlowTrainer:
         replay = ReplayBuffer.restore(
             head, {k: v.numpy() for k, v in _group(tensors, "replay.").items()}
         )
-        trainer = cls(FlowNetwork(spec), replay, options, log_dir=log_dir, device=device)
+        trainer = cls(build_network(spec), replay, options, log_dir=log_dir, device=device)
         trainer._load(_group(tensors, "model."), _group(tensors, "optimiser."), str(path))
         trainer.step = step
         trainer.notes = facts.get("notes", {})
