@@ -37,7 +37,8 @@ from sdt_dist.actors.work import Loader, Work, load_spec
 from sdt_dist.errors import FleetError, ModelGoneError, SdtError
 from sdt_dist.flow.files import FlowFiles
 from sdt_dist.models.card import ModelCard, card_of
-from sdt_dist.serving.server import ModelAnswer, ModelCall, ModelServer
+from sdt_dist.models.remote.calls import ModelAnswer, ModelCall
+from sdt_dist.serving.server import ModelServer
 from sdt_dist.values.records import Shared, ShareRequest
 
 _LOG = logging.getLogger(__name__)
@@ -286,10 +287,11 @@ class RayBackend:
         self._config = config
         self._namespace = namespace
         self._plan = plan
+        # by group
         self._loaders = [
             loader,
             *(partial(load_spec, group.model) for group in config.more_servers),
-        ]  # by group
+        ]
         self._folder = str(Path(tempfile.gettempdir()) / "sdt-evidence" / namespace)
 
     def spawn(self, kind: str, index: int, incarnation: int) -> Endpoint:

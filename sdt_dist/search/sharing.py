@@ -123,7 +123,7 @@ class Member:
             return 0
         num_rollouts = None
         if self._limit is not None:
-            num_rollouts = session.rollouts + self._limit - num_taken
+            num_rollouts = session.budget.rollouts + self._limit - num_taken
         update = {"num_rollouts": num_rollouts, "max_nfe": max_nfe}
         session.options = self.options.model_copy(update=update)
         return session.next_wave(self.options.wave_size)
@@ -152,7 +152,7 @@ class Member:
         for tokens, log_prob, _, _ in steps:
             sequences.append(tuple(tokens.tolist()))
             log_probs.append(float(log_prob.sum()))
-        reasons: list[FinishReason] = [session.process.finish_reason(x) for x in sequences]
+        reasons: list[FinishReason] = [session.states.finish_reason(x) for x in sequences]
         samples = yield from session.score(sequences, log_probs, reasons)
         for walk, sample in zip(walks, samples, strict=True):
             walk.sample = sample
@@ -161,7 +161,7 @@ class Member:
         for walk, step, rollout in zip(walks, steps, rollouts, strict=True):
             number = self._own + len(records)
             records.append(self._record(walk, number, known, step, rollout.cost.nfe))
-        session.rollouts += len(walks)
+        session.budget.rollouts += len(walks)
         self._own += len(walks)
         self._join(records)
 
@@ -272,7 +272,7 @@ class Member:
             return True
         # an nfe budget that no share of tickets can use up has stopped nothing
         searchers = self.membership.searchers
-        length = self.session.process.max_new_tokens
+        length = self.session.states.max_new_tokens
         for searcher in self._team:
             most_nfe = share_of(limit, searcher, searchers) * length
             if most_nfe > share_of(options.max_nfe, searcher, searchers):
