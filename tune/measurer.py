@@ -11,7 +11,7 @@ from typing import Any
 import ray
 
 from sdt_dist.actors.fleet import ask
-from sdt_dist.actors.remote import beside_us
+from sdt_dist.actors.remote.backend import beside_us
 from sdt_dist.evaluation.summary import recompute
 from sdt_dist.tune.objectives import Measured, measure_directory
 
