@@ -4,3 +4,8 @@ May import: `actors` and below. This and `fleet.py` are where the fleet meets Ra
 have their own concurrency group, so that a probe is answered while a batch runs.
 To add an actor: a plain class in `actors/`, its wrapper here, its kind in the table of `backend.py`.
 """
+
+from sdt_dist.extras import packages_of
+
+with packages_of("cluster", "the fleet"):
+    import ray  # noqa: F401  (first, so that every module of this room may import it plainly)

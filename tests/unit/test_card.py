@@ -90,6 +90,21 @@ def test_a_forecaster_process_from_a_card_is_the_models_own():
         process_of(card_of(model), model.model, SMALL.max_horizon + 1)
 
 
+def test_forecaster_states_need_no_model():
+    model = forecaster()
+    card = ModelCard.from_json(card_of(model).to_json())
+    own = model.process(12, top_k=9)
+    states = states_of(card, card, 12, top_k=9)
+    assert (states.law, states.max_new_tokens, states.top_k) == (own.law, 12, 9)
+    root = states.root(HISTORY)
+    assert (root.prompt, root.meta) == (own.root(HISTORY).prompt, own.root(HISTORY).meta)
+    tokens = tuple(range(9, 21))
+    assert not states.is_finished(tokens[:-1]) and states.is_finished(tokens)
+    assert states.finish_reason(tokens) == own.finish_reason(tokens) == "length"
+    (answer,) = states.decode(root, [tokens])
+    np.testing.assert_array_equal(answer.series, own.decode(root, [tokens])[0].series)
+
+
 def test_language_states_from_a_card_alone_read_and_write_the_same_text():
     model = language()
     card = ModelCard.from_json(card_of(model).to_json())
