@@ -107,7 +107,7 @@ def test_a_learner_killed_before_a_write_goes_on_exactly(
 ) -> None:
     """At every third file or directory that is put in place: the last version is whole, and the rest repeats to the bit."""
     from sdt_dist.flow import checkpoint
-    from sdt_dist.training.flow import trainer
+    from sdt_dist.training import state
 
     renames = Path.rename
     writes = checkpoint.replace_file
@@ -128,7 +128,7 @@ def test_a_learner_killed_before_a_write_goes_on_exactly(
             patch.setattr(
                 Path, "rename", lambda path, target, count=count: (count(), renames(path, target))
             )
-            for module in (checkpoint, trainer):
+            for module in (checkpoint, state):
                 patch.setattr(
                     module,
                     "replace_file",

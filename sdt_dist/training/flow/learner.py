@@ -27,7 +27,7 @@ from sdt_dist.errors import CheckpointError, ConfigurationError, ResultsError
 from sdt_dist.extras import packages_of
 from sdt_dist.flow.checkpoint import FlowInfo, save_flow
 from sdt_dist.flow.flow import Flow
-from sdt_dist.flow.network import FlowNetwork
+from sdt_dist.flow.heads import build_network
 from sdt_dist.flow.spec import FlowSpec
 from sdt_dist.training.flow.batch import Scores, check_trajectory, make_batch
 from sdt_dist.training.flow.held_out import divergences
@@ -143,7 +143,7 @@ class Learner:
             ) from error
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(training.seed)
-            network = FlowNetwork(spec)
+            network = build_network(spec)
         trainer = FlowTrainer(
             network,
             ReplayBuffer(options.replay_capacity, options.priority_exponent),
