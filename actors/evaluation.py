@@ -111,7 +111,7 @@ class _Team:
         alone = Work(
             name=f"{label}/{index}",
             problem=index,
-            context=task.problem.history,
+            context=task.problem.context,
             reward=SpecReward.of(config.reward_of(task.method)),
             method=task.method.name,
             options=config.options_of(task.method),

@@ -19,6 +19,8 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
+from sdt_dist.parts import Context, Form
+
 FinishReason = Literal["eos", "length"]
 
 
@@ -241,7 +243,10 @@ class Process(Protocol):
     @property
     def top_k(self) -> int | None: ...
 
-    def root(self, context: Any) -> Root: ...
+    @property
+    def takes(self) -> tuple[Form, ...]: ...
+
+    def root(self, context: Context) -> Root: ...
 
     def load_flow(self, flow: Flow) -> None: ...
 

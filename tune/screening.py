@@ -25,7 +25,8 @@ from sdt_dist.evaluation.tables import Row
 from sdt_dist.files import write_text
 from sdt_dist.models.forecaster.spec import ForecasterSpec, forecaster_directory
 from sdt_dist.models.loading import split_spec
-from sdt_dist.rewards.spec import RewardContext, parse_reward, with_gamma
+from sdt_dist.rewards.context import RewardContext
+from sdt_dist.rewards.spec import parse_reward, with_gamma
 from sdt_dist.tree.resample import systematic
 from sdt_dist.tune.config import SweepConfig, quality
 from sdt_dist.tune.objectives import OBJECTIVES, Measured, measure_rows
@@ -90,7 +91,7 @@ class Screen:
         rows = {}
         ess = []
         for problem in self._problems:
-            multipliers = factory.build(RewardContext(history=problem.history)).multipliers
+            multipliers = factory.build(RewardContext.of(problem.context)).multipliers
             law = reweigh(self._walks[problem.index], multipliers, float(inverse_temperature))
             rows[problem.index] = row_of_law(
                 law, problem, self._decode, self._config.num_samples, self._config.seed

@@ -14,9 +14,11 @@ from sdt_dist.evaluation.ablation import check_points, expanded
 from sdt_dist.evaluation.config import EvaluationConfig
 from sdt_dist.evaluation.evidence import evidence_files
 from sdt_dist.files import read_mapping
+from sdt_dist.parts import SeriesPart
 from sdt_dist.protocols import Decoded
 from sdt_dist.rewards.base import Reward
-from sdt_dist.rewards.spec import RewardContext, RewardFactory, parse_reward
+from sdt_dist.rewards.context import RewardContext
+from sdt_dist.rewards.spec import RewardFactory, parse_reward
 from sdt_dist.search.methods import get_method, validate_options
 from sdt_dist.search.options import parse_options
 
@@ -165,7 +167,7 @@ def try_reward(factory: RewardFactory, history: np.ndarray, horizon: int) -> Rew
     So a reward that can score no such forecast is refused before anything is searched, with its own SdtError.
     """
     factory.check_horizon(horizon)
-    reward = factory.build(RewardContext(history=history))
+    reward = factory.build(RewardContext.of((SeriesPart(history),)))
     reward.score([Decoded((), series=np.resize(history[-horizon:], horizon).astype(np.float64))])
     return reward
 

@@ -19,7 +19,8 @@ from sdt_dist.evaluation.plan import Plan
 from sdt_dist.evaluation.results import Line, open_directory, result_line, save_tree
 from sdt_dist.evaluation.summary import Summary, recompute
 from sdt_dist.protocols import Flow, Process
-from sdt_dist.rewards.spec import RewardContext, parse_reward
+from sdt_dist.rewards.context import RewardContext
+from sdt_dist.rewards.spec import parse_reward
 from sdt_dist.search.api import run_searches
 from sdt_dist.search.result import SearchResult
 from sdt_dist.search.session import SearchProblem
@@ -165,9 +166,9 @@ def _run_method(
     searches = []
     for task in tasks:
         try:
-            reward = factory.build(RewardContext(history=task.problem.history))
+            reward = factory.build(RewardContext.of(task.problem.context))
             searches.append(
-                SearchProblem(task.problem.index, process.root(task.problem.history), reward)
+                SearchProblem(task.problem.index, process.root(task.problem.context), reward)
             )
         except SdtError as error:
             yield task, error

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from sdt_dist.errors import ConfigurationError, ContextError
+from sdt_dist.parts import Context, Form, TextPart, TokensPart, as_context, only_part
 from sdt_dist.protocols import (
     Decoded,
     ExpandRequest,
@@ -82,15 +83,17 @@ class TokenProcess:
         """The law's top_k: to how many most probable tokens p is cut, or None."""
         return self.law.top_k
 
+    @property
+    def takes(self) -> tuple[Form, ...]:
+        """The forms of context that it can continue."""
+        return ("tokens",) if self._encode_text is None else ("text", "tokens")
+
     def root(self, context: Any) -> Root:
-        """The root of a prompt: a string, or token ids. ContextError when empty or too long."""
-        if isinstance(context, str):
-            if self._encode_text is None:
-                raise ContextError(
-                    "prompt: a string, but this model has no tokenizer; pass a list of token ids."
-                )
-            context = self._encode_text(context)
-        prompt = tuple(int(token) for token in context)
+        """The root of a context, or of what `as_context` reads as one: a string, or token ids.
+
+        ContextError when it is empty, too long, or of a form that this process does not take.
+        """
+        prompt = self._prompt(as_context(context, self.takes))
         if not prompt:
             raise ContextError("prompt: empty; a prompt needs at least one token.")
         if len(prompt) + self.max_new_tokens > self.model.max_context:
@@ -104,6 +107,15 @@ class TokenProcess:
                 f"prompt: token id {bad[0]}, allowed 0 to {self.model.vocab_size - 1}."
             )
         return Root(prompt, prompt_digest(prompt))
+
+    def _prompt(self, context: Context) -> tuple[int, ...]:
+        match only_part(context, self.takes):
+            case TextPart(text=text):
+                assert self._encode_text is not None
+                return tuple(self._encode_text(text))
+            case TokensPart(ids=ids):
+                return ids
+        raise AssertionError("only_part lets no other form through")
 
     def load_flow(self, flow: Flow) -> None:
         """Let requests have tilts by this flow; ConfigurationError where the model cannot hold flows."""

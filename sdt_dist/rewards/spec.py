@@ -17,7 +17,9 @@ from typing import Any, Literal
 import numpy as np
 
 from sdt_dist.errors import ConfigurationError, ContextError, unknown_name
+from sdt_dist.parts import SeriesPart
 from sdt_dist.rewards.base import CallableReward, Reward, SumReward, View
+from sdt_dist.rewards.context import RewardContext
 from sdt_dist.rewards.forecast import Bounds, DtwTemplate, Smoothness, Total, nonneg
 from sdt_dist.rewards.options import read_options, read_value, write_number
 from sdt_dist.rewards.spectral import SpectralReward
@@ -26,6 +28,7 @@ from sdt_dist.rewards.user_file import load_function, wants_context
 
 _TERM = re.compile(r"^(?:(?P<factor>[-+\w.]+)\*)?(?P<name>[A-Za-z_]\w*)(?::(?P<options>.*))?$")
 _PLUS = re.compile(r"(?<![0-9.][eE])\+(?=\s*(?:[-+\w.]+\*)?[A-Za-z_])")  # not the one of 1e+2
+_STAND_IN = (SeriesPart(np.sin(np.arange(512.0))),)
 
 FORECAST_TERMS: dict[str, Callable[..., Reward]] = {
     "spectral": SpectralReward,
@@ -42,14 +45,6 @@ FREE_TEXT_TERMS = (
     "answer",
     "reward_model",
 )  # stand alone: what follows the colon may hold any character
-
-
-@dataclass(frozen=True, slots=True)
-class RewardContext:
-    """What a reward may see of a problem: its history [L] (forecasts) or prompt. Never the truth."""
-
-    history: np.ndarray | None = None
-    prompt: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +98,7 @@ def parse_reward(spec: str) -> RewardFactory:
         rewards = [(factor, _make_term(name, options, context)) for factor, name, options in parts]
         return rewards[0][1] if len(rewards) == 1 and rewards[0][0] == 1.0 else SumReward(rewards)
 
-    stand_in = RewardContext(
-        history=np.sin(np.arange(512.0))
-    )  # so that option values out of range are found now
+    stand_in = RewardContext.of(_STAND_IN)  # so that option values out of range are found now
     return RewardFactory(
         spec, "tokens" if all(is_text) else "series", make, make(stand_in).min_horizon
     )

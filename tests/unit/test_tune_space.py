@@ -15,7 +15,8 @@ from sdt_dist.data.problems import load_problems
 from sdt_dist.errors import ConfigurationError, DataError, MissingExtraError, SdtError
 from sdt_dist.evaluation.config import EvaluationConfig
 from sdt_dist.evaluation.plan import check_config, load_config
-from sdt_dist.rewards.spec import RewardContext, parse_reward
+from sdt_dist.rewards.context import RewardContext
+from sdt_dist.rewards.spec import parse_reward
 from sdt_dist.tune.choice import (
     BEST,
     HELDOUT,

@@ -14,6 +14,7 @@ from sdt_dist.errors import ConfigurationError
 from sdt_dist.models.forecaster.spec import ForecasterSpec
 from sdt_dist.models.forecaster.tokenizer import FIRST_BIN
 from sdt_dist.models.process import TokenProcess
+from sdt_dist.parts import Form, SeriesPart, as_context, only_part
 from sdt_dist.protocols import Decoded, LogitsModel, PriorLaw, Root, prompt_digest
 
 
@@ -38,12 +39,18 @@ class ForecastProcess(TokenProcess):
         super().__init__(model, law, horizon)
         self.spec = spec
 
-    def root(self, context: Any) -> Root:
-        """The root of a history [L] float, of which the last context_length values count.
+    @property
+    def takes(self) -> tuple[Form, ...]:
+        return ("series",)
 
-        ContextError when those are too few, not finite or constant.
+    def root(self, context: Any) -> Root:
+        """The root of a series [L], the history, of which the last context_length values count.
+
+        ContextError when those are too few, not finite or constant, and for a context of another form.
         """
-        history = np.asarray(context, dtype=np.float64)
+        part = only_part(as_context(context, self.takes), self.takes)
+        assert isinstance(part, SeriesPart)
+        history = np.asarray(part.values, dtype=np.float64)
         tokens, scale = self.spec.tokenizer.encode(
             history[-self.spec.context_length :] if history.ndim == 1 else history
         )

@@ -23,6 +23,7 @@ from sdt_dist.flow.spec import FlowSpec
 from sdt_dist.models.card import ModelCard, card_of
 from sdt_dist.models.forecaster.process import ForecastProcess
 from sdt_dist.models.process import TokenProcess
+from sdt_dist.rewards.context import RewardContext
 from sdt_dist.rewards.spec import parse_reward
 from sdt_dist.search.session import SearchProblem
 from sdt_dist.training.flow.collect import Collected, collect
@@ -32,7 +33,6 @@ from sdt_dist.training.flow.contexts import (
     DatasetContexts,
     PromptContexts,
     SyntheticContexts,
-    reward_context,
 )
 from sdt_dist.training.flow.learner import Learner, check_directory
 from sdt_dist.training.flow.rounds import Part, parts_of
@@ -268,7 +268,7 @@ def _source(config: TrainFlowConfig, process: TokenProcess) -> Source:
     factory = parse_reward(config.reward)
 
     def problem_of(index: int, context: Any) -> SearchProblem:
-        return SearchProblem(index, process.root(context), factory.build(reward_context(context)))
+        return SearchProblem(index, process.root(context), factory.build(RewardContext.of(context)))
 
     length = process.spec.context_length if isinstance(process, ForecastProcess) else None
     return LiveSearches(config, process, contexts_of(config, length), problem_of)
