@@ -54,9 +54,8 @@ def on_fleet(
                     continue
                 result = team.result()
                 if isinstance(result, MissingWalksError) and start + 1 < _TEAM_STARTS:
-                    todo.append(
-                        team.task
-                    )  # a shard was lost with its machine: the team begins again
+                    # a shard was lost with its machine: the team begins again
+                    todo.append(team.task)
                 else:
                     yield team.task, result
             if not todo:

@@ -286,10 +286,11 @@ class RayBackend:
         self._config = config
         self._namespace = namespace
         self._plan = plan
+        # by group
         self._loaders = [
             loader,
             *(partial(load_spec, group.model) for group in config.more_servers),
-        ]  # by group
+        ]
         self._folder = str(Path(tempfile.gettempdir()) / "sdt-evidence" / namespace)
 
     def spawn(self, kind: str, index: int, incarnation: int) -> Endpoint:

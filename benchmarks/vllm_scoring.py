@@ -100,9 +100,10 @@ def contenders(
 
 def measure(asked: argparse.Namespace) -> dict[str, list[float]]:
     """Seconds of every contender's turns."""
+    # here: vLLM is not where the other benchmarks run
     from sdt_dist.models.vllm.loading import (
         open_model,
-    )  # here: vLLM is not where the other benchmarks run
+    )
 
     with tempfile.TemporaryDirectory() as folder:
         build(folder, asked.vocabulary, asked.hidden)

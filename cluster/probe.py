@@ -36,9 +36,8 @@ class ClusterFacts:
     python_version: str
     nodes: tuple[Node, ...]
     dashboard_url: str | None
-    local_node: (
-        str | None
-    )  # host:port of a live node of the cluster on this host, which a driver needs
+    # host:port of a live node of the cluster on this host, which a driver needs
+    local_node: str | None
 
 
 def check_address(address: str, named_by: str = "address") -> None:

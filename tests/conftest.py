@@ -17,15 +17,17 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+# long tests, and kernels compiled before Ray's processes need them
 _FIRST = (
     "property",
     "ray",
     "conformance",
-)  # long tests, and kernels compiled before Ray's processes need them
+)
+# whose runs use the Ray of their process, where there is one
 _ONE_RAY = (
     "tests/ray/",
     "tests/unit/test_cli.py",
-)  # whose runs use the Ray of their process, where there is one
+)
 _PACKAGES = {"mlx": "mlx_lm", "vllm": "vllm"}
 collect_ignore = [] if importlib.util.find_spec("vllm") else ["vllm"]  # it imports vLLM
 

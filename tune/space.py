@@ -20,11 +20,12 @@ from sdt_dist.search.options import StrictOptions, parse_options
 
 Value = bool | int | float | str | None
 Parameters = dict[str, Any]
+# every method's; other names are its own options
 COMMON = {
     "inverse_temperature": float,
     "gamma": float,
     "rollouts": int,
-}  # every method's; other names are its own options
+}
 BUDGETS = ("rollouts", "max_nfe")
 _FIXED = {
     "num_samples": "metrics need the same number of samples in every trial; set it in `evaluation`",

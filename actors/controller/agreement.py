@@ -15,11 +15,12 @@ from typing import Any
 from sdt_dist.errors import FleetError
 from sdt_dist.models.card import ModelCard
 
+# the fields of a card that define p; weights have other names in other backends
 _P = (
     "kind",
     "vocab_size",
     "spec",
-)  # the fields of a card that define p; weights have other names in other backends
+)
 _FIX = {
     True: "all nodes of a group must have the same model under the same name.",
     False: "every group must serve the run's own model: give each a copy of it, or take out the group with another one.",

@@ -11,10 +11,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from sdt_dist.actors.calls import Routes, ServersDiedError
@@ -23,6 +22,7 @@ from sdt_dist.actors.controller.agreement import Agreement
 from sdt_dist.actors.controller.flows import FlowLibrary
 from sdt_dist.actors.controller.health import HealthPolicy
 from sdt_dist.actors.controller.learner_slots import Learning
+from sdt_dist.actors.controller.leases import Lease, Leases
 from sdt_dist.actors.controller.routing import RouteTable
 from sdt_dist.actors.controller.slots import Slot
 from sdt_dist.actors.endpoint import Backend, repeat_while_unreachable
@@ -33,7 +33,6 @@ from sdt_dist.flow.files import FlowFiles
 from sdt_dist.models.card import ModelCard
 
 _LOG = logging.getLogger(__name__)
-_ALONE_FROM = 2  # from this attempt on a search shares its searcher with no other, so that only the one to blame fails
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +42,6 @@ class Report:
     results: list[tuple[str, Outcome]]
     finished: bool
     status: dict[str, Any]
-
-
-@dataclass(eq=False)
-class _Lease:
-    work: Work
-    slot: Slot
-    task: asyncio.Task[None] | None = None
-    rounds: int = -1
-    moved_at: float = 0.0
 
 
 class Controller:
@@ -78,14 +68,13 @@ class Controller:
         self._clock = clock
         self._max_new_tokens = max_new_tokens
         self._law_options = law_options or {}
-        self._queue = deque(work)
-        self.total = len(self._queue)
+        self._leases = Leases(work, config.max_attempts, config.problems_per_searcher)
         groups = enumerate(config.group_of_server)
         self._servers = [Slot("model-server", i, clock, policy, group) for i, group in groups]
         self._flows = FlowLibrary(flows, self._servers, config.start_timeout_s)
-        self._flows.check_work(self._queue)
+        self._flows.check_work(self._leases.queue)
         self._searchers = [Slot("searcher", i, clock, policy) for i in range(config.searchers)]
-        shares = any(work.membership is not None for work in self._queue)
+        shares = any(work.membership is not None for work in self._leases.queue)
         self._shards = [
             Slot("store-shard", i, clock, policy) for i in range(config.shards if shares else 0)
         ]
@@ -94,17 +83,17 @@ class Controller:
             if learns
             else None
         )
-        self._leases: dict[str, _Lease] = {}
-        self._suspects = set[str]()
-        self._on_trial = ""
-        self._results: dict[str, Outcome] = {}
-        self._settled = self._failed = self._lost = 0
         self._agreement = Agreement(config.group_names)
         self._fatal: SdtError | None = None
         self._routes = RouteTable()
         self._version = 0
         self._news = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def total(self) -> int:
+        """Searches that were ever asked for."""
+        return self._leases.total
 
     @property
     def slots(self) -> list[Slot]:
@@ -134,11 +123,11 @@ class Controller:
     async def stop(self) -> None:
         """End every wait and every actor; a supervisor that is cancelled buries its actor."""
         for endpoint in [shard.endpoint for shard in self._shards if shard.endpoint is not None]:
-            with suppress(
-                FleetError
-            ):  # a shard that is down leaves its snapshot to the system's clean-up
+            # a shard that is down leaves its snapshot to the system's clean-up
+            with suppress(FleetError):
                 await endpoint.call("close", timeout_s=2.0)
-        tasks = [*self._tasks, *(lease.task for lease in self._leases.values() if lease.task)]
+        leases = self._leases.under_way.values()
+        tasks = [*self._tasks, *(lease.task for lease in leases if lease.task)]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -148,41 +137,38 @@ class Controller:
 
         Raises FleetError when the fleet cannot go on, or what was wrong with a flow that it was given.
         """
-        for name in acknowledged:
-            self._results.pop(name, None)
+        self._leases.acknowledge(acknowledged)
         if not self._has_news():
             self._news.clear()
             with suppress(TimeoutError):  # a report without news still tells the state
                 async with asyncio.timeout(timeout_s):
                     await self._news.wait()
-        if self._fatal is not None and not self._results:
+        results = list(self._leases.results.items())
+        if self._fatal is not None and not results:
             raise self._fatal
-        return Report(list(self._results.items()), self._is_finished(), self.status())
+        return Report(results, self._leases.is_finished, self.status())
 
     async def add_work(self, work: Sequence[Work]) -> None:
         """Queue further searches; those that are known and not acknowledged are left out, so again is harmless."""
-        known = {one.name for one in self._queue} | self._leases.keys() | self._results.keys()
-        fresh = [one for one in work if one.name not in known]
+        fresh = self._leases.unknown(work)
         self._flows.check_work(fresh)
-        self._queue.extend(fresh)
-        self.total += len(fresh)
+        self._leases.add(fresh)
         self._dispatch()
 
     def _has_news(self) -> bool:
-        return bool(self._results) or self._is_finished() or self._fatal is not None
-
-    def _is_finished(self) -> bool:
-        return self._settled == self.total and not self._results
+        leases = self._leases
+        return bool(leases.results) or leases.is_finished or self._fatal is not None
 
     def status(self) -> dict[str, Any]:
         """Work done, failed, under way and waiting, and every slot's state and counters."""
+        leases = self._leases
         return {
-            "total": self.total,
-            "done": self._settled - self._failed,
-            "failed": self._failed,
-            "under_way": len(self._leases),
-            "waiting": len(self._queue),
-            "restarted_searches": self._lost,
+            "total": leases.total,
+            "done": leases.settled - leases.failed,
+            "failed": leases.failed,
+            "under_way": len(leases.under_way),
+            "waiting": len(leases.queue),
+            "restarted_searches": leases.lost,
             "deaths": sum(slot.health.deaths for slot in self.slots),
             "ready_model_servers": sum(slot.is_ready for slot in self._servers),
             "ready_searchers": sum(slot.is_ready for slot in self._searchers),
@@ -203,9 +189,8 @@ class Controller:
         kin = [other for other in self.slots if other.kind == slot.kind]
         what = slot.kind
         if slot in self._servers and not self._agreement.knows(slot.group):
-            kin = [
-                other for other in kin if other.group == slot.group
-            ]  # nobody knows what the group serves
+            # nobody knows what the group serves
+            kin = [other for other in kin if other.group == slot.group]
             what += f" of {self.config.group_names[slot.group]}" if self.config.more_servers else ""
         if slot in self._shards or all(other.health.state == "given up" for other in kin):
             self._fail(FleetError(f"no {what} can be started; {slot.name}: {slot.health.reason}"))
@@ -249,7 +234,7 @@ class Controller:
     def _retire_flows(self) -> None:
         """Let servers forget the flows that no search will name any more."""
         if len(self._flows) > 1:
-            self._flows.retire([*self._queue, *(lease.work for lease in self._leases.values())])
+            self._flows.retire(self._leases.unfinished())
 
     def _publish_routes(self) -> None:
         """Settings and routes to ready searchers and the learner where they changed; one out of reach learns them when it is back."""
@@ -329,31 +314,17 @@ class Controller:
                 lease.moved_at = now
             elif now - lease.moved_at > self.config.problem_timeout_s:
                 waited = f"no progress for {now - lease.moved_at:.0f} s, waiting for {waits_for or 'itself'}"
-                slot.report_gone(
-                    f"{name} made {waited}"
-                )  # what it waits for, or its own loop, may never answer
+                # what it waits for, or its own loop, may never answer
+                slot.report_gone(f"{name} made {waited}")
 
     def _dispatch(self) -> None:
-        """Give queued searches to ready searchers, the least loaded first.
-
-        One that model servers died of again and again is tried while nothing else runs: they may have died of others.
-        """
-        while self._queue and not self._on_trial and self._may_begin():
-            alone = self._queue[0].attempt >= _ALONE_FROM
-            on_trial = alone and self._queue[0].name in self._suspects
-            if on_trial and self._leases:
-                return
-            open_slots = (
-                searcher for searcher in self._searchers if self._has_room(searcher, alone)
-            )
-            slot = min(open_slots, key=lambda searcher: len(searcher.leases), default=None)
+        """Give queued searches to searchers while there is one with room."""
+        while self._may_begin():
+            slot = self._leases.next_slot(self._searchers)
             if slot is None:
                 return
-            work = self._flows.fix(self._queue.popleft())
-            self._on_trial = work.name if on_trial else ""
-            lease = self._leases[work.name] = slot.leases[work.name] = _Lease(
-                work, slot, moved_at=self._clock()
-            )
+            work = self._flows.fix(self._leases.queue[0])
+            lease = self._leases.begin(work, slot, self._clock())
             lease.task = self._watched(self._run(lease))
 
     def _may_begin(self) -> bool:
@@ -368,23 +339,7 @@ class Controller:
         )
         return not late or not self._agreement.deterministic
 
-    def _has_room(self, slot: Slot, alone: bool) -> bool:
-        own = slot.leases.values()
-        if (
-            not slot.is_ready
-            or not slot.configured
-            or any(lease.work.attempt >= _ALONE_FROM for lease in own)
-        ):
-            return False
-        return not own if alone else len(own) < self.config.problems_per_searcher
-
-    def _release(self, lease: _Lease) -> None:
-        name = lease.work.name
-        self._leases.pop(name, None)
-        lease.slot.leases.pop(name, None)
-        self._on_trial = "" if self._on_trial == name else self._on_trial
-
-    async def _run(self, lease: _Lease) -> None:
+    async def _run(self, lease: Lease) -> None:
         """Wait for one search; `_watch` and `_leave` end the wait where nothing moves or its searcher dies."""
         endpoint = lease.slot.endpoint
         assert endpoint is not None
@@ -398,32 +353,21 @@ class Controller:
             lease.slot.report_gone(str(error))
             return  # the slot's supervisor gives its searches back
         if isinstance(outcome, ServersDiedError):
-            self._suspects.add(lease.work.name)
+            self._leases.suspect(lease)
         if isinstance(outcome, FleetError):
             self._give_back(lease, str(outcome))
         else:
             self._settle(lease, outcome)
         self._dispatch()
 
-    def _settle(self, lease: _Lease, outcome: Outcome) -> None:
-        self._release(lease)
-        self._results[lease.work.name] = outcome
-        self._settled += 1
-        self._retire_flows()
-        self._failed += isinstance(outcome, Exception)
-        self._news.set()
+    def _settle(self, lease: Lease, outcome: Outcome) -> None:
+        self._leases.settle(lease, outcome)
+        self._note_settled()
 
-    def _give_back(self, lease: _Lease, reason: str) -> None:
-        """Queue a search again, or set it aside when that has been tried often enough."""
-        if lease.task is not None and lease.task is not asyncio.current_task():
-            lease.task.cancel()
-        work = replace(lease.work, attempt=lease.work.attempt + 1)
-        self._lost += 1
-        if work.attempt >= self.config.max_attempts:
-            self._settle(
-                lease,
-                FleetError(f"set aside after {work.attempt} attempts, the last ended so: {reason}"),
-            )
-            return
-        self._release(lease)
-        self._queue.appendleft(work)
+    def _give_back(self, lease: Lease, reason: str) -> None:
+        if self._leases.give_back(lease, reason):
+            self._note_settled()
+
+    def _note_settled(self) -> None:
+        self._retire_flows()
+        self._news.set()

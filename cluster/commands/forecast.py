@@ -165,9 +165,8 @@ def _future(table: pd.DataFrame, horizon: int) -> list[str]:
             "time column: times must increase from row to row, with none missing; sort or fill them."
         )
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", DeprecationWarning
-        )  # later pandas give an offset, which date_range takes too
+        # later pandas give an offset, which date_range takes too
+        warnings.simplefilter("ignore", DeprecationWarning)
         frequency = pd.infer_freq(index[-min(len(index), 50) :]) or (index[-1] - index[-2])
     try:
         future = pd.date_range(index[-1], periods=horizon + 1, freq=frequency)[1:]

@@ -58,9 +58,8 @@ class Flow:
             self._keys = _padded(network.keys(), _NARROWEST)
         self._sizes = [self.spec.num_layers * self.spec.hidden_size, network.context_size]
         self._most_states = max(1, cache_bytes // (4 * (sum(self._sizes) + network.hidden_size)))
-        self._states: OrderedDict[_Name, torch.Tensor] = (
-            OrderedDict()
-        )  # trunk states, context, what the heads read
+        # trunk states, context, what the heads read
+        self._states: OrderedDict[_Name, torch.Tensor] = OrderedDict()
 
     @classmethod
     def load(

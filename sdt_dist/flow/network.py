@@ -97,9 +97,8 @@ class FlowNetwork(nn.Module):
         tilt = self._tilt(inverse_temperature)
         if self.spectral is None:
             return self.summary(torch.cat([last[0], tilt], dim=-1))
-        recent = (self.values_of(tokens) * is_real).flip(
-            -1
-        )  # real values first; reversed time has the same power
+        # real values first; reversed time has the same power
+        recent = (self.values_of(tokens) * is_real).flip(-1)
         power = reference_power(recent, is_real.sum(-1), self.spectral.basis)
         return torch.cat(
             [self.summary(torch.cat([last[0], power.log() / 3], dim=-1)), power.log(), tilt], dim=-1

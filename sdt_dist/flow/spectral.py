@@ -31,9 +31,8 @@ class SpectralHead(nn.Module):
     """See the module. Inputs are packed as `SpectralHead.pack` does, so that states can be cached as vectors."""
 
     basis: torch.Tensor  # [T, S, F, 2]
-    left: (
-        torch.Tensor
-    )  # [T + 1, S, F]: share of a coefficient's expected power that is still to come
+    # [T + 1, S, F]: share of a coefficient's expected power that is still to come
+    left: torch.Tensor
     trapezoid: torch.Tensor  # [F]: weights of frequencies in an integral over [0, 1]
 
     def __init__(self, spec: FlowSpec) -> None:

@@ -21,9 +21,8 @@ from sdt_dist.protocols import Cost, Expansion, FinishReason, Flow, Rollout, Sta
 
 _WIDEST = 64.0  # nats between the tilts of two tokens; more would make no difference to a draw, and could make q 0
 
-Step = tuple[
-    Any, ...
-]  # log p, log mass outside, count outside; with a tilt also log q, its log mass outside, lambda F
+# log p, log mass outside, count outside; with a tilt also log q, its log mass outside, lambda F
+Step = tuple[Any, ...]
 
 
 @dataclass(frozen=True, slots=True)

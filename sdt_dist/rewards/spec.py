@@ -40,11 +40,12 @@ FORECAST_TERMS: dict[str, Callable[..., Reward]] = {
 }
 TEXT_TERMS: dict[str, Callable[..., Reward]] = {"length": Length}
 WEIGHTS = ("gamma",)  # options that are multipliers of a term
+# stand alone: what follows the colon may hold any character
 FREE_TEXT_TERMS = (
     "regex",
     "answer",
     "reward_model",
-)  # stand alone: what follows the colon may hold any character
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +99,8 @@ def parse_reward(spec: str) -> RewardFactory:
         rewards = [(factor, _make_term(name, options, context)) for factor, name, options in parts]
         return rewards[0][1] if len(rewards) == 1 and rewards[0][0] == 1.0 else SumReward(rewards)
 
-    stand_in = RewardContext.of(_STAND_IN)  # so that option values out of range are found now
+    # so that option values out of range are found now
+    stand_in = RewardContext.of(_STAND_IN)
     return RewardFactory(
         spec, "tokens" if all(is_text) else "series", make, make(stand_in).min_horizon
     )

@@ -149,7 +149,6 @@ def _load_scorer(name: str) -> tuple[Any, Any]:
             f"reward_model: {name!r} lacks the weights {missing!r}; it is no trained reward model."
         )
     if tokenizer.pad_token_id is not None:
-        module.config.pad_token_id = (
-            tokenizer.pad_token_id
-        )  # where causal models look for the last real token
+        # where causal models look for the last real token
+        module.config.pad_token_id = tokenizer.pad_token_id
     return tokenizer, module.to(device).eval()

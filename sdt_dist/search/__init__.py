@@ -1,6 +1,7 @@
-"""Tree search: the loop, the tree, selection, backup and the methods.
+"""Searches: methods as generators, the loop that tree methods share, and the driver that merges what they ask for.
 
-Public entry points, loaded on demand so that validating a configuration does not import compiled kernels.
+May import: values, tree, models (processes), rewards and below; never evaluation or Ray. A search calls no model and no reward.
+To add a method: see `methods/`. Public entry points load on demand, so that validating a configuration compiles no kernels.
 """
 
 from __future__ import annotations

@@ -53,9 +53,8 @@ class Member:
         self.evidence = EvidenceTree(
             self.options.inverse_temperature, session.problem.reward.multipliers
         )
-        self._team: dict[int, list[WalkRecord]] = {
-            s: [] for s in range(membership.searchers)
-        }  # walks by searcher
+        # walks by searcher
+        self._team: dict[int, list[WalkRecord]] = {s: [] for s in range(membership.searchers)}
         self._join(membership.warm)
         self._own = 0  # walks in the own stream
         self._ended = False

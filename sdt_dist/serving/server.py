@@ -147,9 +147,8 @@ class ModelServer:
             str, tuple[bytes, asyncio.Future[ModelAnswer]]
         ] = {}  # by name, with what was asked
         self._kept: OrderedDict[str, int] = OrderedDict()  # bytes of the answers that are there
-        self._problems: OrderedDict[bytes, None] = (
-            OrderedDict()
-        )  # digests; of the model's threads, under the lock
+        # digests; of the model's threads, under the lock
+        self._problems: OrderedDict[bytes, None] = OrderedDict()
         self._lock = threading.Lock()
         self._most_batches = getattr(model, "concurrent_calls", 1)
         self._threads = ThreadPoolExecutor(self._most_batches, thread_name_prefix="model")

@@ -8,9 +8,8 @@ from numba import njit
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MULTIPLY_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MULTIPLY_2 = np.uint64(0x94D049BB133111EB)
-TINY_LOG_MASS = (
-    -745.0
-)  # log of the smallest positive float64: a mass that is lost to rounding, but not zero
+# log of the smallest positive float64: a mass that is lost to rounding, but not zero
+TINY_LOG_MASS = -745.0
 
 
 @njit(cache=True, inline="always")

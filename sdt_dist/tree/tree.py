@@ -29,48 +29,37 @@ NODE_DTYPE = np.dtype(
         ("next_sibling", np.int32),
         ("depth", np.int32),
         ("visits", np.int32),  # walks that went through, counted when they are selected
-        (
-            "draws",
-            np.int32,
-        ),  # iid draws made at the node (widening), or evaluations backed up (mean backup)
+        # iid draws made at the node (widening), or evaluations backed up (mean backup)
+        ("draws", np.int32),
         ("multiplicity", np.int32),  # how often an iid draw at the parent gave this child
-        (
-            "num_remaining",
-            np.int32,
-        ),  # tokens with p > 0 outside the children; -1 while the row is unknown
+        # tokens with p > 0 outside the children; -1 while the row is unknown
+        ("num_remaining", np.int32),
         ("status", np.int32),  # one of OPEN, ENUMERATED, TERMINAL
         ("log_prior", np.float64),  # log p(token | parent)
         ("log_residual", np.float64),  # log prior mass outside the children
         ("log_weight", np.float64),  # what the node stands for among its siblings
-        (
-            "value",
-            np.float64,
-        ),  # soft or mean estimate; the reward where finished, its partial form where cut
+        # soft or mean estimate; the reward where finished, its partial form where cut
+        ("value", np.float64),
         ("log_known", np.float64),  # log K: visited mass
         ("log_unknown", np.float64),  # log U: estimated unvisited mass
         ("log_open", np.float64),  # log O: unvisited prior mass
-        (
-            "log_rate",
-            np.float64,
-        ),  # log R: estimate per unit of unexpanded mass, of q where there is a proposal
+        # log R: estimate per unit of unexpanded mass, of q where there is a proposal
+        ("log_rate", np.float64),
         ("log_proposal", np.float64),  # log q(token | parent); log p without a proposal
-        (
-            "log_residual_proposal",
-            np.float64,
-        ),  # log mass of q outside the children; that of p without a proposal
-        (
-            "log_advantage",
-            np.float64,
-        ),  # a flow's log of q(token | parent) / p(token | parent); 0 without a flow
+        # log mass of q outside the children; that of p without a proposal
+        ("log_residual_proposal", np.float64),
+        # a flow's log of q(token | parent) / p(token | parent); 0 without a flow
+        ("log_advantage", np.float64),
     ]
 )
 OPEN = 0
 ENUMERATED = 1
 TERMINAL = 2
+# by releases without proposals
 _SAVED_AS = {
     "log_proposal": "log_prior",
     "log_residual_proposal": "log_residual",
-}  # by releases without proposals
+}
 _GROWTH = 4 / 3
 
 

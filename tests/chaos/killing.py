@@ -136,9 +136,8 @@ class Killer(threading.Thread):
         slots = {
             name: slot for name, slot in before["slots"].items() if name.startswith(self._kind)
         }
-        fewest = min(
-            slot["deaths"] for slot in slots.values()
-        )  # the pause before a restart doubles with each death
+        # the pause before a restart doubles with each death
+        fewest = min(slot["deaths"] for slot in slots.values())
         victim = self._random.choice(
             [name for name, slot in slots.items() if slot["deaths"] == fewest]
         )

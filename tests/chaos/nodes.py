@@ -14,12 +14,13 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+# a dead node fails at once
 _FAST = {
     "initial_delay_ms": 500,
     "period_ms": 500,
     "timeout_ms": 3000,
     "failure_threshold": 5,
-}  # a dead node fails at once
+}
 os.environ.update({f"RAY_health_check_{name}": str(value) for name, value in _FAST.items()})
 
 import ray  # noqa: E402

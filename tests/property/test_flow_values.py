@@ -103,9 +103,8 @@ def test_relative_trajectory_balance_finds_differences_and_log_z() -> None:
     tables = converged("rtb")
     assert sibling_error(tables) < 1e-4
     assert 5 * float(tables.state[0].detach()) == pytest.approx(TOY.log_z, abs=1e-4)
-    assert (
-        absolute_error(tables.token, TOY.soft_values[1:]) > 0.01
-    )  # free by a constant for each parent
+    # free by a constant for each parent
+    assert absolute_error(tables.token, TOY.soft_values[1:]) > 0.01
 
 
 def test_log_partition_variance_finds_differences() -> None:

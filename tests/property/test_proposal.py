@@ -97,9 +97,8 @@ def test_a_walk_has_the_law_that_its_weight_says(kind, num_rollouts):
     assert laws.sum() == pytest.approx(1.0, abs=1e-9)
     outside = laws > 0
     expected = WALKS * laws
-    assert (
-        np.sum((found - expected)[outside] ** 2 / expected[outside]) < 58
-    )  # at most 26 degrees: p < 3e-4 above
+    # at most 26 degrees: p < 3e-4 above
+    assert np.sum((found - expected)[outside] ** 2 / expected[outside]) < 58
 
 
 def test_a_constant_flow_proposes_p():

@@ -296,7 +296,6 @@ def test_a_dry_run_prints_the_points_and_their_cost(tmp_path, monkeypatch, capsy
         main()
     out = capsys.readouterr().out
     assert done.value.code == 0 and not (tmp_path / "run").exists()
-    assert (
-        "plan: 2 problems x 3 methods, at most 1,688 next-token distributions" in out
-    )  # 2 (8 + 76 + 760)
+    # 2 (8 + 76 + 760)
+    assert "plan: 2 problems x 3 methods, at most 1,688 next-token distributions" in out
     assert yaml.safe_load(out.partition("plan:")[0])["ablate"] == {"rollouts": [10, 100]}

@@ -80,9 +80,8 @@ def test_samples_centre_on_the_point_forecast_when_residuals_are_balanced():
     offsets = seasonal_naive_residuals(problem, num_samples=4000, seed=0) - seasonal_naive(problem)
     errors = offsets.std(axis=0) / np.sqrt(len(offsets))
     assert np.all(np.abs(offsets.mean(axis=0)) < 4 * errors)
-    assert np.all(
-        (offsets.std(axis=0) > 1.2) & (offsets.std(axis=0) < 1.65)
-    )  # sqrt(2) for white noise
+    # sqrt(2) for white noise
+    assert np.all((offsets.std(axis=0) > 1.2) & (offsets.std(axis=0) < 1.65))
 
 
 @pytest.mark.parametrize("draw", [seasonal_naive_residuals, statsforecast_samples])

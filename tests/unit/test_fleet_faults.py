@@ -65,7 +65,7 @@ class Deadly:
         return self
 
     def components(self, samples):
-        victim = self.controller._leases["residual_ts/3"].slot.name
+        victim = self.controller._leases.under_way["residual_ts/3"].slot.name
         self.backend.alive[victim].die()
         self.kills += 1
         return self.model.components(samples)

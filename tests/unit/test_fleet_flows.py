@@ -117,7 +117,7 @@ def test_searches_begin_with_the_newest_flow_and_keep_it_at_later_attempts_and_o
     async def publish(controller):
         while controller.status()["done"] < 2:
             await asyncio.sleep(0.005)
-        seen["first"] = {lease.work.name for lease in controller._leases.values()}
+        seen["first"] = {lease.work.name for lease in controller._leases.under_way.values()}
         await controller.load_flow(files[1])
         await controller.load_flow(files[1])  # whoever asked did not get the reply
         seen["held"] = set(backend.alive["model-server-0"].target.server.model._flows._flows)

@@ -122,9 +122,8 @@ def test_servers_that_promise_only_seeds_make_valid_results_that_say_so():
     assert len(outcomes) == 6 * len(METHODS)
     _check_valid(outcomes, _exact())
     assert backend.loaded == [("model-server-0", 0), ("model-server-1", 1)]
-    assert (
-        rows.keys() == {"model-server-0", "model-server-1"} and min(rows.values()) > 1
-    )  # one row is the probe
+    # one row is the probe
+    assert rows.keys() == {"model-server-0", "model-server-1"} and min(rows.values()) > 1
 
 
 def test_two_kinds_that_each_repeat_themselves_still_promise_only_seeds():
@@ -342,9 +341,8 @@ def test_searchers_are_told_the_runs_own_model_with_what_holds_for_every_group()
     agreement = Agreement(["the run's own model", "b"])
     agreement.add("model-server-1", 1, _card(identity="other", max_context=32))
     assert agreement.card is None and agreement.knows(1) and not agreement.knows(0)
-    agreement.add(
-        "model-server-0", 0, ModelCard.from_json(_card().to_json())
-    )  # a card that came over HTTP
+    # a card that came over HTTP
+    agreement.add("model-server-0", 0, ModelCard.from_json(_card().to_json()))
     card = agreement.card
     assert card is not None and (card.identity, card.max_context, card.deterministic) == (
         "main",

@@ -186,11 +186,12 @@ def test_staleness_is_bounded_and_counted(tmp_path: Path) -> None:
     learner.publish()
     assert (len(learner.replay), learner.dropped, learner.expired) == (14, 0, 0)
     learner.publish()
+    # draws from p alone stay
     assert (len(learner.replay), learner.dropped, learner.expired) == (
         7,
         0,
         7,
-    )  # draws from p alone stay
+    )
     assert learner.add(sequences(2), 0) == 0 and learner.dropped == 7
     assert learner.add(sequences(2), 1) == 7 and len(learner.replay) == 14
     with pytest.raises(ConfigurationError, match="version 3, allowed: 0 to 2"):

@@ -213,9 +213,8 @@ def test_contrastive_differences_are_divergences_from_the_target() -> None:
 
     (flow, prior), (of_exact, same_prior) = (divergences_of(scores, batch) for scores in of_draws)
     log_z = torch.logsumexp(batch.tilt * batch.reward, 0) - np.log(count)
-    torch.testing.assert_close(
-        of_exact, (model.log_z - log_z)[None]
-    )  # 0 but for the error of log Z
+    # 0 but for the error of log Z
+    torch.testing.assert_close(of_exact, (model.log_z - log_z)[None])
     torch.testing.assert_close(flow - of_exact, ours.mean()[None])
     true_prior = float(np.exp(log_target) @ (log_target - log_prior))
     assert torch.equal(prior, same_prior) and abs(float(prior) - true_prior) < 0.1 * true_prior

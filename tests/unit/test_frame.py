@@ -72,9 +72,8 @@ def test_tree_holds_no_data_and_no_machine_paths() -> None:
         ["git", "ls-files"], capture_output=True, text=True, cwd=ROOT, check=True
     ).stdout.split()
     assert files and not [name for name in files if name.endswith((".csv", ".pt", ".pkl", ".bin"))]
-    pattern = re.compile(
-        r"/(?:work|root|home(?!/ray)|tmp)/\w"
-    )  # the home of Ray's own images is no path of ours
+    # the home of Ray's own images is no path of ours
+    pattern = re.compile(r"/(?:work|root|home(?!/ray)|tmp)/\w")
     texts = [
         ROOT / name for name in files if name.endswith((".py", ".md", ".toml", ".yaml", ".json"))
     ]

@@ -156,9 +156,8 @@ def test_layers_without_plain_caches_are_fed_again_and_score_the_same(tmp_path):
             assert log_prob == pytest.approx(row[token - 3] - np.logaddexp.reduce(row), abs=1e-4)
             sequence.append(token)
     assert model._cache.size_bytes == 0
-    assert (
-        model.recomputed_tokens == 1
-    )  # of the three states, only the last has a token before its last one
+    # of the three states, only the last has a token before its last one
+    assert model.recomputed_tokens == 1
 
 
 @pytest.mark.mlx

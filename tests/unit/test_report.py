@@ -168,10 +168,11 @@ def test_the_page_needs_nothing_else_and_every_link_leads_somewhere(page):
 def test_it_says_what_changed_and_what_did_not(page):
     text = " ".join(page.text.split())
     assert "What changed from before to after" in text and "inverse_temperature 3.0 30.0" in text
+    # sample
     assert (
         "5 problems are in both runs. Of the 15 searches that both made, 5 returned the very same samples."
         in text
-    )  # sample
+    )
     changes = page.of("changes")
     up = [
         label

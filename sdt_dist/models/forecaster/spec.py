@@ -48,10 +48,11 @@ class ForecasterSpec:
 
     def build(self) -> LlamaForCausalLM:
         """A freshly initialised network (Llama architecture, tied embeddings)."""
+        # here, as whoever searches a remote model builds none
         from transformers import (
             LlamaConfig,
             LlamaForCausalLM,
-        )  # here, as whoever searches a remote model builds none
+        )
 
         heads = self.hidden_size // self.head_dim
         return LlamaForCausalLM(

@@ -37,9 +37,8 @@ class MlxDecoder:
             raise ConfigurationError(
                 f"model: mlx-lm cannot batch its {lacking[0]}; use hf: (Transformers) instead."
             )
-        logits = self.run(
-            mx.array([[0]]), caches
-        )  # lazy: its shape and types are read, nothing is computed
+        # lazy: its shape and types are read, nothing is computed
+        logits = self.run(mx.array([[0]]), caches)
         self.vocab_size = int(logits.shape[-1])
         plain = all(type(cache) is KVCache for cache in caches)
         forms = (

@@ -23,11 +23,12 @@ from sdt_dist.models.language import LanguageModel
 from sdt_dist.models.mlx.model import MlxModel
 
 _OWN_FIELDS = ("rope_theta", "partial_rotary_factor")  # the rest belongs to rope_scaling
+# how mlx says that weights are not those of the network
 _UNFIT = (
     "Missing",
     "Received",
     "Expected shape",
-)  # how mlx says that weights are not those of the network
+)
 
 
 def load_language_model(name: str) -> LanguageModel:

@@ -205,9 +205,8 @@ def compact_calls(arrays: Mapping[str, np.ndarray]) -> tuple[Arrays, int]:
         return dict(arrays), 0
     order = np.argsort(starts, kind="stable")
     reached = np.maximum.accumulate(stops[order])
-    first = np.append(
-        True, starts[order][1:] > reached[:-1]
-    )  # where a new range of the union begins
+    # where a new range of the union begins
+    first = np.append(True, starts[order][1:] > reached[:-1])
     union_start = starts[order][first]
     union_stop = reached[np.append(np.flatnonzero(first)[1:] - 1, len(order) - 1)]
     number = np.append(0, np.cumsum(union_stop - union_start))

@@ -74,9 +74,8 @@ def _places(
 
 def _curves(run: Run, parameter: str, places: dict[str, dict[Place, str]]) -> Figure:
     """One panel a measure, one curve with 95% intervals a method; methods that were not swept are dotted lines."""
-    left_out = (
-        "reward_mean" if "gamma" in run.config.ablate else "log_l1"
-    )  # rewards of different gammas do not compare
+    # rewards of different gammas do not compare
+    left_out = "reward_mean" if "gamma" in run.config.ablate else "log_l1"
     rows = [run.summary[label] for found in places.values() for label in found.values()]
     measures = [name for name in _CURVES if name != left_out and any(name in row for row in rows)]
     figure, grid = plt.subplots(

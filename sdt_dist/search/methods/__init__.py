@@ -1,6 +1,8 @@
 """One file per method and one registry: a method is its options and a generator over a session.
 
-See docs/concepts/target.md#methods.
+To add a method: a file that ends with its `METHODS` entry, a line of `_MODULES` here, a line of the table in
+docs/concepts/target.md#methods, and its place in the laws of tests/property. A tree method is a `TreeRule` for `loop.grow`:
+selection, backup, expansion and leaf values are all in which it may differ.
 """
 
 from __future__ import annotations
@@ -27,9 +29,8 @@ class Method:
     flow: Literal["none", "optional", "required"] = (
         "none"  # whether it proposes with a flow network
     )
-    ignores: tuple[
-        Literal["reward", "inverse_temperature"], ...
-    ] = ()  # what of the target changes none of its samples
+    # what of the target changes none of its samples
+    ignores: tuple[Literal["reward", "inverse_temperature"], ...] = ()
 
     def check_flow(self, is_given: bool) -> None:
         """ConfigurationError for a flow that the method has no use for, or for the lack of one that it needs."""

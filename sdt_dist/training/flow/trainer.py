@@ -249,9 +249,10 @@ class FlowTrainer:
         if self.log_dir is None or self.step % self.options.log_every:
             return
         if self._writer is None:
+            # a second to import, for those who log
             from torch.utils.tensorboard import (
                 SummaryWriter,
-            )  # a second to import, for those who log
+            )
 
             self._writer = SummaryWriter(str(self.log_dir), purge_step=self.step)
         for name, value in {**metrics, "replay/size": float(len(self.replay))}.items():
