@@ -27,6 +27,7 @@ import yaml
 from sdt_dist.data import load_problems
 from sdt_dist.evaluation.summary import tabulate, truth_measures
 from sdt_dist.metrics.aggregate import summarise
+from sdt_dist.tasks.forecast import FORECAST
 
 mpl.use("Agg")
 HORIZON = 48
@@ -114,7 +115,7 @@ def curves(output: Path) -> dict[str, Curve]:
     found: dict[str, Curve] = {}
     for dataset in DATASETS:
         problems = load_problems(dataset, split="test", horizon=HORIZON, num_problems=CONTEXTS)
-        truth = truth_measures(problems)["problems"]
+        truth = truth_measures(FORECAST, problems)["problems"]
         own = {problem.index: truth[problem.name]["spec_w1"] for problem in problems}
         for label, rows in tabulate(output / dataset).items():
             name, budget = label.split(" @")

@@ -21,12 +21,12 @@ from sdt_dist.data.problems import ForecastProblem
 from sdt_dist.errors import ConfigurationError
 from sdt_dist.evaluation.config import EvaluationConfig
 from sdt_dist.evaluation.evidence import EVIDENCE, evidence_keys, load_evidence
-from sdt_dist.evaluation.tables import Row
 from sdt_dist.files import write_text
 from sdt_dist.models.forecaster.spec import ForecasterSpec, forecaster_directory
 from sdt_dist.models.loading import split_spec
 from sdt_dist.rewards.context import RewardContext
 from sdt_dist.rewards.spec import parse_reward, with_gamma
+from sdt_dist.tasks.task import Row
 from sdt_dist.tree.resample import systematic
 from sdt_dist.tune.config import SweepConfig, quality
 from sdt_dist.tune.objectives import OBJECTIVES, Measured, measure_rows

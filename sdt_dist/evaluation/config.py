@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from sdt_dist.errors import CheckpointError, ConfigurationError
 from sdt_dist.search.methods import get_method, method_names
 from sdt_dist.search.options import TreeOptions
+from sdt_dist.tasks.registry import get_task
+from sdt_dist.tasks.task import Task
 
 if TYPE_CHECKING:
     from sdt_dist.flow.files import FlowFiles
@@ -158,6 +160,11 @@ class EvaluationConfig(BaseModel):
                 "leave flow_identity out."
             )
         return files
+
+    @property
+    def task(self) -> Task[Any]:
+        """What kind of problem is searched."""
+        return get_task("forecast")
 
     @property
     def shares_evidence(self) -> bool:
