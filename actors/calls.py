@@ -17,9 +17,9 @@ from typing import Any
 from sdt_dist.actors.endpoint import Endpoint, GoneError, repeat_while_unreachable
 from sdt_dist.errors import FleetError
 from sdt_dist.models.card import ModelCard
+from sdt_dist.models.remote.calls import BusyError, ModelAnswer, ModelCall
 from sdt_dist.models.remote.wire import pack_requests, unpack_replies
-from sdt_dist.protocols import ExpandRequest, Expansion, PriorLaw, Rollout, RolloutRequest, Root
-from sdt_dist.serving.server import BusyError, ModelAnswer, ModelCall
+from sdt_dist.protocols import ModelReply, ModelRequest, PriorLaw, Root
 from sdt_dist.values.keys import shard_of
 from sdt_dist.values.records import Shared, ShareRequest
 
@@ -31,22 +31,16 @@ class ServersDiedError(FleetError):
 
 
 class RemoteModel:
-    """What a process knows of a model that lives elsewhere: its card's facts, and which problems to release there."""
+    """What is known here of a model that lives elsewhere: its card's facts, and which problems to release there.
 
-    nfe = 0
-    model_calls = 0
+    Requests reach it through a `ServerCalls`.
+    """
 
     def __init__(self, card: ModelCard) -> None:
         self.vocab_size = card.vocab_size
         self.max_context = card.max_context
         self.deterministic = card.deterministic
         self._released: list[bytes] = []
-
-    def expand(self, requests: Sequence[ExpandRequest], law: PriorLaw) -> list[Expansion]:
-        raise NotImplementedError("requests to a remote model go through a ServerCalls")
-
-    def rollout(self, requests: Sequence[RolloutRequest], law: PriorLaw) -> list[Rollout]:
-        raise NotImplementedError("requests to a remote model go through a ServerCalls")
 
     def release(self, root: Root) -> None:
         """Remember a finished problem; the next call tells the server."""
@@ -166,8 +160,8 @@ class ServerCalls:
         self.waits_for = ""
 
     async def call(
-        self, requests: Sequence[ExpandRequest | RolloutRequest], released: tuple[bytes, ...] = ()
-    ) -> tuple[list[Expansion | Rollout], float]:
+        self, requests: Sequence[ModelRequest], released: tuple[bytes, ...] = ()
+    ) -> tuple[list[ModelReply], float]:
         """Replies in order, and the seconds of server time they cost.
 
         FleetError at the deadline, ServersDiedError when servers keep dying on this call, or the model's own SdtError.
@@ -191,7 +185,7 @@ class ServerCalls:
 
     async def _try(
         self, call: ModelCall, what: str, deadline: float, deaths: list[GoneError]
-    ) -> tuple[list[Expansion | Rollout], float]:
+    ) -> tuple[list[ModelReply], float]:
         """Ask the crew's server, and the next one at once where it is found dead."""
         while len(deaths) < _MOST_DEATHS:
             self.waits_for = f"a model server for {what}"

@@ -27,8 +27,15 @@ from sdt_dist.actors.trajectory_buffer import SearchRecord, Taken
 from sdt_dist.errors import FleetError, SdtError
 from sdt_dist.flow.files import FlowFiles
 from sdt_dist.models.card import process_of
-from sdt_dist.models.process import TokenProcess
-from sdt_dist.protocols import ExpandRequest, Expansion, PriorLaw
+from sdt_dist.models.process import ModelProcess
+from sdt_dist.protocols import (
+    ExpandRequest,
+    Expansion,
+    ModelRequest,
+    PriorLaw,
+    Rollout,
+    RolloutRequest,
+)
 from sdt_dist.training.flow.config import TrainFlowConfig
 from sdt_dist.training.flow.rounds import round_of
 
@@ -58,9 +65,14 @@ class _Stopped(Exception):
 class FleetModel(RemoteModel):
     """A fleet's model for a thread that may wait: `ask(requests, released)` brings the replies."""
 
-    ask: Callable[[Sequence[ExpandRequest], tuple[bytes, ...]], list[Expansion]]
+    ask: Callable[[Sequence[ModelRequest], tuple[bytes, ...]], list[Any]]
+    nfe = 0
+    model_calls = 0
 
     def expand(self, requests: Sequence[ExpandRequest], law: PriorLaw) -> list[Expansion]:
+        return self.ask(requests, self.take_released())
+
+    def rollout(self, requests: Sequence[RolloutRequest], law: PriorLaw) -> list[Rollout]:
         return self.ask(requests, self.take_released())
 
 
@@ -235,7 +247,7 @@ class LiveLearner:
             await asyncio.sleep(0.05)  # a lost message: taking again is harmless
         return None
 
-    def process_of(self, settings: SearcherSettings) -> TokenProcess:
+    def process_of(self, settings: SearcherSettings) -> ModelProcess:
         """The fleet's model as searches see it."""
         model = FleetModel(settings.card)
         process = process_of(settings.card, model, settings.max_new_tokens, **settings.law_options)

@@ -37,7 +37,8 @@ from sdt_dist.actors.work import Loader, Work, load_spec
 from sdt_dist.errors import FleetError, ModelGoneError, SdtError
 from sdt_dist.flow.files import FlowFiles
 from sdt_dist.models.card import ModelCard, card_of
-from sdt_dist.serving.server import ModelAnswer, ModelCall, ModelServer
+from sdt_dist.models.remote.calls import ModelAnswer, ModelCall
+from sdt_dist.serving.server import ModelServer
 from sdt_dist.values.records import Shared, ShareRequest
 
 _LOG = logging.getLogger(__name__)

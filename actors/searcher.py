@@ -26,10 +26,10 @@ from sdt_dist.actors.calls import (
 from sdt_dist.actors.outbox import Outbox
 from sdt_dist.actors.trajectory_buffer import SearchRecord
 from sdt_dist.actors.work import Work, lean
+from sdt_dist.dispatch import join, split
 from sdt_dist.errors import FleetError, SdtError
-from sdt_dist.models.card import ModelCard, process_of
-from sdt_dist.models.process import TokenProcess
-from sdt_dist.protocols import ExpandRequest, RolloutRequest, Root, prompt_digest
+from sdt_dist.models.card import ModelCard, states_of
+from sdt_dist.protocols import ModelReply, Root, prompt_digest
 from sdt_dist.rewards.context import RewardContext
 from sdt_dist.search.api import open_search
 from sdt_dist.search.driver import Crew, Ended, Round
@@ -37,10 +37,10 @@ from sdt_dist.search.methods import validate_options
 from sdt_dist.search.result import SearchResult
 from sdt_dist.search.session import Reply, Request, SearchProblem, Session
 from sdt_dist.training.flow.collect import FinishedSearch
-from sdt_dist.values.records import ShareRequest
 
 CREWS = 2
 _REMEMBERED_OUTCOMES = 64
+_RECEIVERS = {"expand": "model", "rollout": "model", "share": "store"}
 Outcome = SearchResult | SdtError
 
 
@@ -68,19 +68,19 @@ class SearcherCounters:
 
 
 class _Lane:
-    """A crew with its own process, model calls and loop."""
+    """A crew with its own states, model calls and loop; the model itself is at the servers."""
 
     def __init__(self, searcher: Searcher, settings: SearcherSettings, number: int) -> None:
         self.model = RemoteModel(settings.card)
-        self.process: TokenProcess = process_of(
+        self.states = states_of(
             settings.card, self.model, settings.max_new_tokens, **settings.law_options
         )
-        self.crew = Crew(self.process)
+        self.crew = Crew(self.model.release)
         self.calls = ServerCalls(
             searcher.caller,
             number,
             searcher.directory,
-            self.process.law,
+            self.states.law,
             settings.call_timeout_s,
             searcher.clock,
         )
@@ -89,22 +89,17 @@ class _Lane:
 
     async def answer(self, requests: Sequence[Request]) -> tuple[list[Reply], float]:
         """One model call and one exchange for everything that is asked, in the order it was asked; server seconds."""
-        shares = [request for request in requests if isinstance(request, ShareRequest)]
-        asked = [
-            request for request in requests if isinstance(request, (ExpandRequest, RolloutRequest))
-        ]
+        asked = split(requests, _RECEIVERS)
         released = self.model.take_released()
-        call = self.calls.call(asked, released) if asked or released else _nothing()
-        (answers, seconds), shared = await asyncio.gather(call, self.store.exchange(shares))
-        of_model = iter(answers)
-        of_store = iter(shared)
-        replies: list[Reply] = [
-            next(of_store) if isinstance(r, ShareRequest) else next(of_model) for r in requests
-        ]
+        is_called = asked["model"] or released
+        call = self.calls.call(asked["model"], released) if is_called else _nothing()
+        exchange = self.store.exchange(asked["store"])
+        (answers, seconds), shared = await asyncio.gather(call, exchange)
+        replies = join(requests, _RECEIVERS, {"model": answers, "store": shared}, "fleet")
         return replies, seconds
 
 
-async def _nothing() -> tuple[list[Reply], float]:
+async def _nothing() -> tuple[list[ModelReply], float]:
     return [], 0.0
 
 
@@ -177,10 +172,10 @@ class Searcher:
 
     def _open(self, lane: _Lane, work: Work) -> tuple[Session, Any]:
         reward = work.reward.build(RewardContext.of(work.context))
-        problem = SearchProblem(work.problem, lane.process.root(work.context), reward)
+        problem = SearchProblem(work.problem, lane.states.root(work.context), reward)
         options = validate_options(work.method, work.options)
         return open_search(
-            lane.process,
+            lane.states,
             problem,
             method=work.method,
             options=options,

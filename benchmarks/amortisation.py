@@ -20,16 +20,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
+import matplotlib
 import numpy as np
 import yaml
 
 from sdt_dist.data import load_problems
 from sdt_dist.evaluation.summary import tabulate, truth_measures
 from sdt_dist.metrics.aggregate import summarise
+from sdt_dist.report.figures.axes import subplots
 from sdt_dist.tasks.forecast import FORECAST
 
-mpl.use("Agg")
 HORIZON = 48
 LAMBDA = 20.0
 CONTEXTS = 12
@@ -267,10 +267,8 @@ def errors(found: dict[str, Curve]) -> str:
 
 def draw(found: dict[str, Curve], path: Path) -> None:
     """Every measure against nfe and against wall time."""
-    import matplotlib.pyplot as plt
-
-    figure, grid = plt.subplots(2, len(DRAWN), figsize=(19, 8.5), layout="constrained")
-    colours = plt.get_cmap("tab20").colors  # type: ignore[attr-defined]
+    figure, grid = subplots(2, len(DRAWN), figsize=(19, 8.5), layout="constrained")
+    colours = matplotlib.colormaps["tab20"].colors  # type: ignore[attr-defined]
     for row, (cost, unit) in zip(
         grid, (("nfe", "nfe a context"), ("wall_s", "wall time a context, s")), strict=True
     ):

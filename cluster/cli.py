@@ -8,9 +8,11 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable
+from typing import Annotated
 
 import typer
 
+from sdt_dist import __version__
 from sdt_dist.cluster.commands.cluster import status, submit
 from sdt_dist.cluster.commands.doctor import doctor
 from sdt_dist.cluster.commands.evaluate import evaluate
@@ -56,8 +58,27 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    add_completion=False,
 )
+
+
+def _show_version(is_wanted: bool) -> None:
+    if is_wanted:
+        print(f"sdt {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="print the version and exit"
+        ),
+    ] = False,
+) -> None:
+    """The options that stand before a command."""
+
+
 for _command in (
     evaluate,
     forecast,
@@ -85,7 +106,7 @@ app.add_typer(_cluster, name="cluster")
 def main() -> None:
     """Entry point: SdtError ends with one line and exit code 2, Ctrl-C with 130, both without a traceback."""
     try:
-        app()
+        app(prog_name="sdt")  # which names the variable that shell completion sets
     except SdtError as error:
         print(f"sdt: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(MISTAKE)

@@ -1,4 +1,4 @@
-"""The terminal view of a run: a bar with the time that is left, and under it what the fleet does right now."""
+"""The view of a run on stderr: a bar with the time that is left, and under it what the fleet does right now."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.progress import Progress as Bar
 from rich.text import Text
 
+from sdt_dist.cluster.bars import note_console, progress_bar
 from sdt_dist.evaluation.results import Line
 from sdt_dist.evaluation.runner import Progress
 
@@ -34,13 +34,18 @@ class LiveView(Progress):
             TextColumn("left"),
             TimeRemainingColumn(),
         )
-        self._bar = Bar(TextColumn("{task.description:<14}", markup=False), *columns)
+        console = note_console()
+        name = TextColumn("{task.description:<14}", markup=False)
+        self._bar = progress_bar(name, *columns, console=console)
         self._task = self._bar.add_task("starting", total=None)
-        self._live = Live(self._group(""), refresh_per_second=4)
+        self._live = Live(
+            self._group(""), console=console, refresh_per_second=4, redirect_stdout=False
+        )
         self._rates = Rates()
 
     def __enter__(self) -> LiveView:
-        self._live.start()
+        if self._live.console.is_terminal:
+            self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -64,7 +69,7 @@ class LiveView(Progress):
         self._live.update(self._group(fleet_line(status, self._rates.of(status))))
 
     def say(self, text: str) -> None:
-        """A line above the bar that stays."""
+        """A line that stays, above the bar where there is one."""
         self._live.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _group(self, line: str) -> Group:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -132,6 +132,9 @@ class ExpandRequest:
     With a `tilt` that draws from q, q stands for p in choosing.
     """
 
+    kind: ClassVar[Literal["expand"]] = "expand"
+    is_single_step: ClassVar[bool] = True  # one forward pass answers it
+
     root: Root
     tokens: tuple[int, ...]
     num_children: int
@@ -149,6 +152,8 @@ class Expansion:
     Where the request had a tilt: log_proposal [K] is log q, log_residual_proposal the log of the mass of q outside children
     and excluded tokens, log_tilt [K] lambda F of each child.
     """
+
+    kind: ClassVar[Literal["expand"]] = "expand"
 
     children: np.ndarray
     log_prob: np.ndarray
@@ -170,12 +175,19 @@ class RolloutRequest:
     that `tilt` names; p and q have separate noise.
     """
 
+    kind: ClassVar[Literal["rollout"]] = "rollout"
+
     root: Root
     tokens: tuple[int, ...]
     num_tokens: int
     key: int | None
     excluded: tuple[int, ...] = ()
     tilt: Tilt | None = None
+
+    @property
+    def is_single_step(self) -> bool:
+        """Whether one forward pass answers it."""
+        return self.num_tokens == 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +200,8 @@ class Rollout:
     of q, and log_tilt [n] is lambda F of every state that was reached.
     """
 
+    kind: ClassVar[Literal["rollout"]] = "rollout"
+
     tokens: np.ndarray
     log_prob: np.ndarray
     log_residual: np.ndarray
@@ -197,6 +211,23 @@ class Rollout:
     log_proposal: np.ndarray | None = None
     log_residual_proposal: np.ndarray | None = None
     log_tilt: np.ndarray | None = None
+
+
+ModelRequest = ExpandRequest | RolloutRequest
+ModelReply = Expansion | Rollout
+
+
+class ModelFacts(Protocol):
+    """What is known of a backend without calling it; `LogitsModel` says what each means."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def max_context(self) -> int: ...
+
+    @property
+    def deterministic(self) -> bool: ...
 
 
 class LogitsModel(Protocol):
@@ -232,10 +263,14 @@ class Decoded:
     series: np.ndarray | None = None
 
 
-class Process(Protocol):
-    """What search sees of a generative model: states, transitions, and how a finished state reads."""
+class States(Protocol):
+    """How the states of a generative model read: what they start from, when they are finished, what they say.
 
-    max_new_tokens: int
+    It answers without a model, so that a search can run where its model is not.
+    """
+
+    @property
+    def max_new_tokens(self) -> int: ...
 
     @property
     def deterministic(self) -> bool: ...
@@ -248,19 +283,27 @@ class Process(Protocol):
 
     def root(self, context: Context) -> Root: ...
 
-    def load_flow(self, flow: Flow) -> None: ...
-
-    def expand(self, requests: Sequence[ExpandRequest]) -> list[Expansion]: ...
-
-    def rollout(self, requests: Sequence[RolloutRequest]) -> list[Rollout]: ...
-
     def is_finished(self, tokens: Sequence[int]) -> bool: ...
 
     def finish_reason(self, tokens: Sequence[int]) -> FinishReason: ...
 
     def decode(self, root: Root, sequences: Sequence[tuple[int, ...]]) -> list[Decoded]: ...
 
+
+class ModelCalls(Protocol):
+    """The transitions of a generative model: what has to be asked of it."""
+
+    def expand(self, requests: Sequence[ExpandRequest]) -> list[Expansion]: ...
+
+    def rollout(self, requests: Sequence[RolloutRequest]) -> list[Rollout]: ...
+
+    def load_flow(self, flow: Flow) -> None: ...
+
     def release(self, root: Root) -> None: ...
+
+
+class Process(States, ModelCalls, Protocol):
+    """What search sees of a generative model in this process: its states, and its calls."""
 
 
 class Reward(Protocol):
@@ -278,7 +321,7 @@ class Reward(Protocol):
     def multipliers(self) -> dict[str, float]: ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Sample:
     """One finished sample with its own reward and its log-probability under p (end token included)."""
 
@@ -289,3 +332,19 @@ class Sample:
     text: str | None = None
     series: np.ndarray | None = None
     components: dict[str, float] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"<Sample: {self}>"
+
+    def __str__(self) -> str:
+        """One line: the reward, log p, how many tokens, and the text's beginning or the range of the values."""
+        words = f"reward {self.reward:.4g}, log p {self.log_prob:.4g}, {len(self.tokens)} tokens ({self.finish_reason})"
+        if self.text is not None:
+            return f"{words}, text {_beginning(self.text)!r}"
+        if self.series is None or not len(self.series):
+            return words
+        return f"{words}, values {self.series.min():.4g} to {self.series.max():.4g}"
+
+
+def _beginning(text: str, limit: int = 60) -> str:
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from tests.one_package import refuse_bare_names
+from tests.one_package import refuse_bare_names, refuse_in_new_processes
 
 refuse_bare_names()
+refuse_in_new_processes()
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -6,11 +6,12 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from sdt_dist.dispatch import dispatch
 from sdt_dist.errors import SdtError
 from sdt_dist.models.process import TokenProcess
 from sdt_dist.models.toy import Toy
 from sdt_dist.search.api import open_search, run_searches
-from sdt_dist.search.driver import Crew, answer
+from sdt_dist.search.driver import Crew
 from sdt_dist.search.methods import validate_options
 from sdt_dist.search.result import SearchResult
 from sdt_dist.search.session import SearchProblem
@@ -91,16 +92,19 @@ class Team:
             membership=membership,
             cache_name=f"{searcher}/{incarnation}",
         )
-        crew = self.crews[searcher, incarnation] = Crew(self.process)
+        crew = self.crews[searcher, incarnation] = Crew(self.process.release)
         assert crew.add(*entry) is None
 
     def step(self, member: tuple[int, int]) -> bool:
         """One round of one member; False once it has ended."""
         crew = self.crews[member]
         this = crew.next_round()
-        replies = answer(
-            self.process.expand, self.process.rollout, this.requests, self.store.exchange
-        )
+        handlers = {
+            "expand": self.process.expand,
+            "rollout": self.process.rollout,
+            "share": self.store.exchange,
+        }
+        replies = dispatch(this.requests, handlers)
         for ended in crew.resume(this.members, this.by_member(replies), 0.0):
             if isinstance(ended.outcome, SdtError):
                 raise ended.outcome

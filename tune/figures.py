@@ -10,15 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
+from sdt_dist.report.figures.axes import subplots
 from sdt_dist.report.figures.files import draw
 from sdt_dist.report.write import SUFFIXES
 from sdt_dist.tune.choice import Point, common_values
@@ -60,7 +57,7 @@ def draw_sweep(
 def history(sweep: SweepConfig, trials: Sequence[TrialLine]) -> Figure:
     """Quality of each trial in the order of their ends, one colour a budget, and the best so far at the largest budget."""
     name = quality(sweep.objectives)
-    figure, axes = plt.subplots(figsize=(6.4, 3.6))
+    figure, axes = subplots(figsize=(6.4, 3.6))
     budgets = sorted({rung["rollouts"] for line in trials for rung in line.rungs})
     for place, rollouts in enumerate(budgets if sweep.rungs else [None]):
         own = [
@@ -102,7 +99,7 @@ def pareto(sweep: SweepConfig, points: Sequence[Point]) -> Figure:
     Steps, because nothing between two of them was measured: that much of x buys that y, until the next one.
     """
     y, x = front_axes(sweep.objectives)[:2]
-    figure, axes = plt.subplots(figsize=(6.4, 3.6))
+    figure, axes = subplots(figsize=(6.4, 3.6))
     for place, method in enumerate(sweep.methods):
         own = [(p.means[x], p.means[y]) for p in points if p.parameters["method"] == method]
         if own:
@@ -150,7 +147,7 @@ def importance(
     """fANOVA importances of what all trials have; none where they are too few."""
     if not found:
         return None
-    figure, axes = plt.subplots(figsize=(5.6, 0.6 + 0.45 * len(found)))
+    figure, axes = subplots(figsize=(5.6, 0.6 + 0.45 * len(found)))
     names = list(found)[::-1]
     axes.barh(names, [found[name] for name in names], color=_COLOURS[0])
     rollouts = trials[0].rungs[0]["rollouts"]
@@ -168,7 +165,7 @@ def tilt_map(sweep: SweepConfig, trials: Sequence[TrialLine]) -> Figure | None:
         return None
     held, values = common_values(sweep, trials)
     points = [(float(line.parameters[_TILT[0]]), float(line.parameters[_TILT[1]])) for line in held]
-    figure, axes = plt.subplots(figsize=(5.6, 4.0))
+    figure, axes = subplots(figsize=(5.6, 4.0))
     _scatter_or_grid(axes, figure, sweep, points, values)
     return figure
 
@@ -179,7 +176,7 @@ def screening_map(sweep: SweepConfig, cells: Sequence[Cell]) -> Figure | None:
         return None
     name = quality(sweep.objectives)
     points = [(cell.inverse_temperature, float(cell.gamma or 0.0)) for cell in cells]
-    figure, axes = plt.subplots(figsize=(6.0, 4.2))
+    figure, axes = subplots(figsize=(6.0, 4.2))
     thin = [not cell.believable for cell in cells]
     _grid(
         axes,

@@ -167,12 +167,11 @@ def _settings(pairs: list[str]) -> dict[str, Any]:
 
 def _train(settings: Any, output: Path, resume: bool) -> None:
     """Train under a bar that starts with the work, so that a mistake is told without one."""
-    from rich.progress import Progress
-
+    from sdt_dist.cluster.bars import progress_bar
     from sdt_dist.training.flow.train import Watch, train_flow
 
     total = settings.rounds * settings.steps_per_round
-    bar = Progress()
+    bar = progress_bar()
     task = bar.add_task("training", total=total)
 
     class Bar(Watch):
@@ -209,14 +208,13 @@ def _train(settings: Any, output: Path, resume: bool) -> None:
 
 def _train_live(settings: Any, output: Path, size: Any, resume: bool) -> None:
     """Train on a fleet; a mistake is told before Ray starts."""
-    from rich.progress import Progress
-
     from sdt_dist.actors.live_training import check_live, train_live
     from sdt_dist.cluster.attach import attached
+    from sdt_dist.cluster.bars import progress_bar
     from sdt_dist.cluster.live import fleet_line
 
     check_live(settings, output, size, resume=resume)
-    bar = Progress()
+    bar = progress_bar()
     task = bar.add_task("starting", total=settings.steps)
 
     def watch(status: dict[str, Any]) -> None:

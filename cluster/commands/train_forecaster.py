@@ -38,8 +38,7 @@ def train_forecaster(
 
       sdt forecast load.csv --model runs/load --horizon 96
     """
-    from rich.progress import Progress
-
+    from sdt_dist.cluster.bars import progress_bar
     from sdt_dist.training.forecaster.train import TrainConfig
     from sdt_dist.training.forecaster.train import train_forecaster as train
 
@@ -47,7 +46,7 @@ def train_forecaster(
         output=str(output), steps=steps, batch_size=batch_size, muon_lr=muon_lr, adam_lr=adam_lr, seed=seed,
         device=device, init=init, data=None if data is None else str(data), end_row=end_row, checkpoint_every=100,
     )  # fmt: skip
-    bar = Progress()
+    bar = progress_bar()
     task = bar.add_task("training", total=steps)
 
     def on_step(step: int, _: float) -> None:

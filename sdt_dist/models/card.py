@@ -2,8 +2,8 @@
 
 See docs/architecture/search.md, docs/architecture/fleet.md.
 
-A card is plain JSON. From it and any LogitsModel comes the process that the loaded model itself would give, without
-torch or transformers; this module must not import them.
+A card is plain JSON. From it come the states that the loaded model itself would give, and with any LogitsModel its process,
+without torch or transformers; this module must not import them.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from sdt_dist.errors import ConfigurationError
-from sdt_dist.models.forecaster.process import ForecastProcess
+from sdt_dist.models.forecaster.process import ForecastStates
 from sdt_dist.models.forecaster.spec import ForecasterSpec
-from sdt_dist.models.process import TokenProcess
+from sdt_dist.models.process import LawfulStates, ModelProcess, TokenStates
 from sdt_dist.models.text import TextCodec
-from sdt_dist.protocols import LogitsModel, PriorLaw
+from sdt_dist.protocols import LogitsModel, ModelFacts, PriorLaw
 
 Kind = Literal["forecaster", "language", "tokens"]
 _NOT_THE_MODEL = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "architectures")
@@ -80,7 +80,7 @@ class ServedModel:
     def is_forecaster(self) -> bool:
         return self.card.kind == "forecaster"
 
-    def process(self, max_new_tokens: int, **law_options: Any) -> TokenProcess:
+    def process(self, max_new_tokens: int, **law_options: Any) -> ModelProcess:
         """What search works on; `law_options` are sampling_temperature, top_k and top_p of p."""
         return process_of(self.card, self.model, max_new_tokens, **law_options)
 
@@ -107,11 +107,18 @@ def card_of(loaded: Any, name: str = "") -> ModelCard:
 
 def process_of(
     card: ModelCard, model: LogitsModel, max_new_tokens: int, **law_options: Any
-) -> TokenProcess:
+) -> ModelProcess:
     """The process that the card's loaded model gives for `max_new_tokens`, over any backend that answers for it."""
+    return ModelProcess(states_of(card, model, max_new_tokens, **law_options), model)
+
+
+def states_of(
+    card: ModelCard, facts: ModelFacts, max_new_tokens: int, **law_options: Any
+) -> LawfulStates:
+    """How the states of the card's model read, wherever the model is; `facts` are the card's, or a backend's own."""
     if card.kind == "forecaster":
         spec = ForecasterSpec.of(card.spec, f"model card of {card.name!r}:")
-        return ForecastProcess(model, spec, max_new_tokens, **law_options)
+        return ForecastStates(facts, spec, max_new_tokens, **law_options)
     try:
         law = PriorLaw(tuple(card.spec["allowed"]), tuple(card.spec["end_tokens"]), **law_options)
     except (KeyError, TypeError) as error:
@@ -119,10 +126,10 @@ def process_of(
             f"model card of {card.name!r}: its definition of p is malformed ({error})."
         ) from error
     if card.kind == "tokens":
-        return TokenProcess(model, law, max_new_tokens)
+        return TokenStates(facts, law, max_new_tokens)
     codec = TextCodec.load(card.spec.get("tokenizer"))
-    return TokenProcess(
-        model, law, max_new_tokens, encode_text=codec.encode, decode_text=codec.decode
+    return TokenStates(
+        facts, law, max_new_tokens, encode_text=codec.encode, decode_text=codec.decode
     )
 
 

@@ -1,12 +1,14 @@
-"""Token processes: one definition of p over one backend, a length limit, and how an answer reads.
+"""Token processes: states under one definition of p and a length limit, and a backend's calls for them.
 
 See docs/architecture/search.md.
+
+The states answer without the backend, so that a search can run where its model is not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from sdt_dist.errors import ConfigurationError, ContextError
 from sdt_dist.parts import Context, Form, TextPart, TokensPart, as_context, only_part
@@ -17,10 +19,12 @@ from sdt_dist.protocols import (
     FinishReason,
     Flow,
     LogitsModel,
+    ModelFacts,
     PriorLaw,
     Rollout,
     RolloutRequest,
     Root,
+    States,
     prompt_digest,
 )
 
@@ -50,25 +54,33 @@ def check_holds_flows(model: Any) -> Any:
     return model
 
 
-class TokenProcess:
-    """An autoregressive model as search sees it: states are the tokens generated after a prompt.
+class LawfulStates(States, Protocol):
+    """States under a definition of p."""
+
+    @property
+    def law(self) -> PriorLaw: ...
+
+
+class TokenStates:
+    """States that are the tokens generated after a prompt, of a backend with these facts.
 
     A state is finished by an end token of the law or by length at `max_new_tokens` (the prompt never counts).
+    ConfigurationError, naming the field, for a law that cannot be sampled from or a length below 1.
     """
 
     def __init__(
         self,
-        model: LogitsModel,
+        facts: ModelFacts,
         law: PriorLaw,
         max_new_tokens: int,
         *,
         encode_text: Callable[[str], list[int]] | None = None,
         decode_text: Callable[[list[int]], str] | None = None,
     ) -> None:
-        check_law(law, model.vocab_size)
+        check_law(law, facts.vocab_size)
         if max_new_tokens < 1:
             raise ConfigurationError(f"max_new_tokens: {max_new_tokens}, must be >= 1.")
-        self.model = model
+        self.facts = facts
         self.law = law
         self.max_new_tokens = max_new_tokens
         self._encode_text = encode_text
@@ -76,7 +88,7 @@ class TokenProcess:
 
     @property
     def deterministic(self) -> bool:
-        return self.model.deterministic
+        return self.facts.deterministic
 
     @property
     def top_k(self) -> int | None:
@@ -96,15 +108,15 @@ class TokenProcess:
         prompt = self._prompt(as_context(context, self.takes))
         if not prompt:
             raise ContextError("prompt: empty; a prompt needs at least one token.")
-        if len(prompt) + self.max_new_tokens > self.model.max_context:
+        if len(prompt) + self.max_new_tokens > self.facts.max_context:
             raise ContextError(
                 f"prompt: {len(prompt)} tokens and max_new_tokens {self.max_new_tokens} exceed the model's context of "
-                f"{self.model.max_context}; shorten the prompt or lower max_new_tokens."
+                f"{self.facts.max_context}; shorten the prompt or lower max_new_tokens."
             )
-        bad = [token for token in prompt if not 0 <= token < self.model.vocab_size]
+        bad = [token for token in prompt if not 0 <= token < self.facts.vocab_size]
         if bad:
             raise ContextError(
-                f"prompt: token id {bad[0]}, allowed 0 to {self.model.vocab_size - 1}."
+                f"prompt: token id {bad[0]}, allowed 0 to {self.facts.vocab_size - 1}."
             )
         return Root(prompt, prompt_digest(prompt))
 
@@ -116,16 +128,6 @@ class TokenProcess:
             case TokensPart(ids=ids):
                 return ids
         raise AssertionError("only_part lets no other form through")
-
-    def load_flow(self, flow: Flow) -> None:
-        """Let requests have tilts by this flow; ConfigurationError where the model cannot hold flows."""
-        check_holds_flows(self.model).load_flow(flow)
-
-    def expand(self, requests: Sequence[ExpandRequest]) -> list[Expansion]:
-        return self.model.expand(requests, self.law)
-
-    def rollout(self, requests: Sequence[RolloutRequest]) -> list[Rollout]:
-        return self.model.rollout(requests, self.law)
 
     def is_finished(self, tokens: Sequence[int]) -> bool:
         return len(tokens) >= self.max_new_tokens or (
@@ -145,5 +147,73 @@ class TokenProcess:
             return [Decoded(answer) for answer in answers]
         return [Decoded(answer, text=self._decode_text(list(answer))) for answer in answers]
 
+
+class ModelProcess:
+    """A backend as search sees it: how its states read, and its calls under their definition of p."""
+
+    def __init__(self, states: LawfulStates, model: LogitsModel) -> None:
+        self.states = states
+        self.model = model
+
+    @property
+    def law(self) -> PriorLaw:
+        return self.states.law
+
+    @property
+    def max_new_tokens(self) -> int:
+        return self.states.max_new_tokens
+
+    @property
+    def deterministic(self) -> bool:
+        return self.states.deterministic
+
+    @property
+    def top_k(self) -> int | None:
+        return self.states.top_k
+
+    @property
+    def takes(self) -> tuple[Form, ...]:
+        return self.states.takes
+
+    def root(self, context: Any) -> Root:
+        return self.states.root(context)
+
+    def is_finished(self, tokens: Sequence[int]) -> bool:
+        return self.states.is_finished(tokens)
+
+    def finish_reason(self, tokens: Sequence[int]) -> FinishReason:
+        return self.states.finish_reason(tokens)
+
+    def decode(self, root: Root, sequences: Sequence[tuple[int, ...]]) -> list[Decoded]:
+        return self.states.decode(root, sequences)
+
+    def load_flow(self, flow: Flow) -> None:
+        """Let requests have tilts by this flow; ConfigurationError where the model cannot hold flows."""
+        check_holds_flows(self.model).load_flow(flow)
+
+    def expand(self, requests: Sequence[ExpandRequest]) -> list[Expansion]:
+        return self.model.expand(requests, self.law)
+
+    def rollout(self, requests: Sequence[RolloutRequest]) -> list[Rollout]:
+        return self.model.rollout(requests, self.law)
+
     def release(self, root: Root) -> None:
         self.model.release(root)
+
+
+class TokenProcess(ModelProcess):
+    """An autoregressive model as search sees it: `TokenStates` and the calls of the model that they are of."""
+
+    def __init__(
+        self,
+        model: LogitsModel,
+        law: PriorLaw,
+        max_new_tokens: int,
+        *,
+        encode_text: Callable[[str], list[int]] | None = None,
+        decode_text: Callable[[list[int]], str] | None = None,
+    ) -> None:
+        states = TokenStates(
+            model, law, max_new_tokens, encode_text=encode_text, decode_text=decode_text
+        )
+        super().__init__(states, model)

@@ -12,7 +12,7 @@ import numpy as np
 
 from sdt_dist.errors import ConfigurationError, SdtError
 from sdt_dist.parts import Context, as_context
-from sdt_dist.protocols import Flow, Process
+from sdt_dist.protocols import Flow, Process, States
 from sdt_dist.search.driver import Progress, Search, drive
 from sdt_dist.search.methods import get_method, validate_options
 from sdt_dist.search.options import SearchOptions
@@ -126,12 +126,12 @@ def _one_a_problem(
         team = sessions.pop(index)
         errors = [e for e in outcomes.pop(index) if isinstance(e, SdtError)]
         results = [r for r in ended if isinstance(r, SearchResult)]
-        calls = len(frozenset[int]().union(*(session.calls for session in team)))
+        calls = len(frozenset[int]().union(*(session.budget.calls for session in team)))
         yield index, errors[0] if errors else merge_members(results, model_calls=calls)
 
 
 def open_search(
-    process: Process,
+    states: States,
     problem: SearchProblem,
     *,
     method: str,
@@ -144,8 +144,9 @@ def open_search(
 ) -> tuple[Session, Search]:
     """A search that is ready to be driven: its session and its generator.
 
-    options: from `validate_options`. cache_name: tells apart searches of one problem that run beside each other on one
-    backend: caches are per search, so that no companion changes what a search costs. membership: its place in a team
+    states: of the process that will answer it. options: from `validate_options`. cache_name: tells apart searches of one
+    problem that run beside each other on one backend: caches are per search, so that no companion changes what a search
+    costs. membership: its place in a team
     (`search.sharing_plan`), whose searches on one backend share their caches. flow: the identity of a flow that the process
     holds. ConfigurationError where the method has no use for one, or lacks it.
     """
@@ -154,7 +155,7 @@ def open_search(
     name = f"{problem.index}/{cache_name}".encode()
     digest = hashlib.blake2b(problem.root.digest + name, digest_size=16).digest()
     own = replace(problem, root=replace(problem.root, digest=digest))
-    session = Session(own, process, options, seed, resumed=resume, membership=membership, flow=flow)
+    session = Session(own, states, options, seed, resumed=resume, membership=membership, flow=flow)
     if resume is not None:
         resume.check(session.header(method))
     return session, chosen.run(session)

@@ -2,8 +2,8 @@
 
 See docs/concepts/exactness.md, docs/concepts/target.md#methods.
 
-A block is interned as an integer, so that the tree, the loop and the methods see an ordinary token tree; requests and
-replies are translated on their way to and from the model. Block ids name blocks within one search only.
+A block is interned as an integer, so that the tree, the loop and the methods see an ordinary token tree. Block ids name
+blocks within one search only.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from dataclasses import replace
 import numpy as np
 
 from sdt_dist.noise import position_key
-from sdt_dist.protocols import Decoded, FinishReason, Process, Rollout, RolloutRequest, Root
+from sdt_dist.protocols import Decoded, FinishReason, ModelReply, ModelRequest, Root, States
+from sdt_dist.search.states import model_tokens
 
 
 def block_ends(
@@ -29,56 +30,61 @@ def block_ends(
     return [end for end in inner if 0 < end < length] + [length]
 
 
-class BlockProcess:
-    """A process in units of blocks; `ends` are the token depths at which they end."""
+class BlockStates:
+    """Tree states that are sequences of block ids; `ends` are the token depths at which blocks end.
+
+    known: the tokens of blocks that have ids already, as a saved search's nodes name them.
+    """
 
     def __init__(
-        self, process: Process, ends: list[int], known: Sequence[tuple[int, ...]] = ()
+        self, states: States, ends: list[int], known: Sequence[tuple[int, ...]] = ()
     ) -> None:
-        self.process = process
+        self.states = states
         self.ends = ends
-        self.max_new_tokens = len(ends)
         self.blocks: list[tuple[int, ...]] = list(known)
         self._ids = {block: i for i, block in enumerate(self.blocks)}
 
     @property
+    def max_new_tokens(self) -> int:
+        return len(self.ends)
+
+    @property
     def deterministic(self) -> bool:
-        return self.process.deterministic
+        return self.states.deterministic
 
     @property
     def top_k(self) -> int | None:
-        return self.process.top_k
+        return self.states.top_k
 
     def tokens(self, ids: Sequence[int]) -> tuple[int, ...]:
-        """The tokens of a sequence of blocks."""
-        return tuple(token for i in ids for token in self.blocks[i])
+        """The model tokens of a sequence of blocks."""
+        return model_tokens(ids, self.blocks)
 
     def is_finished(self, tokens: Sequence[int]) -> bool:
-        return self.process.is_finished(self.tokens(tokens))
+        return self.states.is_finished(self.tokens(tokens))
 
     def finish_reason(self, tokens: Sequence[int]) -> FinishReason:
-        return self.process.finish_reason(self.tokens(tokens))
+        return self.states.finish_reason(self.tokens(tokens))
 
     def decode(self, root: Root, sequences: Sequence[tuple[int, ...]]) -> list[Decoded]:
-        return self.process.decode(root, [self.tokens(sequence) for sequence in sequences])
+        return self.states.decode(root, [self.tokens(sequence) for sequence in sequences])
 
-    def to_tokens(self, request: RolloutRequest) -> RolloutRequest:
-        """A request in blocks as one in tokens; the key of the first new position is that of its token."""
+    def to_model(self, request: ModelRequest) -> ModelRequest:
+        """A draw of blocks as one of tokens; the key of the first new position is that of its token."""
+        assert request.kind == "rollout", "children that are blocks are drawn, never listed"
         depth = len(request.tokens)
         tokens = self.tokens(request.tokens)
         end = self.ends[depth + request.num_tokens - 1]
         key = None if request.key is None else position_key(request.key, len(tokens) - depth)
         return replace(request, tokens=tokens, num_tokens=end - len(tokens), key=key)
 
-    def to_blocks(self, request: RolloutRequest, reply: Rollout) -> Rollout:
-        """A reply in tokens as one in blocks: ids and log p of blocks. Outside a block there is always mass left."""
+    def to_tree(self, request: ModelRequest, reply: ModelReply) -> ModelReply:
+        """Drawn tokens as ids and log p of blocks. Outside a block there is always mass left."""
+        assert request.kind == "rollout" and reply.kind == "rollout"
         depth = len(request.tokens)
         begin = len(self.tokens(request.tokens))
-        stops = [
-            end - begin
-            for end in self.ends[depth : depth + request.num_tokens]
-            if end - begin < len(reply.tokens)
-        ]
+        lengths = [end - begin for end in self.ends[depth : depth + request.num_tokens]]
+        stops = [length for length in lengths if length < len(reply.tokens)]
         pieces = np.split(reply.tokens, stops)
         log_prob = np.array([part.sum() for part in np.split(reply.log_prob, stops)])
         ids = np.array([self._intern(tuple(piece.tolist())) for piece in pieces], dtype=np.int32)

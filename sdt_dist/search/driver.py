@@ -13,12 +13,13 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+from sdt_dist.dispatch import dispatch
 from sdt_dist.errors import RewardError, SdtError
-from sdt_dist.protocols import ExpandRequest, Expansion, Process, Rollout, RolloutRequest
+from sdt_dist.protocols import Process, Root
 from sdt_dist.rewards.checking import checked_partial, weighted_sum
 from sdt_dist.search.result import SearchResult
 from sdt_dist.search.session import Reply, Request, ScoreRequest, Scores, Session
-from sdt_dist.values.records import Shared, ShareRequest, ValueStore
+from sdt_dist.values.records import ValueStore
 from sdt_dist.values.store import EvidenceStore
 
 Search = Generator[list[Request], list[Reply], SearchResult]
@@ -32,6 +33,11 @@ class Running:
     session: Session
     search: Search
     pending: list[Request] = field(default_factory=list)
+
+    @property
+    def waits_for_single_steps(self) -> bool:
+        """Whether one forward pass answers each request, or none does."""
+        return all(request.is_single_step for request in self.pending)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +64,15 @@ class Round:
 
 
 class Crew:
-    """Searches under way together; whoever holds it answers their rounds, one at a time."""
+    """Searches under way together; whoever holds it answers their rounds, one at a time.
 
-    def __init__(self, process: Process, on_progress: Progress | None = None) -> None:
-        self.process = process
+    release: told the root of a problem when the last search that shares its caches is over.
+    """
+
+    def __init__(
+        self, release: Callable[[Root], None], on_progress: Progress | None = None
+    ) -> None:
+        self._release = release
         self._on_progress = on_progress
         self.running: list[Running] = []
 
@@ -80,9 +91,8 @@ class Crew:
         A single step is one forward pass and brings its search nearer to its rollouts, so that in the end the rollouts
         of all searches decode together.
         """
-        return Round(
-            [m for m in self.running if all(map(_is_single_step, m.pending))] or self.running
-        )
+        stepping = [member for member in self.running if member.waits_for_single_steps]
+        return Round(stepping or self.running)
 
     def resume(
         self, members: Sequence[Running], replies: Sequence[list[Reply]], wall_s: float
@@ -95,9 +105,9 @@ class Crew:
         share = (wall_s + time.monotonic() - begin) / max(len(members), 1)
         ended = []
         for member, outcome in zip(members, outcomes, strict=True):
-            member.session.wall_s += share
+            member.session.budget.wall_s += share
             if self._on_progress is not None:
-                self._on_progress(member.session.problem.index, member.session.rollouts)
+                self._on_progress(member.session.problem.index, member.session.budget.rollouts)
             if outcome is not None:
                 ended.append(self._remove(member, outcome))
         return ended
@@ -113,13 +123,12 @@ class Crew:
         return self._close(member, outcome)
 
     def _close(self, member: Running, outcome: SearchResult | SdtError) -> Ended:
-        digest = member.session.root.digest
-        if all(
-            other.session.root.digest != digest for other in self.running
-        ):  # a team's searches share their caches
-            self.process.release(member.session.root)
+        root = member.session.root
+        in_use = {other.session.root.digest for other in self.running}
+        if root.digest not in in_use:  # a team's searches share their caches
+            self._release(root)
         if isinstance(outcome, SearchResult):
-            outcome = replace(outcome, cost=member.session.cost())
+            outcome = replace(outcome, cost=member.session.budget.cost())
         return Ended(member.session, outcome)
 
 
@@ -137,8 +146,12 @@ def drive(
     `on_progress(problem index, rollouts so far)` is called after every round. `store` is where searches of one problem
     exchange evidence; default: one of this call's own.
     """
-    exchange = (store or EvidenceStore()).exchange
-    crew = Crew(process, on_progress)
+    handlers = {
+        "expand": process.expand,
+        "rollout": process.rollout,
+        "share": (store or EvidenceStore()).exchange,
+    }
+    crew = Crew(process.release, on_progress)
     waiting = True
     while waiting or crew.running:
         while waiting and len(crew.running) < in_flight:
@@ -148,45 +161,19 @@ def drive(
                 yield ended.session.problem.index, ended.outcome
         begin = time.monotonic()
         this = crew.next_round()
-        replies = this.by_member(answer(process.expand, process.rollout, this.requests, exchange))
+        replies = this.by_member(dispatch(this.requests, handlers))
         for ended in crew.resume(this.members, replies, time.monotonic() - begin):
             yield ended.session.problem.index, ended.outcome
 
 
-def answer(
-    expand: Callable[[Sequence[ExpandRequest]], Sequence[Expansion]],
-    rollout: Callable[[Sequence[RolloutRequest]], Sequence[Rollout]],
-    requests: Sequence[Request],
-    exchange: Callable[[Sequence[ShareRequest]], Sequence[Shared]] | None = None,
-) -> list[Reply]:
-    """One expand call, one rollout call and one exchange for everything that is asked, in the order it was asked."""
-    shares = [request for request in requests if isinstance(request, ShareRequest)]
-    expands = [request for request in requests if isinstance(request, ExpandRequest)]
-    rollouts = [request for request in requests if isinstance(request, RolloutRequest)]
-    expansions = iter(expand(expands) if expands else ())
-    finished = iter(rollout(rollouts) if rollouts else ())
-    assert exchange is not None or not shares, "searches that share evidence need a store"
-    shared = iter(exchange(shares) if exchange is not None and shares else ())
-    replies: dict[type, Iterator[Reply]] = {
-        ExpandRequest: expansions,
-        RolloutRequest: finished,
-        ShareRequest: shared,
-    }
-    return [next(replies[type(request)]) for request in requests]
-
-
-def _is_single_step(request: Request) -> bool:
-    """A single token, or no token at all: what sharing evidence takes."""
-    is_short = isinstance(request, RolloutRequest) and request.num_tokens == 1
-    return is_short or isinstance(request, (ExpandRequest, ShareRequest))
-
-
 def _advance(member: Running, replies: list[Reply] | None) -> SearchResult | SdtError | None:
-    """Resume a search until it waits for the model; rewards are answered on the way."""
+    """Resume a search until it waits for the model or a store; rewards are answered on the way."""
+    session = member.session
+    handlers = {"score": lambda asked: [_score(session, request) for request in asked]}
     try:
         requests = member.search.send(replies) if replies is not None else next(member.search)
-        while all(isinstance(request, ScoreRequest) for request in requests):
-            requests = member.search.send([_score(member.session, r) for r in requests])  # type: ignore[arg-type]
+        while all(request.kind == "score" for request in requests):
+            requests = member.search.send(dispatch(requests, handlers))
     except StopIteration as stop:
         return stop.value
     except SdtError as error:
@@ -199,7 +186,7 @@ def _advance(member: Running, replies: list[Reply] | None) -> SearchResult | Sdt
 def _score(session: Session, request: ScoreRequest) -> Scores:
     """Decode and score sequences of one problem; RewardError names the problem, the reward and what is wrong."""
     problem = session.problem
-    decoded = session.process.decode(session.root, request.sequences)
+    decoded = session.states.decode(session.root, request.sequences)
     try:
         if request.partial:
             return Scores(checked_partial(problem.reward, decoded), {}, decoded)

@@ -94,9 +94,9 @@ def grow(
     limit = _limit(session, rollout_max_new_tokens)
     idle = 0
     while not rule.is_exhausted(tree) and (count := session.next_wave(rule.options.wave_size)):
-        paid = session.nfe
+        paid = session.budget.nfe
         yield from _run_wave(session, tree, rule, count, limit)
-        idle = 0 if session.nfe > paid else idle + count
+        idle = 0 if session.budget.nfe > paid else idle + count
         if (
             idle >= IDLE_WALKS
             and session.options.rollout_limit is None
@@ -126,7 +126,7 @@ def _run_wave(
     session: Session, tree: Tree, rule: TreeRule, count: int, limit: int
 ) -> Generator[list[Request], list[Reply], None]:
     """One wave: all its walks are selected and evaluated before the first is backed up."""
-    walks = [_start(session, session.rollouts + i, limit) for i in range(count)]
+    walks = [_start(session, session.budget.rollouts + i, limit) for i in range(count)]
     tree.nodes["visits"][0] += count
     yield from _descend(session, tree, rule, walks)
     finished = [walk for walk in walks if tree.is_terminal(walk.node)]
@@ -135,7 +135,7 @@ def _run_wave(
         yield from _estimate(
             session, tree, {walk.node for walk in walks if not tree.is_terminal(walk.node)}
         )
-    session.rollouts += count
+    session.budget.rollouts += count
     rule.record(tree, walks)
     for walk in finished:
         tree.set_reward(
@@ -153,7 +153,7 @@ def _score(
     indices = yield from session.score(
         [tree.tokens(leaf) for leaf in leaves],
         [path_log_prior(tree.nodes, leaf) for leaf in leaves],
-        [session.process.finish_reason(tree.tokens(leaf)) for leaf in leaves],
+        [session.states.finish_reason(tree.tokens(leaf)) for leaf in leaves],
     )
     for walk, index in zip(walks, indices, strict=True):
         walk.sample = index
@@ -185,7 +185,7 @@ def rollout_request(
     It is from p, or from the law that `tilt` names.
     """
     depth = tree.depth(walk.node)
-    left = min(session.process.max_new_tokens - depth, walk.limit - walk.rolled)
+    left = min(session.states.max_new_tokens - depth, walk.limit - walk.rolled)
     return RolloutRequest(
         session.root,
         tree.tokens(walk.node),
@@ -233,7 +233,7 @@ def _is_long(
     """Long rollouts wait for the wave's short requests, so that the whole wave decodes in one batch."""
     if isinstance(request, ExpandRequest):
         return False
-    return request.num_tokens > 1 or tree.depth(walk.node) + 1 >= session.process.max_new_tokens
+    return request.num_tokens > 1 or tree.depth(walk.node) + 1 >= session.states.max_new_tokens
 
 
 def _absorb(
@@ -249,13 +249,13 @@ def _absorb(
     A walk that is cut on an evaluated node (an iid draw repeats children) has found nothing, and goes on from there.
     """
     if isinstance(reply, Expansion):
-        tree.attach_expansion(walk.node, reply, request.excluded, session.process.is_finished)
+        tree.attach_expansion(walk.node, reply, request.excluded, session.states.is_finished)
         return
     assert isinstance(reply, Rollout)
     start = walk.node
     complete = (
         reply.finish_reason == "eos"
-        or tree.depth(start) + len(reply.tokens) == session.process.max_new_tokens
+        or tree.depth(start) + len(reply.tokens) == session.states.max_new_tokens
     )
     walk.node = rule.attach(tree, start, reply, complete)
     count_visits(tree.nodes, walk.node, start)

@@ -11,6 +11,7 @@ import numpy as np
 
 from sdt_dist.errors import SdtError
 from sdt_dist.protocols import Sample
+from sdt_dist.search import display
 from sdt_dist.tree.resample import systematic
 from sdt_dist.tree.snapshot import Snapshot
 from sdt_dist.tree.tree import Tree
@@ -31,7 +32,7 @@ class SearchCost:
     wall_s: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class SearchResult:
     """Samples of pi*(x) ~ p(x|c) exp(lambda r(x)) as one method draws them, and how sure it is.
 
@@ -64,6 +65,32 @@ class SearchResult:
     probabilities: np.ndarray | None = None
     team: TeamReport | None = None
     flow: str | None = None
+
+    def __repr__(self) -> str:
+        return display.as_text(self._title(), self._rows())
+
+    def _repr_html_(self) -> str:
+        return display.as_html(self._title(), self._rows())
+
+    def _title(self) -> str:
+        repeats = "" if self.deterministic else ", not repeatable bit for bit"
+        return f"SearchResult of {self.method} (seed {self.seed}{repeats})"
+
+    def _rows(self) -> dict[str, str]:
+        """What there is to say of it by name; empty where its method claims nothing."""
+        cost = self.cost
+        calls = f"{cost.model_calls:,} model calls"
+        return {
+            "samples": display.samples_row(self.samples, len(self.finished)),
+            "best": str(self.best),
+            "log Z": display.log_z_row(self.log_z, self.log_z_error, self.log_z_unbiased),
+            "ESS": "" if self.ess is None else f"{self.ess:.4g}",
+            "nfe": f"{cost.nfe:,} next-token distributions in {calls}",
+            "cost": f"{cost.rollouts:,} rollouts, {cost.reward_calls:,} reward calls, {cost.wall_s:.3g} s",
+            "tree": display.tree_row(self.tree_stats, self.exhausted),
+            "flow": self.flow or "",
+            "team": display.team_row(self.team),
+        }
 
     def distribution(self) -> Distribution:
         """The exact distribution that `samples` are drawn from given the finished search.

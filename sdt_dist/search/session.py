@@ -1,4 +1,4 @@
-"""One problem's search under way: its budget, its cost, and every finished sample with its own reward.
+"""One problem's search under way: its states, its budget, and every finished sample with its own reward.
 
 Methods are generators over `Session` helpers; each `yield` hands requests to the driver and receives replies in
 the same order. Nothing here calls a model or a reward.
@@ -9,29 +9,30 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 
 from sdt_dist.noise import stream_key
 from sdt_dist.protocols import (
-    Cost,
     Decoded,
-    ExpandRequest,
-    Expansion,
     FinishReason,
-    Process,
+    ModelReply,
+    ModelRequest,
     Reward,
     Rollout,
     RolloutRequest,
     Root,
     Sample,
+    States,
     Tilt,
     prompt_digest,
 )
-from sdt_dist.search.blocks import BlockProcess, block_ends
+from sdt_dist.search.blocks import BlockStates, block_ends
+from sdt_dist.search.budget import Budget
 from sdt_dist.search.options import SearchOptions
-from sdt_dist.search.result import SearchCost, SearchResult
+from sdt_dist.search.result import SearchResult
+from sdt_dist.search.states import PlainStates, TreeStates, model_tokens
 from sdt_dist.tree.snapshot import Snapshot
 from sdt_dist.tree.tree import Tree
 from sdt_dist.values.records import Membership, Shared, ShareRequest, reward_of
@@ -50,6 +51,9 @@ class SearchProblem:
 class ScoreRequest:
     """Ask the reward for finished token sequences (end token included); `partial` asks its partial form."""
 
+    kind: ClassVar[Literal["score"]] = "score"
+    is_single_step: ClassVar[bool] = False  # rewards are answered between rounds
+
     sequences: list[tuple[int, ...]]
     partial: bool = False
 
@@ -63,61 +67,51 @@ class Scores:
     decoded: list[Decoded]
 
 
-Request = ExpandRequest | RolloutRequest | ScoreRequest | ShareRequest
-Reply = Expansion | Rollout | Scores | Shared
+Request = ModelRequest | ScoreRequest | ShareRequest
+Reply = ModelReply | Scores | Shared
 Ask = Generator[list[Request], list[Reply], list[Reply]]
 
 
 @dataclass
 class Session:
-    """State that every method shares for one problem."""
+    """State that every method shares for one problem.
+
+    model_states: how the model's states read. membership: where several searches work on the problem, or earlier evidence
+    is joined. flow: the identity of the flow that its method uses; the model holds it. `states` is what methods see.
+    """
 
     problem: SearchProblem
-    process: Process | BlockProcess
+    model_states: States
     options: SearchOptions
     seed: int
     clock: Callable[[], float] = time.monotonic
     resumed: Snapshot | None = None
-    membership: Membership | None = (
-        None  # where several searches work on the problem, or earlier evidence is joined
-    )
-    flow: str | None = None  # identity of the flow that its method uses; the model holds it
-    nfe: int = 0
-    calls: set[int] = field(default_factory=set)
-    recomputed_tokens: int = 0
-    rollouts: int = 0
-    reward_calls: int = 0
-    wall_s: float = 0.0
+    membership: Membership | None = None
+    flow: str | None = None
     finished: list[Sample] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._started = self.clock()
+        self.states: TreeStates = PlainStates(self.model_states)
+        self.budget = Budget(self.model_states.max_new_tokens, self.clock)
         self._index: dict[tuple[int, ...], int] = {}
-        self._earlier_calls = 0
-        self._tokens_per_rollout = self.process.max_new_tokens
         if self.resumed is not None:
             self._restore(self.resumed)
 
     def _restore(self, saved: Snapshot) -> None:
         """Take over the finished samples and the bill of an earlier search of the same problem."""
-        counters = {name: int(value) for name, value in saved.counters.items() if name != "wall_s"}
-        self.nfe, self.rollouts, self.reward_calls, self.recomputed_tokens, self._earlier_calls = (
-            counters[n]
-            for n in ("nfe", "rollouts", "reward_calls", "recomputed_tokens", "model_calls")
-        )
-        self.wall_s = saved.counters["wall_s"]
+        self.budget.go_on_from(saved.counters)
         self._index = {sequence: i for i, sequence in enumerate(saved.sequences)}
-        sequences = (
-            [tuple(t for b in s for t in saved.blocks[b]) for s in saved.sequences]
-            if saved.blocks
-            else saved.sequences
-        )
-        scores = Scores(saved.rewards, saved.components, self.process.decode(self.root, sequences))
-        reasons: list[FinishReason] = [
-            self.process.finish_reason(sequence) for sequence in sequences
-        ]
+        sequences = [model_tokens(sequence, saved.blocks) for sequence in saved.sequences]
+        decoded = self.model_states.decode(self.root, sequences)
+        scores = Scores(saved.rewards, saved.components, decoded)
         self.finished = [
-            _sample(scores, i, float(saved.log_probs[i]), reasons[i]) for i in range(len(sequences))
+            _sample(
+                scores,
+                row,
+                float(saved.log_probs[row]),
+                self.model_states.finish_reason(sequence),
+            )
+            for row, sequence in enumerate(sequences)
         ]
 
     def start_tree(self) -> Tree:
@@ -125,10 +119,10 @@ class Session:
         return Tree() if self.resumed is None else Tree.from_arrays(self.resumed.tree.arrays())
 
     def work_in_blocks(self, block_size: int | None, branch_depths: Sequence[int] | None) -> None:
-        """From now on states are sequences of token blocks (see `blocks`)."""
-        assert not isinstance(self.process, BlockProcess)
-        ends = block_ends(self.process.max_new_tokens, block_size, branch_depths)
-        self.process = BlockProcess(self.process, ends, self.resumed.blocks if self.resumed else ())
+        """From now on tree states are sequences of token blocks (see `blocks`)."""
+        ends = block_ends(self.model_states.max_new_tokens, block_size, branch_depths)
+        known = self.resumed.blocks if self.resumed else ()
+        self.states = BlockStates(self.model_states, ends, known)
 
     @property
     def root(self) -> Root:
@@ -148,19 +142,14 @@ class Session:
         """A numpy generator for a purpose that is not a draw from p, such as the final resampling."""
         return np.random.default_rng(self.key(purpose))
 
-    def ask(self, requests: Sequence[ExpandRequest | RolloutRequest]) -> Ask:
-        """Send model requests and count what they cost."""
-        process = self.process
-        if isinstance(process, BlockProcess):
-            draws = cast(Sequence[RolloutRequest], requests)
-            answers = cast(list[Rollout], (yield [process.to_tokens(request) for request in draws]))
-            replies: list[Reply] = [
-                process.to_blocks(*pair) for pair in zip(draws, answers, strict=True)
-            ]
-        else:
-            replies = yield list(requests)
-        for reply in replies:
-            self._pay(reply.cost)  # type: ignore[union-attr]
+    def ask(self, requests: Sequence[ModelRequest]) -> Ask:
+        """Send model requests about tree states and count what they cost."""
+        states = self.states
+        answers = yield [states.to_model(request) for request in requests]
+        replies: list[Reply] = []
+        for request, answer in zip(requests, cast(list[ModelReply], answers), strict=True):
+            replies.append(states.to_tree(request, answer))
+            self.budget.pay(answer.cost)
         if not self.root.paid:
             self.problem = replace(self.problem, root=replace(self.root, paid=True))
         return replies
@@ -171,11 +160,6 @@ class Session:
         """`ask` for rollouts only."""
         replies = (yield from self.ask(requests)) if requests else []
         return cast(list[Rollout], replies)
-
-    def _pay(self, cost: Cost) -> None:
-        self.nfe += cost.nfe
-        self.calls |= cost.calls
-        self.recomputed_tokens += cost.recomputed_tokens
 
     def score(
         self,
@@ -191,7 +175,7 @@ class Session:
         if new:
             (scores,) = yield [ScoreRequest(list(new))]
             assert isinstance(scores, Scores)
-            self.reward_calls += len(new)
+            self.budget.reward_calls += len(new)
             for row, (sequence, position) in enumerate(new.items()):
                 self._index[sequence] = len(self.finished)
                 self.finished.append(
@@ -218,9 +202,8 @@ class Session:
         What other searches scored is decoded and gets its reward from their raw terms [S]; nothing is paid for it.
         """
         new = [i for i, sequence in enumerate(sequences) if sequence not in self._index]
-        decoded = dict(
-            zip(new, self.process.decode(self.root, [sequences[i] for i in new]), strict=True)
-        )
+        answers = self.states.decode(self.root, [sequences[i] for i in new])
+        decoded = dict(zip(new, answers, strict=True))
         samples = []
         multipliers = self.problem.reward.multipliers
         for i, sequence in enumerate(sequences):
@@ -230,7 +213,7 @@ class Session:
             reward = reward_of(components[i], multipliers)
             terms = {name: np.array([term]) for name, term in components[i].items()}
             scores = Scores(np.array([reward]), terms, [decoded[i]])
-            reason = self.process.finish_reason(sequence)
+            reason = self.states.finish_reason(sequence)
             samples.append(_sample(scores, 0, float(log_probs[i]), reason))
         self.finished = samples
         self._index = {sequence: i for i, sequence in enumerate(sequences)}
@@ -245,35 +228,7 @@ class Session:
 
     def next_wave(self, wave_size: int) -> int:
         """How many rollouts to start now; 0 when the budget is spent (docs/concepts/exactness.md#cost: within one wave)."""
-        options = self.options
-        if (
-            options.time_budget_s is not None
-            and self.rollouts
-            and self.elapsed_s() >= options.time_budget_s
-        ):
-            return 0
-        allowed = wave_size
-        if options.rollout_limit is not None:
-            allowed = min(allowed, options.rollout_limit - self.rollouts)
-        if options.max_nfe is not None:
-            typical = self.nfe / self.rollouts if self.rollouts else self._tokens_per_rollout
-            left = (options.max_nfe - self.nfe) / max(typical, 1.0)
-            allowed = min(allowed, round(left) if self.rollouts else max(round(left), 1))
-        return max(allowed, 0)
-
-    def elapsed_s(self) -> float:
-        return self.clock() - self._started
-
-    def cost(self) -> SearchCost:
-        """The counters so far; wall_s is this problem's equal share of the rounds in which it took part."""
-        return SearchCost(
-            self.nfe,
-            self._earlier_calls + len(self.calls),
-            self.rollouts,
-            self.reward_calls,
-            self.recomputed_tokens,
-            self.wall_s,
-        )
+        return self.budget.next_wave(self.options, wave_size)
 
     def best(self) -> Sample:
         """The finished sample with the largest reward, the earliest on ties."""
@@ -298,9 +253,11 @@ class Session:
             weights=[1.0 / len(chosen)] * len(chosen) if weights is None else list(weights),
             best=self.best(),
             finished=list(self.finished),
-            cost=self.cost(),
-            deterministic=self.process.deterministic,
-            tree_stats={} if tree is None else tree.stats() | {"rollouts": float(self.rollouts)},
+            cost=self.budget.cost(),
+            deterministic=self.states.deterministic,
+            tree_stats={}
+            if tree is None
+            else tree.stats() | {"rollouts": float(self.budget.rollouts)},
             tree=tree,
             snapshot=None if tree is None else self.snapshot(method, tree, notes or {}),
             probabilities=probabilities,
@@ -315,7 +272,7 @@ class Session:
             "seed": self.seed,
             "problem": self.problem.index,
             "prompt": prompt_digest(self.root.prompt).hex(),
-            "max_new_tokens": self._tokens_per_rollout,
+            "max_new_tokens": self.model_states.max_new_tokens,
             "options": self.options.model_dump(mode="json"),
             **({} if self.flow is None else {"flow": self.flow}),
         }
@@ -325,7 +282,7 @@ class Session:
         names = list(self.finished[0].components) if self.finished else []
         return Snapshot(
             self.header(method),
-            asdict(self.cost()),
+            asdict(self.budget.cost()),
             tree,
             list(self._index),
             np.array([sample.reward for sample in self.finished]),
@@ -334,7 +291,7 @@ class Session:
                 name: np.array([sample.components[name] for sample in self.finished])
                 for name in names
             },
-            list(self.process.blocks) if isinstance(self.process, BlockProcess) else [],
+            list(self.states.blocks),
             notes,
         )
 

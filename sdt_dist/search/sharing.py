@@ -120,7 +120,7 @@ class Member:
             return 0
         session.options = self.options.model_copy(
             update={
-                "num_rollouts": None if left is None else session.rollouts + left,
+                "num_rollouts": None if left is None else session.budget.rollouts + left,
                 "max_nfe": max_nfe,
             }
         )
@@ -143,7 +143,7 @@ class Member:
         sequences = [tuple(tokens.tolist()) for tokens, *_ in steps]
         log_probs = [float(log_prob.sum()) for _, log_prob, *_ in steps]
         reasons: list[FinishReason] = [
-            session.process.finish_reason(sequence) for sequence in sequences
+            session.states.finish_reason(sequence) for sequence in sequences
         ]
         for walk, index in zip(
             walks, (yield from session.score(sequences, log_probs, reasons)), strict=True
@@ -153,7 +153,7 @@ class Member:
             self._record(walk, self._own + i, known, step, rollout.cost.nfe)
             for i, (walk, step, rollout) in enumerate(zip(walks, steps, rollouts, strict=True))
         ]
-        session.rollouts += len(walks)
+        session.budget.rollouts += len(walks)
         self._own += len(walks)
         self._join(records)
 
@@ -243,7 +243,7 @@ class Member:
         searchers = self.membership.searchers
         limit = options.rollout_limit
         max_nfe = options.max_nfe
-        length = self.session.process.max_new_tokens
+        length = self.session.states.max_new_tokens
         if (
             limit is None
             or options.time_budget_s is not None

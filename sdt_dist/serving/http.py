@@ -28,6 +28,7 @@ from safetensors.numpy import load, save
 from sdt_dist.errors import ConfigurationError, FleetError, ModelGoneError, SdtError
 from sdt_dist.models.card import ModelCard
 from sdt_dist.models.process import check_law
+from sdt_dist.models.remote.calls import BusyError, LateError, ModelCall, NameTakenError
 from sdt_dist.models.remote.columns import Arrays, pack_lists, unpack_lists
 from sdt_dist.models.remote.http_api import (
     ANSWER,
@@ -43,7 +44,7 @@ from sdt_dist.models.remote.http_api import (
 )
 from sdt_dist.models.remote.wire import WIRE_VERSION, check_counts, check_tokens, law_of, num_rows
 from sdt_dist.protocols import LogitsModel
-from sdt_dist.serving.server import BusyError, LateError, ModelCall, ModelServer, NameTakenError
+from sdt_dist.serving.server import ModelServer
 
 _LOG = logging.getLogger(__name__)
 _LONGEST_NAME = 128

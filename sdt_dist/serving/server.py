@@ -21,23 +21,23 @@ from typing import Any
 
 import numpy as np
 
-from sdt_dist.errors import ConfigurationError, FleetError, ModelGoneError, SdtError
+from sdt_dist.dispatch import dispatch, split
+from sdt_dist.errors import FleetError, ModelGoneError, SdtError
 from sdt_dist.flow.files import FlowFiles
+from sdt_dist.models.remote.calls import (
+    BusyError,
+    LateError,
+    ModelAnswer,
+    ModelCall,
+    NameTakenError,
+)
 from sdt_dist.models.remote.columns import Arrays
-from sdt_dist.models.remote.wire import (
+from sdt_dist.models.remote.wire import num_rows, pack_replies, pack_requests, unpack_requests
+from sdt_dist.protocols import (
+    LogitsModel,
     ModelReply,
     ModelRequest,
-    num_rows,
-    pack_replies,
-    pack_requests,
-    unpack_requests,
-)
-from sdt_dist.protocols import (
-    ExpandRequest,
-    Expansion,
-    LogitsModel,
     PriorLaw,
-    Rollout,
     RolloutRequest,
     Root,
 )
@@ -47,39 +47,6 @@ _LOG = logging.getLogger(__name__)
 # remembered for callers whose reply was lost
 _MOST_ANSWERS = 256
 _MOST_ANSWER_BYTES = 128 << 20
-
-
-class BusyError(FleetError):
-    """The queue is full, or the server stops; try again in a moment."""
-
-
-class LateError(FleetError):
-    """The caller's time was over before the model was free; the call was not begun."""
-
-
-class NameTakenError(ConfigurationError):
-    """A call has the name of another one."""
-
-
-@dataclass(frozen=True, slots=True)
-class ModelCall:
-    """Packed requests of one caller. `name` is unique; `timeout_s` is how long it may wait for its turn.
-
-    `released`: digests of problems that are over.
-    """
-
-    name: str
-    packed: Arrays
-    timeout_s: float
-    released: tuple[bytes, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class ModelAnswer:
-    """Packed replies, and this call's share, by rows, of the seconds that its batch took."""
-
-    packed: Arrays
-    seconds: float
 
 
 @dataclass(slots=True)
@@ -333,20 +300,11 @@ class ModelServer:
         """One expand and one rollout for everything that is asked, in the order it was asked."""
         self._release(released)
         self._use_problems(list(dict.fromkeys(request.root.digest for request in requests)))
-        expands = [request for request in requests if isinstance(request, ExpandRequest)]
-        rollouts = [request for request in requests if isinstance(request, RolloutRequest)]
-        expansions = self.model.expand(expands, law) if expands else []
-        finished = self.model.rollout(rollouts, law) if rollouts else []
-        if (len(expansions), len(finished)) != (len(expands), len(rollouts)):
-            raise FleetError(
-                f"{self.name}: the model gave more or fewer replies than it was asked for."
-            )
-        of_expands = iter(expansions)
-        of_rollouts = iter(finished)
-        return [
-            next(of_expands if isinstance(request, ExpandRequest) else of_rollouts)
-            for request in requests
-        ]
+        handlers = {
+            "expand": lambda asked: self.model.expand(asked, law),
+            "rollout": lambda asked: self.model.rollout(asked, law),
+        }
+        return dispatch(requests, handlers, self.name)
 
     def _release(self, digests: Sequence[bytes]) -> None:
         with self._lock:
@@ -375,9 +333,10 @@ class ModelServer:
         counters.batches += 1
         counters.rows += len(replies)
         counters.largest_batch_rows = max(counters.largest_batch_rows, len(replies))
-        tokens = sum(len(reply.tokens) for reply in replies if isinstance(reply, Rollout))
+        by_kind = split(replies, {"expand": "expand", "rollout": "rollout"})
+        tokens = sum(len(rollout.tokens) for rollout in by_kind["rollout"])
         counters.tokens += tokens
-        counters.distributions += tokens + sum(isinstance(reply, Expansion) for reply in replies)
+        counters.distributions += tokens + len(by_kind["expand"])
         counters.nfe = self.model.nfe
         counters.model_calls = self.model.model_calls
         counters.recomputed_tokens = getattr(self.model, "recomputed_tokens", 0)

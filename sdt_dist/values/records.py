@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import ClassVar, Literal, Protocol
 
 import numpy as np
 
@@ -118,6 +118,9 @@ class ShareRequest:
     known: all that is in the asker's tree. team: walks of this team are returned, of others none. closed: streams that
     write no more, with their final length, as far as the asker knows. The answer is a `Shared`.
     """
+
+    kind: ClassVar[Literal["share"]] = "share"
+    is_single_step: ClassVar[bool] = True  # no forward pass at all
 
     key: str
     team: str

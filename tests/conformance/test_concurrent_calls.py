@@ -17,9 +17,10 @@ from typing import Any
 
 import pytest
 
+from sdt_dist.models.remote.calls import ModelCall
 from sdt_dist.models.remote.wire import ModelReply, ModelRequest, pack_requests, unpack_replies
 from sdt_dist.protocols import ExpandRequest, PriorLaw, RolloutRequest
-from sdt_dist.serving.server import ModelCall, ModelServer
+from sdt_dist.serving.server import ModelServer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 GIVE_UP_S = 60.0

@@ -49,7 +49,8 @@ def walk_on(tree: Tree, num_walks: int, kind: str, **options) -> tuple[np.ndarra
     process.load_flow(flow)
     rule = MassRule(FlowOptions(inverse_temperature=model.inverse_temperature, **options), [])
     problem = SearchProblem(0, process.root([0]), model)
-    session = Session(problem, process, rule.options, 0, flow=flow.identity, rollouts=num_walks)
+    session = Session(problem, process, rule.options, 0, flow=flow.identity)
+    session.budget.rollouts = num_walks
     walks = [
         Walk(i, np.uint64(stream_key("arms", i)), stream_key("tokens", i)) for i in range(WALKS)
     ]

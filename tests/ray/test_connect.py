@@ -25,6 +25,7 @@ import pytest
 
 from sdt_dist.evaluation.plan import load_config, make_plan
 from sdt_dist.evaluation.runner import run_evaluation
+from tests.one_package import python_path
 
 ROOT = Path(__file__).parents[2]
 NODES = ROOT / "cluster/nodes"
@@ -79,7 +80,7 @@ def _environment(home: Path) -> dict[str, str]:
     return kept | {
         "HOME": str(home),
         "SDT_VENV": sys.prefix,
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": python_path(ROOT),
         "HF_HUB_OFFLINE": "1",
     }
 

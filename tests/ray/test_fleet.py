@@ -5,6 +5,7 @@ See docs/architecture/fleet.md.
 
 from __future__ import annotations
 
+import importlib
 import json
 import time
 from dataclasses import replace
@@ -187,3 +188,17 @@ def test_no_actor_outlives_its_run(end):
         with pytest.raises(KeyboardInterrupt):
             runs.throw(KeyboardInterrupt())
     wait_for_deaths(actors.values())
+
+
+def test_a_worker_refuses_bare_names_as_this_process_does():
+    import ray
+
+    @ray.remote(num_cpus=0)
+    def bare() -> str:
+        try:
+            importlib.import_module("actors")
+        except ImportError as error:
+            return str(error)
+        return "imported"
+
+    assert "import sdt_dist.actors" in ray.get(bare.remote())

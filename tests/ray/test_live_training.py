@@ -56,7 +56,7 @@ def test_a_live_training_whose_learner_is_killed_ends_with_a_whole_flow(
     killer.join()
     printed = capsys.readouterr()
     assert not done.value.code, printed.err
-    assert f"flow: {output} (version 2, 32 steps" in printed.out and "learner-0" in printed.out
+    assert f"flow: {output} (version 2, 32 steps" in printed.out and "learner-0" in printed.err
     assert [line["step"] for line in read_losses(output / LOSSES_FILE)] == list(range(1, 33))
     assert Flow.load(output).info.version == 2
     card = json.loads((output / "card.json").read_text())

@@ -17,7 +17,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from sdt_dist.errors import CheckpointError, ConfigurationError
-from sdt_dist.models.card import ModelCard, ServedModel, card_of, process_of
+from sdt_dist.models.card import ModelCard, ServedModel, card_of, process_of, states_of
 from sdt_dist.models.forecaster.process import Forecaster
 from sdt_dist.models.forecaster.spec import ForecasterSpec
 from sdt_dist.models.hf.model import HFModel
@@ -90,12 +90,28 @@ def test_a_forecaster_process_from_a_card_is_the_models_own():
         process_of(card_of(model), model.model, SMALL.max_horizon + 1)
 
 
-def test_a_language_process_from_a_card_reads_and_writes_the_same_text():
+def test_forecaster_states_need_no_model():
+    model = forecaster()
+    card = ModelCard.from_json(card_of(model).to_json())
+    own = model.process(12, top_k=9)
+    states = states_of(card, card, 12, top_k=9)
+    assert (states.law, states.max_new_tokens, states.top_k) == (own.law, 12, 9)
+    root = states.root(HISTORY)
+    assert (root.prompt, root.meta) == (own.root(HISTORY).prompt, own.root(HISTORY).meta)
+    tokens = tuple(range(9, 21))
+    assert not states.is_finished(tokens[:-1]) and states.is_finished(tokens)
+    assert states.finish_reason(tokens) == own.finish_reason(tokens) == "length"
+    (answer,) = states.decode(root, [tokens])
+    np.testing.assert_array_equal(answer.series, own.decode(root, [tokens])[0].series)
+
+
+def test_language_states_from_a_card_alone_read_and_write_the_same_text():
     model = language()
     card = ModelCard.from_json(card_of(model).to_json())
     own = model.process(6)
-    other = pickle.loads(pickle.dumps(process_of(card, Toy(16, 2, 1.0), 6)))
-    other.model = model.model
+    other = pickle.loads(pickle.dumps(states_of(card, card, 6)))
+    assert other.max_new_tokens == own.max_new_tokens and other.top_k == own.top_k
+    assert other.deterministic == own.deterministic
     assert other.law == own.law
     for prompt in ("the capital of France is", "Paris the <end> nonsense ."):
         assert other.root(prompt).prompt == own.root(prompt).prompt

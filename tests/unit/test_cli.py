@@ -240,6 +240,13 @@ def test_the_table_fits_a_terminal_and_marks_reference_lines(sdt, finished):
     )
 
 
+def test_the_bar_of_an_evaluation_is_on_stderr(sdt, finished, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes both streams for terminals
+    code, out, err = sdt(*SMALL_RUN, "--resume", "--output", finished)
+    assert code == 0 and "━" in err and "0:00:0" in err
+    assert "━" not in out and "0:00:0" not in out and "figures in" in out
+
+
 def test_a_run_without_any_success_ends_with_one_line_and_exit_code_1(sdt, tmp_path):
     """The reward works on one series, so the check before the run passes, and on no batch of samples."""
     (tmp_path / "own.py").write_text(
@@ -250,7 +257,7 @@ def test_a_run_without_any_success_ends_with_one_line_and_exit_code_1(sdt, tmp_p
     )
     assert (
         code == 1
-        and re.fullmatch(r"sdt: every search failed, .*nan.*\n", err)
+        and re.fullmatch(r"sdt: every search failed, .*nan.*", err.splitlines()[-1])
         and "figures" not in out
     )
 

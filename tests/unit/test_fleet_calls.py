@@ -27,9 +27,10 @@ from sdt_dist.actors.endpoint import (
 )
 from sdt_dist.errors import FleetError
 from sdt_dist.models.card import card_of
+from sdt_dist.models.remote.calls import BusyError
 from sdt_dist.models.toy import Toy
 from sdt_dist.protocols import Root
-from sdt_dist.serving.server import BusyError, ModelServer
+from sdt_dist.serving.server import ModelServer
 from sdt_dist.values.records import ShareRequest
 from tests.fleet_helpers import LAW, TOY, Clock, MortalEndpoint, toy_requests, toy_tokens
 

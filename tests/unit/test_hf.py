@@ -13,9 +13,10 @@ from torch.nn import functional
 
 from sdt_dist.models.hf.model import HFModel
 from sdt_dist.models.hf.module_decoder import ModuleDecoder, _PlainAttention
+from sdt_dist.models.remote.calls import ModelCall
 from sdt_dist.models.remote.wire import pack_requests
 from sdt_dist.protocols import ExpandRequest, RolloutRequest
-from sdt_dist.serving.server import ModelCall, ModelServer
+from sdt_dist.serving.server import ModelServer
 from tests.conformance.conftest import BACKENDS
 
 

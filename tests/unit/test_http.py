@@ -497,9 +497,9 @@ def test_another_release_of_sdt_and_another_kind_of_server_are_named(plain):
     described = json.loads(plain.service._described)
     for text, error, match in (
         (
-            json.dumps({**described, "version": 3}),
+            json.dumps({**described, "version": 2}),
             ConfigurationError,
-            "speaks version 3, this sdt 2",
+            "speaks version 2, this sdt 3",
         ),
         ("<html>", FleetError, "not as `sdt serve` does"),
         (json.dumps({**described, "card": {}}), ConfigurationError, "model card"),

@@ -8,11 +8,12 @@ import pytest
 
 from sdt_dist.errors import ModelGoneError
 from sdt_dist.models.card import card_of
+from sdt_dist.models.remote.calls import ModelCall
 from sdt_dist.models.remote.wire import pack_requests
 from sdt_dist.models.toy import Toy
 from sdt_dist.protocols import RolloutRequest, Root
 from sdt_dist.serving.http import ModelService, serve
-from sdt_dist.serving.server import ModelCall, ModelServer
+from sdt_dist.serving.server import ModelServer
 from tests.fleet_helpers import LAW, TOY
 from tests.http_helpers import TOKEN
 

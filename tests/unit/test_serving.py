@@ -12,10 +12,11 @@ from dataclasses import replace
 import pytest
 
 from sdt_dist.errors import ConfigurationError, ContextError, FleetError
+from sdt_dist.models.remote.calls import BusyError, LateError, ModelCall, NameTakenError
 from sdt_dist.models.remote.wire import pack_requests, unpack_replies
 from sdt_dist.models.toy import Toy
 from sdt_dist.protocols import ExpandRequest, PriorLaw, RolloutRequest, Root
-from sdt_dist.serving.server import BusyError, LateError, ModelCall, ModelServer, NameTakenError
+from sdt_dist.serving.server import ModelServer
 from tests.fleet_helpers import LAW, TOY, Clock, toy_requests, toy_tokens
 
 

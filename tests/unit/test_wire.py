@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import pickle
 from dataclasses import fields, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -34,6 +35,7 @@ from sdt_dist.protocols import (
     Tilt,
 )
 
+WIRE_2 = Path(__file__).parent.parent / "golden" / "files" / "wire2.npz"
 INT32 = st.integers(0, 2**31 - 1)
 TOKENS = st.lists(INT32, max_size=6).map(tuple)
 KEYS = st.none() | st.integers(0, 2**64 - 1)
@@ -245,13 +247,13 @@ def test_a_damaged_message_is_refused_and_never_crashes(message):
         b"",
         b"[]",
         b"[" * 100_000,
-        b'{"version": 2}',
-        b'{"version": 2, "allowed": 3, "end_tokens": []}',
-        b'{"version": 2, "allowed": [0, 1, 2], "end_tokens": []}',
-        b'{"version": 2, "allowed": [0, 1.5], "end_tokens": []}',
-        b'{"version": 2, "allowed": [0, 9], "end_tokens": [], "top_k": "x"}',
-        b'{"version": 2, "allowed": [0, 9], "end_tokens": [], "sampling_temperature": null}',
-        b'{"version": 2, "allowed": [0, 9], "end_tokens": [], "surprise": 1}',
+        b'{"version": 3}',
+        b'{"version": 3, "allowed": 3, "end_tokens": []}',
+        b'{"version": 3, "allowed": [0, 1, 2], "end_tokens": []}',
+        b'{"version": 3, "allowed": [0, 1.5], "end_tokens": []}',
+        b'{"version": 3, "allowed": [0, 9], "end_tokens": [], "top_k": "x"}',
+        b'{"version": 3, "allowed": [0, 9], "end_tokens": [], "sampling_temperature": null}',
+        b'{"version": 3, "allowed": [0, 9], "end_tokens": [], "surprise": 1}',
     ],
 )
 def test_a_malformed_law_is_refused(text):
@@ -262,8 +264,35 @@ def test_a_malformed_law_is_refused(text):
 
 def test_another_version_is_named():
     text = b'{"version": 99, "allowed": [0, 9], "end_tokens": []}'
-    with pytest.raises(ConfigurationError, match="version 99, allowed: 2"):
+    with pytest.raises(ConfigurationError, match="version 99, allowed: 3"):
         unpack_requests({**_messages()[0][0], "law": np.frombuffer(text, np.uint8)})
+
+
+@pytest.mark.parametrize(
+    ("message", "unpack", "version"),
+    [
+        ("requests", unpack_requests, "version 2, allowed: 3"),
+        ("requests", num_rows, "version 2 or earlier, allowed: 3"),
+        ("replies", unpack_replies, "version 2 or earlier, allowed: 3"),
+    ],
+)
+def test_messages_of_version_2_are_refused_in_words(message, unpack, version):
+    """What the release before kinds packed: an expansion and a rollout, and the replies to them."""
+    with np.load(WIRE_2) as file:
+        arrays = {
+            name.removeprefix(f"{message}/"): array
+            for name, array in file.items()
+            if name.startswith(message)
+        }
+    with pytest.raises(ConfigurationError, match=f"{version}; use one release of sdt everywhere"):
+        unpack(arrays)
+
+
+def test_a_kind_that_nobody_knows_is_refused():
+    for arrays, unpack in _messages():
+        kinds = np.full_like(arrays["kind"], 2)
+        with pytest.raises(ConfigurationError, match="'kind' is malformed; allowed: 0 to 1"):
+            unpack({**arrays, "kind": kinds})
 
 
 def test_numbers_that_do_not_fit_and_foreign_tokens_are_named():

@@ -16,6 +16,7 @@ from sdt_dist.errors import CheckpointError, ConfigurationError, FleetError, Mod
 from sdt_dist.models.loading import load_model
 from sdt_dist.models.vllm.loading import open_model
 from sdt_dist.protocols import RolloutRequest
+from tests.one_package import python_path
 from tests.vllm.conftest import LAW, root
 
 pytestmark = pytest.mark.vllm
@@ -64,7 +65,7 @@ def test_the_engine_ends_with_its_owner(folder, tmp_path, separate_workers, busy
         "    model.rollout([RolloutRequest(root(i), (), 100, i) for i in range(64)], LAW)\n"
         "time.sleep(600)\n"
     )
-    more = {"PYTHONPATH": os.getcwd()} | (
+    more = {"PYTHONPATH": python_path(os.getcwd())} | (
         {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"} if separate_workers else {}
     )
     owner = subprocess.Popen(

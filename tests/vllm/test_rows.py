@@ -11,9 +11,10 @@ from prometheus_client import REGISTRY
 from vllm.engine.arg_utils import AsyncEngineArgs
 
 from sdt_dist.models.hf.model import HFModel
+from sdt_dist.models.remote.calls import ModelCall
 from sdt_dist.models.remote.wire import pack_requests, unpack_replies
 from sdt_dist.protocols import ExpandRequest, PriorLaw, RolloutRequest, Root, prompt_digest
-from sdt_dist.serving.server import ModelCall, ModelServer
+from sdt_dist.serving.server import ModelServer
 from tests.vllm.conftest import LAW, VOCABULARY, root, same
 
 pytestmark = pytest.mark.vllm

@@ -1,4 +1,4 @@
-"""A forecaster as search sees it: the root tokenises the history, decoding un-scales.
+"""A forecaster's states as search sees them: the root tokenises the history, decoding un-scales.
 
 See docs/architecture/search.md.
 """
@@ -6,24 +6,24 @@ See docs/architecture/search.md.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from sdt_dist.errors import ConfigurationError
 from sdt_dist.models.forecaster.spec import ForecasterSpec
 from sdt_dist.models.forecaster.tokenizer import FIRST_BIN
-from sdt_dist.models.process import TokenProcess
+from sdt_dist.models.process import ModelProcess, check_law
 from sdt_dist.parts import Form, SeriesPart, as_context, only_part
-from sdt_dist.protocols import Decoded, LogitsModel, PriorLaw, Root, prompt_digest
+from sdt_dist.protocols import Decoded, LogitsModel, ModelFacts, PriorLaw, Root, prompt_digest
 
 
-class ForecastProcess(TokenProcess):
+class ForecastStates:
     """Exactly `horizon` bin tokens after a history; PAD and EOS are masked, which is part of the prior."""
 
     def __init__(
         self,
-        model: LogitsModel,
+        facts: ModelFacts,
         spec: ForecasterSpec,
         horizon: int,
         *,
@@ -36,12 +36,25 @@ class ForecastProcess(TokenProcess):
                 f"horizon: {horizon}, allowed 1 to {spec.max_horizon} for this forecaster."
             )
         law = PriorLaw((FIRST_BIN, spec.vocab_size), (), sampling_temperature, top_k, top_p)
-        super().__init__(model, law, horizon)
+        check_law(law, facts.vocab_size)
+        self.facts = facts
+        self.law = law
+        self.max_new_tokens = horizon
         self.spec = spec
 
     @property
     def takes(self) -> tuple[Form, ...]:
+        """The forms of context that it can continue."""
         return ("series",)
+
+    @property
+    def deterministic(self) -> bool:
+        return self.facts.deterministic
+
+    @property
+    def top_k(self) -> int | None:
+        """The law's top_k: to how many most probable tokens p is cut, or None."""
+        return self.law.top_k
 
     def root(self, context: Any) -> Root:
         """The root of a series [L], the history, of which the last context_length values count.
@@ -56,6 +69,13 @@ class ForecastProcess(TokenProcess):
         )
         prompt = tuple(tokens.tolist())
         return Root(prompt, prompt_digest(prompt), scale)
+
+    def is_finished(self, tokens: Sequence[int]) -> bool:
+        return len(tokens) >= self.max_new_tokens
+
+    def finish_reason(self, tokens: Sequence[int]) -> Literal["length"]:
+        """Why a finished state ended: always its length, as no token ends a series."""
+        return "length"
 
     def decode(self, root: Root, sequences: Sequence[tuple[int, ...]]) -> list[Decoded]:
         """Series in the units of the history; works for unfinished sequences too (shorter series)."""
@@ -75,6 +95,7 @@ class Forecaster:
         self.model = model
         self.spec = spec
 
-    def process(self, max_new_tokens: int, **law_options: Any) -> ForecastProcess:
+    def process(self, max_new_tokens: int, **law_options: Any) -> ModelProcess:
         """The process for a horizon; `law_options` are sampling_temperature, top_k and top_p of p."""
-        return ForecastProcess(self.model, self.spec, max_new_tokens, **law_options)
+        states = ForecastStates(self.model, self.spec, max_new_tokens, **law_options)
+        return ModelProcess(states, self.model)

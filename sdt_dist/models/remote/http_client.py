@@ -40,8 +40,6 @@ from sdt_dist.models.remote.http_api import (
 from sdt_dist.models.remote.http_token import client_token
 from sdt_dist.models.remote.wire import (
     WIRE_VERSION,
-    ModelReply,
-    ModelRequest,
     compact_calls,
     pack_requests,
     unpack_replies,
@@ -50,6 +48,8 @@ from sdt_dist.protocols import (
     ExpandRequest,
     Expansion,
     Flow,
+    ModelReply,
+    ModelRequest,
     PriorLaw,
     Rollout,
     RolloutRequest,
@@ -156,11 +156,7 @@ class HttpModel:
             raise FleetError(f"{self.url}: its answer cannot be read ({error}).") from error
         with self._lock:
             replies = unpack_replies(arrays, self.model_calls)
-            wanted = [
-                Rollout if isinstance(request, RolloutRequest) else Expansion
-                for request in requests
-            ]
-            if [type(reply) for reply in replies] != wanted:
+            if [reply.kind for reply in replies] != [request.kind for request in requests]:
                 raise FleetError(
                     f"{self.url}: its replies do not fit the requests; is it another version of sdt?"
                 )

@@ -42,15 +42,18 @@ from sdt_dist.protocols import (
     Cost,
     ExpandRequest,
     Expansion,
+    ModelReply,
+    ModelRequest,
     PriorLaw,
     Rollout,
     RolloutRequest,
     Root,
 )
 
-WIRE_VERSION = 2
-ModelRequest = ExpandRequest | RolloutRequest
-ModelReply = Expansion | Rollout
+WIRE_VERSION = 3
+KINDS = ("expand", "rollout")  # a kind travels as its place here; new ones come last
+_REQUESTS = {"expand": ExpandRequest, "rollout": RolloutRequest}
+_REPLIES = {"expand": Expansion, "rollout": Rollout}
 _LONGEST_DIGEST = 64
 
 
@@ -69,10 +72,10 @@ def pack_requests(requests: Sequence[ModelRequest], law: PriorLaw) -> Arrays:
         root = request.root
         if id(root) not in places:
             places[id(root)] = names.setdefault((root.digest, root.prompt, root.paid), len(names))
-    counts = [r.num_tokens if isinstance(r, RolloutRequest) else r.num_children for r in requests]
+    counts = [r.num_tokens if r.kind == "rollout" else r.num_children for r in requests]
     return {
         "law": _pack_law(law),
-        "is_rollout": np.array([isinstance(r, RolloutRequest) for r in requests], dtype=np.bool_),
+        "kind": _pack_kinds(requests),
         "root": integers("root", [places[id(r.root)] for r in requests], np.int32),
         "count": integers("num_tokens or num_children", counts, np.int64),
         "has_key": np.array([r.key is not None for r in requests], dtype=np.bool_),
@@ -88,14 +91,15 @@ def pack_requests(requests: Sequence[ModelRequest], law: PriorLaw) -> Arrays:
 
 def num_rows(arrays: Mapping[str, np.ndarray]) -> int:
     """How many requests or replies a message holds."""
-    return len(column(arrays, "is_rollout", np.bool_))
+    return len(_kinds(arrays))
 
 
 def unpack_requests(arrays: Mapping[str, np.ndarray]) -> tuple[list[ModelRequest], PriorLaw]:
     """The requests of a message and their law; equal roots are one object. ConfigurationError when malformed."""
     law = law_of(arrays)
     roots = _roots(arrays)
-    size = num_rows(arrays)
+    kinds = _kinds(arrays)
+    size = len(kinds)
     place = column(arrays, "root", np.int32, size)
     has_key = column(arrays, "has_key", np.bool_, size)
     require(
@@ -104,7 +108,7 @@ def unpack_requests(arrays: Mapping[str, np.ndarray]) -> tuple[list[ModelRequest
         f"0 to {len(roots) - 1}",
     )
     rows = zip(
-        column(arrays, "is_rollout", np.bool_).tolist(),
+        kinds,
         place.tolist(),
         unpack_lists(arrays, "tokens", size=size),
         column(arrays, "count", np.int64, size).tolist(),
@@ -115,10 +119,8 @@ def unpack_requests(arrays: Mapping[str, np.ndarray]) -> tuple[list[ModelRequest
         strict=True,
     )
     requests: list[ModelRequest] = [
-        (RolloutRequest if is_rollout else ExpandRequest)(
-            roots[i], tokens, count, key if keyed else None, excluded, tilt
-        )
-        for is_rollout, i, tokens, count, keyed, key, excluded, tilt in rows
+        _REQUESTS[kind](roots[i], tokens, count, key if keyed else None, excluded, tilt)
+        for kind, i, tokens, count, keyed, key, excluded, tilt in rows
     ]
     return requests, law
 
@@ -137,7 +139,7 @@ def check_counts(arrays: Mapping[str, np.ndarray], most_tokens: int) -> None:
 
     More children than there are tokens mean all of them.
     """
-    is_rollout = column(arrays, "is_rollout", np.bool_)
+    is_rollout = np.array([kind == "rollout" for kind in _kinds(arrays)], dtype=np.bool_)
     counts = column(arrays, "count", np.int64, len(is_rollout))
     wrong = counts[np.where(is_rollout, (counts < 0) | (counts > most_tokens), counts < 1)]
     if len(wrong):
@@ -153,11 +155,11 @@ def law_of(arrays: Mapping[str, np.ndarray]) -> PriorLaw:
 
 def pack_replies(replies: Sequence[ModelReply]) -> Arrays:
     """One message: N replies of both kinds, in order, log-probs in float64 and token ids in int32."""
-    expansions = [reply for reply in replies if isinstance(reply, Expansion)]
-    rollouts = [reply for reply in replies if isinstance(reply, Rollout)]
+    expansions = [reply for reply in replies if reply.kind == "expand"]
+    rollouts = [reply for reply in replies if reply.kind == "rollout"]
     reweighted = [e for e in expansions if e.log_weight is not e.log_prob]
     return {
-        "is_rollout": np.array([isinstance(reply, Rollout) for reply in replies], dtype=np.bool_),
+        "kind": _pack_kinds(replies),
         "children_length": integers("children", [len(e.children) for e in expansions], np.int32),
         "children": joined([e.children for e in expansions], np.int32),
         "children_log_prob": joined([e.log_prob for e in expansions], np.float64),
@@ -183,16 +185,17 @@ def unpack_replies(arrays: Mapping[str, np.ndarray], first_call: int = 0) -> lis
 
     Their arrays are views of the message's. ConfigurationError for anything malformed.
     """
-    is_rollout = column(arrays, "is_rollout", np.bool_)
-    num_rollouts = int(is_rollout.sum())
-    expansions = _expansions(arrays, len(is_rollout) - num_rollouts)
-    rollouts = _rollouts(arrays, num_rollouts)
-    costs = _unpack_costs(arrays, len(is_rollout), first_call)
-    return [
-        (Rollout if rollout else Expansion)(*fields, cost=cost, **of_proposal)
-        for rollout, cost in zip(is_rollout.tolist(), costs, strict=True)
-        for fields, of_proposal in [next(rollouts if rollout else expansions)]
-    ]
+    kinds = _kinds(arrays)
+    rest = {
+        "expand": _expansions(arrays, kinds.count("expand")),
+        "rollout": _rollouts(arrays, kinds.count("rollout")),
+    }
+    costs = _unpack_costs(arrays, len(kinds), first_call)
+    replies: list[ModelReply] = []
+    for kind, cost in zip(kinds, costs, strict=True):
+        fields, of_proposal = next(rest[kind])
+        replies.append(_REPLIES[kind](*fields, cost=cost, **of_proposal))
+    return replies
 
 
 def compact_calls(arrays: Mapping[str, np.ndarray]) -> tuple[Arrays, int]:
@@ -213,6 +216,27 @@ def compact_calls(arrays: Mapping[str, np.ndarray]) -> tuple[Arrays, int]:
     place = np.searchsorted(union_start, starts, side="right") - 1
     shift = number[place] - union_start[place]
     return {**arrays, "call_start": starts + shift, "call_stop": stops + shift}, int(number[-1])
+
+
+def _pack_kinds(rows: Sequence[ModelRequest] | Sequence[ModelReply]) -> np.ndarray:
+    """Kinds [N] uint8 of requests or replies, as places in KINDS."""
+    return np.array([KINDS.index(row.kind) for row in rows], dtype=np.uint8)
+
+
+def _kinds(arrays: Mapping[str, np.ndarray]) -> list[str]:
+    """The kind of every row of a message. ConfigurationError for one of an earlier version, which had no kinds."""
+    if "is_rollout" in arrays:
+        raise _another_version("2 or earlier")
+    places = column(arrays, "kind", np.uint8)
+    known = not len(places) or int(places.max()) < len(KINDS)
+    require(known, "kind", f"0 to {len(KINDS) - 1}")
+    return [KINDS[place] for place in places.tolist()]
+
+
+def _another_version(version: object) -> ConfigurationError:
+    return ConfigurationError(
+        f"message: version {version}, allowed: {WIRE_VERSION}; use one release of sdt everywhere."
+    )
 
 
 def _roots(arrays: Mapping[str, np.ndarray]) -> list[Root]:
@@ -320,9 +344,7 @@ def _unpack_law(text: bytes) -> PriorLaw:
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise malformed("law", f"JSON ({type(error).__name__}: {error})") from error
     if version != WIRE_VERSION:
-        raise ConfigurationError(
-            f"message: version {version}, allowed: {WIRE_VERSION}; use one release of sdt everywhere."
-        )
+        raise _another_version(version)
     try:
         law = PriorLaw(
             **{

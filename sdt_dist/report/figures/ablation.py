@@ -5,7 +5,6 @@ See docs/guides/evaluate.md.
 
 from __future__ import annotations
 
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
@@ -13,7 +12,7 @@ from matplotlib.figure import Figure
 
 from sdt_dist.evaluation.ablation import family
 from sdt_dist.evaluation.tables import number
-from sdt_dist.report.figures.axes import COLOURS, legend, point, reach, values_axis
+from sdt_dist.report.figures.axes import COLOURS, legend, point, reach, subplots, values_axis
 from sdt_dist.report.figures.run import Run
 
 Place = tuple[float | None, ...]
@@ -78,7 +77,7 @@ def _curves(run: Run, parameter: str, places: dict[str, dict[Place, str]]) -> Fi
     left_out = "reward_mean" if "gamma" in run.config.ablate else "log_l1"
     rows = [run.summary[label] for found in places.values() for label in found.values()]
     measures = [name for name in _CURVES if name != left_out and any(name in row for row in rows)]
-    figure, grid = plt.subplots(
+    figure, grid = subplots(
         1,
         len(measures),
         figsize=(3.1 * len(measures) + 1.6, 3.5),
@@ -139,7 +138,7 @@ def _heat_maps(run: Run, across: list[str], places: dict[str, dict[Place, str]])
         for measure in titles
     }
     heights = [len({y for _, y in found}) + 1.2 for found in swept.values()]
-    figure, grid = plt.subplots(
+    figure, grid = subplots(
         len(swept), len(titles), squeeze=False, layout="constrained", height_ratios=heights,
         figsize=(len(titles) * max(0.75 * len(run.config.ablate[across[0]]) + 1.6, 3.4), 0.5 * sum(heights) + 0.5),
     )  # fmt: skip

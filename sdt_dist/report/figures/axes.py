@@ -1,4 +1,7 @@
-"""What figures of a run have in common: colours, intervals, legends and axes. It must not know what is drawn."""
+"""What figures of a run have in common: a canvas, colours, intervals, legends and axes.
+
+It must not know what is drawn.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 COLOURS = [
@@ -25,6 +29,24 @@ COLOURS = [
     "#A50026",
 ]
 _MARKERS = "osD^vPX*<>ph"
+
+
+def subplots(
+    num_rows: int = 1,
+    num_columns: int = 1,
+    *,
+    figsize: tuple[float, float],
+    dpi: float | None = None,
+    layout: Any = None,
+    **grid: Any,
+) -> tuple[Figure, Any]:
+    """A figure of this size (inches) and its axes; `grid` is what `Figure.subplots` takes besides.
+
+    pyplot would choose a backend for the whole process, which is the user's choice, and keep the
+    figure until it is closed.
+    """
+    figure = Figure(figsize=figsize, dpi=dpi, layout=layout)
+    return figure, figure.subplots(num_rows, num_columns, **grid)
 
 
 def style_of(place: int) -> dict[str, Any]:

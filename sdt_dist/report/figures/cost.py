@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sdt_dist.evaluation.ablation import family
-from sdt_dist.report.figures.axes import legend, log_axis, point, reach
+from sdt_dist.report.figures.axes import legend, log_axis, point, reach, subplots
 from sdt_dist.report.figures.run import Run
 from sdt_dist.search.methods import get_method
 
@@ -28,7 +27,7 @@ def quality_against_cost(run: Run) -> Figure:
     is_matched = _has_one_budget(run)
     rows = [run.curves()] if is_matched else _rows_of(run)
     height = max(4.2, 0.36 * len(run.lines) + 1.2) if is_matched else max(4.2, 2.9 * len(rows))
-    figure, grid = plt.subplots(
+    figure, grid = subplots(
         len(rows),
         2,
         figsize=(9.5, height),
@@ -65,7 +64,7 @@ def quality_against_cost(run: Run) -> Figure:
 
 def diversity_against_reward(run: Run) -> Figure:
     """Distinct returned samples against their mean reward."""
-    figure, axes = plt.subplots(figsize=(6, 3.8))
+    figure, axes = subplots(figsize=(6, 3.8))
     _points(axes, run, "reward_mean", "distinct_samples", run.curves())
     axes.set_title(_part(run).strip(), fontsize=8)
     axes.set_xlabel(f"mean reward (right is better{run.reward_note})")

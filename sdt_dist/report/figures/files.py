@@ -7,9 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from sdt_dist.errors import ResultsError
@@ -35,7 +32,7 @@ def draw(
 ) -> list[Path]:
     """Draw figures by name in one style; returns the paths of the first suffix. ResultsError when the disk refuses."""
     written = []
-    with plt.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE):
         for name, painter in painters.items():
             figure = painter()
             if figure is not None:
@@ -45,7 +42,7 @@ def draw(
 
 
 def save_figure(figure: Figure, stem: Path, suffixes: Sequence[str] = (".png",)) -> None:
-    """Write a figure in every format and close it. ResultsError when the disk refuses."""
+    """Write a figure in every format. ResultsError when the disk refuses."""
     path = stem
     try:
         stem.parent.mkdir(parents=True, exist_ok=True)
@@ -55,5 +52,3 @@ def save_figure(figure: Figure, stem: Path, suffixes: Sequence[str] = (".png",))
         raise ResultsError(
             f"output: {path} cannot be written ({error.strerror}); the results are kept."
         ) from error
-    finally:
-        plt.close(figure)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import matplotlib
 import numpy as np
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
+from sdt_dist.report.figures.axes import subplots
 from sdt_dist.report.figures.run import Run
 from sdt_dist.report.figures.samples import draw_fan
 
@@ -24,9 +21,7 @@ def problem_fans(run: Run, index: int) -> Figure | None:
     columns = min(_COLUMNS, len(labels))
     rows = -(-len(labels) // columns)
     size = (max(6.5, 3.3 * columns), 2.5 * rows + 0.3)
-    figure, grid = plt.subplots(
-        rows, columns, figsize=size, squeeze=False, sharex=True, sharey=True
-    )
+    figure, grid = subplots(rows, columns, figsize=size, squeeze=False, sharex=True, sharey=True)
     for axes, label in zip(grid.flat, labels, strict=False):
         draw_fan(axes, problem.history, np.array(run.lines[label][index]["samples"]), problem.truth)
         axes.set_title(label, fontsize=10)

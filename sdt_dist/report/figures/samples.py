@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import matplotlib.pyplot as plt
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sdt_dist.data.problems import ForecastProblem
 from sdt_dist.metrics.spectrum import MIN_SEGMENT, power_spectrum, reference_spectrum
-from sdt_dist.report.figures.axes import COLOURS, legend, reach
+from sdt_dist.report.figures.axes import COLOURS, legend, reach, subplots
 from sdt_dist.report.figures.files import STYLE, save_figure
 from sdt_dist.report.figures.run import Run
 from sdt_dist.search.result import SearchResult
@@ -33,7 +33,7 @@ def reward_distributions(run: Run) -> Figure:
     values = [
         [r for line in run.lines[label].values() for r in line["rewards"]] for label in labels
     ]
-    figure, axes = plt.subplots(figsize=(8, 0.34 * len(labels) + 1.4))
+    figure, axes = subplots(figsize=(8, 0.34 * len(labels) + 1.4))
     boxes = axes.boxplot(
         values, orientation="horizontal", showfliers=False, patch_artist=True, widths=0.6
     )
@@ -92,7 +92,7 @@ def spectra(run: Run) -> Figure | None:
             (f"aligned samples ({run.aligned})", samples(run.aligned), _ALIGNED_COLOUR, "-")
         )
     curves.append(("mean of base samples", mean_of(run.base), _BASE_COLOUR, ":"))
-    figure, axes = plt.subplots(figsize=(6.5, 4))
+    figure, axes = subplots(figsize=(6.5, 4))
     for label, pick, colour, style in curves:
         axes.semilogy(*_mean_spectrum(run, pick), style, color=colour, label=label, linewidth=1.8)
     axes.set_xlabel("frequency (1 = Nyquist)")
@@ -112,7 +112,7 @@ def fans(run: Run) -> Figure | None:
         indices[i]
         for i in np.linspace(0, len(indices) - 1, min(3, len(indices))).round().astype(int)
     ]
-    figure, grid = plt.subplots(
+    figure, grid = subplots(
         len(rows),
         len(chosen),
         figsize=(max(6.5, 3.3 * len(chosen)), 2.7 * len(rows)),
@@ -170,8 +170,8 @@ def fan_chart_file(
 ) -> None:
     """One forecast as a fan chart, with the seasonal-naive line where a season is given. ResultsError as `draw_all`."""
     samples = np.stack([sample.series for sample in result.samples])  # type: ignore[misc]
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(8, 3.6))
+    with matplotlib.rc_context(STYLE):
+        figure, axes = subplots(figsize=(8, 3.6))
         draw_fan(axes, history, samples, None)
         if season is not None and season <= len(history):
             naive = history[len(history) - season + np.arange(samples.shape[1]) % season]
@@ -189,7 +189,7 @@ def log_z_and_ess(run: Run) -> Figure | None:
     labels = [label for label in run.lines if {"ess", "log_z"} <= run.summary.get(label, {}).keys()]
     if not labels:
         return None
-    figure, panels = plt.subplots(1, 2, figsize=(8.5, 0.4 * len(labels) + 1.5), sharey=True)
+    figure, panels = subplots(1, 2, figsize=(8.5, 0.4 * len(labels) + 1.5), sharey=True)
     for axes, key, title in zip(
         panels,
         ("ess", "log_z_error"),

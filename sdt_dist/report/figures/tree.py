@@ -5,16 +5,13 @@ See docs/guides/evaluate.md.
 
 from __future__ import annotations
 
-import matplotlib
 import numpy as np
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from sdt_dist.evaluation.results import tree_path
 from sdt_dist.models.toy import Toy
+from sdt_dist.report.figures.axes import subplots
 from sdt_dist.report.figures.run import Run
 from sdt_dist.tree.snapshot import Snapshot
 from sdt_dist.tree.tree import Tree
@@ -38,7 +35,7 @@ def draw_tree(
     for node in reversed(order):
         below = [height[child] for child in tree.children(node) if child in height]
         height.setdefault(node, float(np.mean(below)) if below else 0.0)
-    figure, axes = plt.subplots(figsize=(9, 5), dpi=150)
+    figure, axes = subplots(figsize=(9, 5), dpi=150)
     for node in order[1:]:
         parent = int(nodes["parent"][node])
         ends = ([nodes["depth"][parent], nodes["depth"][node]], [height[parent], height[node]])
@@ -89,7 +86,7 @@ def value_error_by_depth(tree: Tree, toy: Toy, values: np.ndarray) -> dict[int, 
 
 def draw_value_error(curves: dict[str, dict[int, float]]) -> Figure:
     """Value error against depth, one curve a method."""
-    figure, axes = plt.subplots(figsize=(6, 3.8), dpi=150)
+    figure, axes = subplots(figsize=(6, 3.8), dpi=150)
     for label, curve in curves.items():
         axes.plot(list(curve), list(curve.values()), "o-", label=label)
     axes.set_xlabel("depth (tokens)")

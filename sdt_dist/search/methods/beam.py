@@ -23,7 +23,7 @@ def _width(session: Session, options: BeamOptions) -> int:
     if options.beam_width is not None:
         return options.beam_width
     if options.max_nfe is not None:
-        return max(1, (options.max_nfe - 1) // max(session.process.max_new_tokens - 1, 1))
+        return max(1, (options.max_nfe - 1) // max(session.states.max_new_tokens - 1, 1))
     return options.num_rollouts or options.num_samples
 
 
@@ -44,17 +44,17 @@ def run(session: Session) -> Search:
             for token, step in zip(reply.children.tolist(), reply.log_prob.tolist(), strict=True)
         ]
         kept = sorted(grown, key=lambda beam: (-beam[0], beam[1]))[:width]
-        finished += [beam for beam in kept if session.process.is_finished(beam[1])]
+        finished += [beam for beam in kept if session.states.is_finished(beam[1])]
         finished = sorted(finished, key=lambda beam: (-beam[0], beam[1]))[:width]
-        beams = [beam for beam in kept if not session.process.is_finished(beam[1])]
+        beams = [beam for beam in kept if not session.states.is_finished(beam[1])]
         if len(finished) == width and beams and beams[0][0] <= finished[-1][0]:
             break
     indices = yield from session.score(
         [tokens for _, tokens in finished],
         [log_prob for log_prob, _ in finished],
-        [session.process.finish_reason(tokens) for _, tokens in finished],
+        [session.states.finish_reason(tokens) for _, tokens in finished],
     )
-    session.rollouts += len(finished)
+    session.budget.rollouts += len(finished)
     return session.result("beam", indices[: options.num_samples])
 
 

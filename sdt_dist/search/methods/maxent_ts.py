@@ -120,7 +120,7 @@ def run(session: Session) -> Search:
 
 def _check_truncation(session: Session, width: int) -> None:
     """Rollouts and expansions share one p (docs/concepts/target.md), so truncating the tail means top_k for the whole process."""
-    top_k = session.process.top_k
+    top_k = session.states.top_k
     if top_k != width:
         raise ConfigurationError(
             f"tail: 'truncate' with expansion_k={width} searches the prior cut to its {width} most probable tokens, but "

@@ -85,7 +85,7 @@ class MassRule:
         self._uses = options.flow_uses
 
     def advance(self, session: Session, tree: Tree, walk: Walk) -> RolloutRequest:
-        is_prior_walk = self._move(tree, walk, session.rollouts)
+        is_prior_walk = self._move(tree, walk, session.budget.rollouts)
         if self._uses.leaf_values:
             walk.limit = 1
         tilt = session.tilt("q" if self._uses.proposal and not is_prior_walk else "p")
@@ -271,7 +271,7 @@ def _count_was_fixed(session: Session, count: int) -> bool:
     """Whether N was fixed in advance, without which Z-hat is consistent only (docs/concepts/exactness.md)."""
     options = session.options
     nfe_cannot_bind = (
-        options.max_nfe is None or options.max_nfe >= count * session.process.max_new_tokens
+        options.max_nfe is None or options.max_nfe >= count * session.states.max_new_tokens
     )
     return count == options.rollout_limit and options.time_budget_s is None and nfe_cannot_bind
 

@@ -31,7 +31,7 @@ def _finish(
         [float(r.log_prob.sum()) for r in rollouts],
         [r.finish_reason for r in rollouts],
     )
-    session.rollouts += len(rollouts)
+    session.budget.rollouts += len(rollouts)
     return indices
 
 
@@ -54,7 +54,7 @@ def _draw(
             RolloutRequest(
                 session.root,
                 (),
-                session.process.max_new_tokens,
+                session.states.max_new_tokens,
                 session.key("draw", first + i),
                 tilt=tilt,
             )
@@ -78,7 +78,7 @@ def log_ratio(rollout: Rollout) -> float:
 def run_greedy(session: Session) -> Search:
     """The argmax sequence, once."""
     rollouts = yield from session.roll_out(
-        [RolloutRequest(session.root, (), session.process.max_new_tokens, None)]
+        [RolloutRequest(session.root, (), session.states.max_new_tokens, None)]
     )
     indices = yield from _finish(session, rollouts)
     return session.result("greedy", indices)

@@ -89,7 +89,7 @@ def run(session: Session) -> Search:
     """Samples are the final particles, resampled by weight."""
     options = session.options
     assert isinstance(options, SmcOptions)
-    length = session.process.max_new_tokens
+    length = session.states.max_new_tokens
     particles = Particles(_count(session, options))
     ends = sorted(
         {max(1, round(length * (i + 1) / options.segments)) for i in range(options.segments)}
@@ -104,10 +104,10 @@ def run(session: Session) -> Search:
             ):
                 particles.resample(session.rng(f"particles {end}"))
     reasons: list[FinishReason] = [
-        session.process.finish_reason(tokens) for tokens in particles.tokens
+        session.states.finish_reason(tokens) for tokens in particles.tokens
     ]
     indices = yield from session.score(particles.tokens, particles.log_prob.tolist(), reasons)
-    session.rollouts += len(indices)
+    session.budget.rollouts += len(indices)
     particles.reweight(options.inverse_temperature * session.rewards(indices))
     per_particle = normalise(particles.log_weight)
     ess = effective_sample_size(particles.log_weight)
@@ -141,7 +141,7 @@ def _count(session: Session, options: SmcOptions) -> int:
     by_rollouts = options.rollout_limit
     if options.max_nfe is None:
         return by_rollouts or 100
-    by_nfe = max(1, round((options.max_nfe - 1) / max(session.process.max_new_tokens - 1, 1)))
+    by_nfe = max(1, round((options.max_nfe - 1) / max(session.states.max_new_tokens - 1, 1)))
     return min(by_nfe, by_rollouts or by_nfe)
 
 
@@ -150,7 +150,7 @@ def _extend(
 ) -> Generator[list[Request], list[Reply], None]:
     """Grow every unfinished particle by draws from p or q to `end` tokens; a slot's stream belongs to the slot."""
     growing = [
-        i for i, tokens in enumerate(particles.tokens) if not session.process.is_finished(tokens)
+        i for i, tokens in enumerate(particles.tokens) if not session.states.is_finished(tokens)
     ]
     requests = [
         RolloutRequest(

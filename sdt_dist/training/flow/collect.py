@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from sdt_dist.errors import SdtError
-from sdt_dist.models.process import TokenProcess
+from sdt_dist.models.process import ModelProcess
 from sdt_dist.noise import gumbel
 from sdt_dist.protocols import ExpandRequest, Expansion, Flow, Root, Sample, prompt_digest
 from sdt_dist.search.api import run_searches
@@ -95,7 +95,7 @@ class FinishedSearch:
         return Root(self.prompt, prompt_digest(self.prompt))
 
     def trajectories(
-        self, process: TokenProcess, num_children: int | None, seed: int, *, ordered: bool = False
+        self, process: ModelProcess, num_children: int | None, seed: int, *, ordered: bool = False
     ) -> list[Trajectory]:
         """Its trajectories with rows of p (see `with_rows`), for which the process is asked."""
         root = self.root
@@ -118,7 +118,7 @@ def _bare(trajectory: Trajectory) -> Trajectory:
 
 
 def collect(
-    process: TokenProcess,
+    process: ModelProcess,
     problems: Sequence[SearchProblem],
     method: str,
     options: dict[str, Any],
@@ -154,7 +154,7 @@ def collect(
 
 
 def trajectories_of_samples(
-    process: TokenProcess,
+    process: ModelProcess,
     root: Root,
     samples: Sequence[Sample],
     num_children: int | None = None,
@@ -183,7 +183,7 @@ class _State:
 
 
 def _rows(
-    process: TokenProcess,
+    process: ModelProcess,
     root: Root,
     samples: Sequence[Sample],
     num_children: int | None,
@@ -232,7 +232,7 @@ def _thinned(whole: Expansion, key: int | None, num_children: int | None, num_to
     return whole.children[kept], log_prob, horvitz_thompson_log_weights(log_prob, threshold)
 
 
-def _with_end(process: TokenProcess, sample: Sample, rows: dict[Tokens, _State]) -> Tokens:
+def _with_end(process: ModelProcess, sample: Sample, rows: dict[Tokens, _State]) -> Tokens:
     """A sample's tokens with the end token that it came with."""
     tokens = sample.tokens
     if sample.finish_reason != "eos":

@@ -12,7 +12,7 @@ from itertools import groupby
 import numpy as np
 
 from sdt_dist.errors import ConfigurationError
-from sdt_dist.models.process import TokenProcess
+from sdt_dist.models.process import ModelProcess
 from sdt_dist.noise import exponential, gumbel, stream_key
 from sdt_dist.protocols import ExpandRequest, Expansion, Root
 from sdt_dist.training.flow.trajectories import Candidates, Trajectory, horvitz_thompson_log_weights
@@ -77,7 +77,7 @@ def trajectories_of(snapshot: Snapshot, root: Root) -> list[Trajectory]:
 
 
 def with_rows(
-    process: TokenProcess,
+    process: ModelProcess,
     root: Root,
     trajectories: Sequence[Trajectory],
     num_children: int | None = None,
@@ -115,7 +115,7 @@ def with_rows(
 
 
 def expand_by_depth(
-    process: TokenProcess, requests: Sequence[ExpandRequest], rows_a_call: int
+    process: ModelProcess, requests: Sequence[ExpandRequest], rows_a_call: int
 ) -> Iterator[tuple[int, Expansion]]:
     """(place, reply) of requests, shortest states first: a backend then has each state's parent in its cache."""
     order = sorted(range(len(requests)), key=lambda i: len(requests[i].tokens))

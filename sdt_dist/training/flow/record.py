@@ -5,11 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import matplotlib
 import numpy as np
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 
 from sdt_dist.files import replace_file, write_text
 from sdt_dist.training.flow.config import TrainFlowConfig
@@ -68,7 +65,8 @@ def _curves(lines: list[Line]) -> dict[str, dict[str, list[float]]]:
 
 def _draw(learner: Learner, curves: dict[str, Any], reward: str) -> None:
     """Losses, log Z, F against the trees' soft values, and the searches' rewards by round."""
-    figure, axes = plt.subplots(2, 3, figsize=(14, 6.5), layout="constrained")
+    figure = Figure(figsize=(14, 6.5), layout="constrained")
+    axes = figure.subplots(2, 3)
     losses = [name for name in curves if name.startswith("loss/") and name != "loss/total"]
     panels = (
         ("squared losses (squared nats)", [name for name in losses if name not in LIKELIHOODS]),
@@ -101,7 +99,6 @@ def _draw(learner: Learner, curves: dict[str, Any], reward: str) -> None:
     replace_file(
         learner.directory / CURVES, lambda path: figure.savefig(path, dpi=120, format="png")
     )
-    plt.close(figure)
 
 
 def _draw_held_out(axis: Any, found: list[dict[str, float]], inverse_temperature: float) -> None:

@@ -12,7 +12,7 @@ from sdt_dist.data.problems import ForecastProblem
 from sdt_dist.errors import CheckpointError, ConfigurationError, ResultsError
 from sdt_dist.evaluation.evidence import EVIDENCE, evidence_keys, load_evidence, model_identity
 from sdt_dist.evaluation.results import read_problems, saved_config, tree_path
-from sdt_dist.models.process import TokenProcess
+from sdt_dist.models.process import ModelProcess
 from sdt_dist.protocols import Root
 from sdt_dist.rewards.context import RewardContext
 from sdt_dist.rewards.spec import parse_reward
@@ -58,7 +58,7 @@ def check_saved(directories: Sequence[Path], model: str, reward: str) -> int:
 
 def saved_trajectories(
     directories: Sequence[Path],
-    process: TokenProcess,
+    process: ModelProcess,
     num_children: int | None,
     seed: int,
     *,
@@ -92,7 +92,7 @@ Part = tuple[ForecastProblem, list[Trajectory]]
 
 
 def _from_trees(
-    directory: Path, problems: dict[int, ForecastProblem], process: TokenProcess
+    directory: Path, problems: dict[int, ForecastProblem], process: ModelProcess
 ) -> Iterator[Part]:
     for path in _tree_files(directory):
         snapshot = Snapshot.load(path)
@@ -106,7 +106,7 @@ def _from_trees(
 
 
 def _from_evidence(
-    directory: Path, problems: dict[int, ForecastProblem], process: TokenProcess
+    directory: Path, problems: dict[int, ForecastProblem], process: ModelProcess
 ) -> Iterator[Part]:
     """The walks that a run with keep_evidence kept of every problem, with the soft values that they amount to."""
     if not _has_evidence(directory):

@@ -21,8 +21,8 @@ from sdt_dist.flow.checkpoint import FlowInfo
 from sdt_dist.flow.flow import Flow
 from sdt_dist.flow.spec import FlowSpec
 from sdt_dist.models.card import ModelCard, card_of
-from sdt_dist.models.forecaster.process import ForecastProcess
-from sdt_dist.models.process import TokenProcess
+from sdt_dist.models.forecaster.process import ForecastStates
+from sdt_dist.models.process import ModelProcess
 from sdt_dist.rewards.context import RewardContext
 from sdt_dist.rewards.spec import parse_reward
 from sdt_dist.search.session import SearchProblem
@@ -80,7 +80,7 @@ class Watch:
 class SavedTrees:
     """All trajectories of saved searches, in the first round."""
 
-    def __init__(self, config: TrainFlowConfig, process: TokenProcess) -> None:
+    def __init__(self, config: TrainFlowConfig, process: ModelProcess) -> None:
         assert config.trees is not None
         self._config = config
         self._process = process
@@ -113,7 +113,7 @@ class LiveSearches:
     def __init__(
         self,
         config: TrainFlowConfig,
-        process: TokenProcess,
+        process: ModelProcess,
         contexts: ContextSource,
         problem_of: Callable[[int, Any], SearchProblem],
     ) -> None:
@@ -252,12 +252,12 @@ def run_rounds(learner: Learner, source: Source, config: TrainFlowConfig, watch:
         learner.publish()
 
 
-def is_ordered(process: TokenProcess) -> bool:
+def is_ordered(process: ModelProcess) -> bool:
     """Whether tokens are values, neighbours next to each other."""
-    return isinstance(process, ForecastProcess)
+    return isinstance(process.states, ForecastStates)
 
 
-def _source(config: TrainFlowConfig, process: TokenProcess) -> Source:
+def _source(config: TrainFlowConfig, process: ModelProcess) -> Source:
     """What the configuration names, tried as far as that goes without searching."""
     if config.trees is not None:
         return SavedTrees(config, process)
@@ -270,7 +270,8 @@ def _source(config: TrainFlowConfig, process: TokenProcess) -> Source:
     def problem_of(index: int, context: Any) -> SearchProblem:
         return SearchProblem(index, process.root(context), factory.build(RewardContext.of(context)))
 
-    length = process.spec.context_length if isinstance(process, ForecastProcess) else None
+    states = process.states
+    length = states.spec.context_length if isinstance(states, ForecastStates) else None
     return LiveSearches(config, process, contexts_of(config, length), problem_of)
 
 

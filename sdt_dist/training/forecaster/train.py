@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -184,7 +185,7 @@ def main() -> None:
 
     def report(step: int, loss: float) -> None:
         if loss == loss:
-            print(f"step {step}  loss {float(loss):.4f}", flush=True)
+            print(f"step {step}  loss {float(loss):.4f}", file=sys.stderr)
 
     train_forecaster(TrainConfig(**arguments), max_seconds=max_seconds, on_step=report)
 
