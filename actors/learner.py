@@ -324,10 +324,9 @@ class _Intake:
         config = self._config
         process = self._process
         search = record.search
-        from sdt_dist.training.flow.train import is_ordered
 
         found = search.trajectories(
-            process, config.num_children, config.seed, ordered=is_ordered(process)
+            process, config.num_children, config.seed, ordered=process.states.are_tokens_ordered
         )
         if found:
             process.release(search.root)

@@ -327,7 +327,7 @@ def make_job(loaded: Any, arguments: argparse.Namespace) -> Job:
     """The problems of a loaded model: ETTh1 windows with a spectral reward, or random prompts with `mean_token`."""
     process = loaded.process(arguments.horizon)
     rng = np.random.default_rng(0)
-    if getattr(loaded, "is_forecaster", False):
+    if process.sample_view == "series":
         windows = load_problems(
             arguments.dataset, horizon=arguments.horizon, num_problems=arguments.num_problems
         )

@@ -47,7 +47,8 @@ def generate(
     """
     from sdt_dist.cluster.commands.flow_option import flow_of, read_flow
     from sdt_dist.errors import ConfigurationError, ContextError
-    from sdt_dist.models.loading import check_spec, load_model
+    from sdt_dist.models.loading import load_model
+    from sdt_dist.models.spec import check_spec
     from sdt_dist.parts import TextPart
     from sdt_dist.rewards.context import RewardContext
     from sdt_dist.rewards.spec import parse_reward
@@ -70,7 +71,7 @@ def generate(
     if not prompt:
         raise ContextError("prompt: empty; a prompt needs at least one token.")
     loaded = load_model(model)
-    if loaded.is_forecaster:
+    if loaded.sample_view == "series":
         raise ConfigurationError(f"model: {model!r} is a forecaster; use `sdt forecast`.")
 
     from sdt_dist.search.api import search

@@ -78,7 +78,7 @@ def tune(
     With --resume, Ray Tune's own state in the directory is unpickled: resume only directories of your own.
     """
     from sdt_dist.actors.config import load_fleet
-    from sdt_dist.models.forecaster.spec import forecaster_directory
+    from sdt_dist.models.spec import outlook_of
     from sdt_dist.tune.config import load_sweep, plan_of
 
     given = {
@@ -94,8 +94,8 @@ def tune(
     sizes = {"address": address, "servers": servers, "searchers": searchers}
     shared = _given({"dataset": dataset, "num_problems": num_problems})
     sweep = load_sweep(_source(config, output, resume), _given(given) | {"evaluation": shared})
-    is_forecaster = forecaster_directory(sweep.base.model) is not None
-    size = load_fleet(fleet, _given(sizes), small_model=is_forecaster)
+    is_small = outlook_of(sweep.base.model).is_small
+    size = load_fleet(fleet, _given(sizes), small_model=is_small)
     if sweep.base.flow is not None:
         size.check_flows()
     plan = plan_of(sweep)

@@ -43,7 +43,7 @@ def load_config(path: str | None, overrides: dict[str, Any]) -> EvaluationConfig
 def check_config(config: EvaluationConfig) -> None:
     """Everything that can be refused without loading a model or data."""
     from sdt_dist.data import check_dataset
-    from sdt_dist.models.loading import check_spec
+    from sdt_dist.models.spec import check_spec
     from sdt_dist.search.sharing_plan import check_sharing
 
     for method in config.method_configs():
@@ -82,7 +82,7 @@ def _check_reward(config: EvaluationConfig, spec: str) -> None:
 
 def _check_flow(config: EvaluationConfig) -> None:
     """Everything of a flow but whether it was trained for the model, which is not loaded here."""
-    from sdt_dist.models.loading import check_flow_backend
+    from sdt_dist.models.spec import check_flow_backend
 
     if config.flow is None:
         if config.flow_identity is not None:

@@ -60,6 +60,16 @@ class LawfulStates(States, Protocol):
     @property
     def law(self) -> PriorLaw: ...
 
+    @property
+    def are_tokens_ordered(self) -> bool:
+        """Whether tokens are values, neighbours next to each other."""
+        ...
+
+    @property
+    def context_length(self) -> int | None:
+        """How many of a series' last values count; None where it takes no series."""
+        ...
+
 
 class TokenStates:
     """States that are the tokens generated after a prompt, of a backend with these facts.
@@ -99,6 +109,19 @@ class TokenStates:
     def takes(self) -> tuple[Form, ...]:
         """The forms of context that it can continue."""
         return ("tokens",) if self._encode_text is None else ("text", "tokens")
+
+    @property
+    def sample_view(self) -> Form:
+        """What of a sample a plain function is given as a reward."""
+        return "tokens"
+
+    @property
+    def are_tokens_ordered(self) -> bool:
+        return False
+
+    @property
+    def context_length(self) -> int | None:
+        return None
 
     def root(self, context: Any) -> Root:
         """The root of a context, or of what `as_context` reads as one: a string, or token ids.
@@ -174,6 +197,10 @@ class ModelProcess:
     @property
     def takes(self) -> tuple[Form, ...]:
         return self.states.takes
+
+    @property
+    def sample_view(self) -> Form:
+        return self.states.sample_view
 
     def root(self, context: Any) -> Root:
         return self.states.root(context)

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from sdt_dist.errors import ConfigurationError, ContextError, unknown_name
-from sdt_dist.parts import SeriesPart
+from sdt_dist.parts import Form, SeriesPart
 from sdt_dist.rewards.base import CallableReward, Reward, SumReward, View
 from sdt_dist.rewards.context import RewardContext
 from sdt_dist.rewards.forecast import Bounds, DtwTemplate, Smoothness, Total, nonneg
@@ -61,15 +61,19 @@ class RewardFactory:
     _make: Callable[[RewardContext], Reward]
     min_horizon: int = 1
 
+    def scores(self, sample_view: Form) -> bool:
+        """Whether it may score samples of a model with this `sample_view`: series or not, text and tokens go together."""
+        return self.view == "any" or (self.view == "series") == (sample_view == "series")
+
     @property
     def scores_forecasts(self) -> bool:
         """Whether it may score the samples of a forecaster."""
-        return self.view in ("series", "any")
+        return self.scores("series")
 
     @property
     def scores_text(self) -> bool:
         """Whether it may score the samples of a language model."""
-        return self.view != "series"
+        return self.scores("text")
 
     def check_horizon(self, horizon: int) -> None:
         """ContextError for forecasts too short for this reward."""

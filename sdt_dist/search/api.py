@@ -198,9 +198,8 @@ def search(
         if hasattr(model, "process")
         else interface_process(model, max_new_tokens, **law)
     )
-    default_view = "series" if getattr(model, "is_forecaster", False) else "tokens"
     context = as_context(prompt, process.takes)
-    problem = SearchProblem(0, process.root(context), as_reward(reward, default_view))
+    problem = SearchProblem(0, process.root(context), as_reward(reward, process.sample_view))
     ((_, outcome),) = run_searches(
         process,
         [problem],

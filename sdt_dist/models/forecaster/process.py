@@ -6,6 +6,7 @@ See docs/architecture/search.md.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any, Literal
 
 import numpy as np
@@ -46,6 +47,21 @@ class ForecastStates:
     def takes(self) -> tuple[Form, ...]:
         """The forms of context that it can continue."""
         return ("series",)
+
+    @property
+    def sample_view(self) -> Form:
+        """What of a sample a plain function is given as a reward."""
+        return "series"
+
+    @property
+    def are_tokens_ordered(self) -> bool:
+        """Whether tokens are values, neighbours next to each other."""
+        return True
+
+    @property
+    def context_length(self) -> int | None:
+        """How many of a series' last values count."""
+        return self.spec.context_length
 
     @property
     def deterministic(self) -> bool:
@@ -89,7 +105,7 @@ class ForecastStates:
 class Forecaster:
     """A loaded forecaster: `process(horizon)` gives what search works on, `model` the backend behind it."""
 
-    is_forecaster = True
+    sample_view: Form = "series"
 
     def __init__(self, model: LogitsModel, spec: ForecasterSpec) -> None:
         self.model = model
@@ -99,3 +115,7 @@ class Forecaster:
         """The process for a horizon; `law_options` are sampling_temperature, top_k and top_p of p."""
         states = ForecastStates(self.model, self.spec, max_new_tokens, **law_options)
         return ModelProcess(states, self.model)
+
+    def card_spec(self) -> tuple[str, dict[str, Any]]:
+        """What a card says of it: the name of its kind, and that kind's spec."""
+        return "forecaster", asdict(self.spec)
