@@ -1,22 +1,23 @@
 """An evaluation's searches as a fleet's work: one search a line, or a team of them where evidence is shared.
 
-See docs/architecture/fleet.md, docs/concepts/exactness.md#shared-evidence.
+See docs/architecture/fleet.md, docs/concepts/exactness.md#shared-evidence. Both executors do what
+`evaluation.executor.Executor` says.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from sdt_dist.actors.config import FleetConfig
 from sdt_dist.actors.fleet import Watch, ask, run_fleet
-from sdt_dist.actors.searcher import Outcome
 from sdt_dist.actors.work import Loader, SpecReward, Work, load_spec
 from sdt_dist.errors import SdtError
-from sdt_dist.evaluation.config import EvaluationConfig
-from sdt_dist.evaluation.runner import Execute, Task
+from sdt_dist.evaluation.executor import Outcome, Task
+from sdt_dist.evaluation.plan import Plan
 from sdt_dist.search.result import SearchResult
 from sdt_dist.search.sharing_plan import MissingWalksError, merge_members
 
@@ -25,73 +26,92 @@ _WAIT_S = 20.0
 _SILENCE_S = 120.0
 
 
-def on_fleet(
-    config: FleetConfig, loader: Loader | None = None, watch: Watch | None = None
-) -> Execute:
-    """Makes an evaluation's searches on a fleet; `loader` replaces `load_model` in the servers of the run's own model."""
+class OnFleet:
+    """Makes an evaluation's searches on a fleet of its own.
 
-    def execute(
-        evaluation: EvaluationConfig, tasks: Sequence[Task]
-    ) -> Iterator[tuple[Task, Outcome]]:
-        load = loader or partial(load_spec, evaluation.model)
-        todo = list(tasks)
-        flows = [evaluation.flow_files()] if any(task.method.uses_flow for task in todo) else []
-        flow = flows[0].identity if flows else None
-        for start in range(_TEAM_STARTS):
-            teams = {
-                name: team
-                for team in (_Team(evaluation, task, start, flow) for task in todo)
-                for name in team.names
-            }
-            work = [one for team in dict.fromkeys(teams.values()) for one in team.work]
-            todo = []
-            runs = run_fleet(
-                work, config, load, max_new_tokens=evaluation.horizon, flows=flows, watch=watch
-            )
-            for name, outcome in runs:
-                team = teams[name]
-                if not team.take(outcome):
-                    continue
-                result = team.result()
-                if isinstance(result, MissingWalksError) and start + 1 < _TEAM_STARTS:
-                    # a shard was lost with its machine: the team begins again
-                    todo.append(team.task)
-                else:
-                    yield team.task, result
-            if not todo:
-                return
+    loader: replaces `load_model` in the servers of the run's own model. watch: told the fleet's state about once a second.
+    connect: makes what Ray is connected within, entered when the first search is wanted; default: it is connected already.
+    """
 
-    return execute
+    def __init__(
+        self,
+        size: FleetConfig,
+        *,
+        loader: Loader | None = None,
+        watch: Watch | None = None,
+        connect: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        self._size = size
+        self._loader = loader
+        self._watch = watch
+        self._connect = connect
+
+    def run(self, plan: Plan, tasks: Sequence[Task]) -> Iterator[tuple[Task, Outcome]]:
+        with self._connect():
+            todo = list(tasks)
+            for start in range(_TEAM_STARTS):
+                is_last = start + 1 == _TEAM_STARTS
+                todo = yield from self._start(plan, todo, start, is_last)
+                if not todo:
+                    return
+
+    def _start(
+        self, plan: Plan, tasks: Sequence[Task], start: int, is_last: bool
+    ) -> Generator[tuple[Task, Outcome], None, list[Task]]:
+        """Every task's team once; returns those to begin again, as a shard was lost with its machine."""
+        teams = [_Team(plan, task, start) for task in tasks]
+        by_name = {work.name: team for team in teams for work in team.work}
+        flow = plan.flow if any(task.method.flow for task in tasks) else None
+        runs = run_fleet(
+            [work for team in teams for work in team.work],
+            self._size,
+            self._loader or partial(load_spec, plan.config.model),
+            max_new_tokens=plan.config.horizon,
+            flows=[] if flow is None else [flow],
+            watch=self._watch,
+        )
+        again: list[Task] = []
+        for name, outcome in runs:
+            team = by_name[name]
+            if not team.take(outcome):
+                continue
+            result = team.result()
+            if isinstance(result, MissingWalksError) and not is_last:
+                again.append(team.task)
+            else:
+                yield team.task, result
+        return again
 
 
-def on_exchange(exchange: Any, client: str) -> Execute:
+class OnExchange:
     """Makes an evaluation's searches on the fleet behind an exchange, an `ExchangeActor`'s handle; `client` names this evaluation.
 
     Evidence is not shared. Searches that end are yielded one by one and held by the exchange until the next one is asked for.
     """
 
-    def execute(
-        evaluation: EvaluationConfig, tasks: Sequence[Task]
-    ) -> Iterator[tuple[Task, Outcome]]:
-        work = {
-            f"{client}/{one.name}": (task, replace(one, name=f"{client}/{one.name}"))
-            for task in tasks
-            for one in _Team(evaluation, task, 0, evaluation.flow_identity).work
-        }
-        _tell(exchange.submit, client, [one for _, one in work.values()])
+    def __init__(self, exchange: Any, client: str) -> None:
+        self._exchange = exchange
+        self._client = client
+
+    def run(self, plan: Plan, tasks: Sequence[Task]) -> Iterator[tuple[Task, Outcome]]:
+        waiting: dict[str, Task] = {}
+        work: list[Work] = []
+        for task in tasks:
+            for one in _Team(plan, task).work:
+                own = replace(one, name=f"{self._client}/{one.name}")
+                waiting[own.name] = task
+                work.append(own)
+        _tell(self._exchange.submit, self._client, work)
         try:
             kept: list[str] = []
-            while work:
-                found = _tell(exchange.collect, client, kept, _WAIT_S)
+            while waiting:
+                found = _tell(self._exchange.collect, self._client, kept, _WAIT_S)
                 kept = []
                 for name, outcome in found:
-                    task, _ = work.pop(name)
-                    yield task, outcome
+                    yield waiting.pop(name), outcome
                     kept.append(name)
         finally:
-            _tell(exchange.leave, client)
-
-    return execute
+            _tell(self._exchange.leave, self._client)
 
 
 def _tell(method: Any, *arguments: Any) -> Any:
@@ -99,33 +119,12 @@ def _tell(method: Any, *arguments: Any) -> Any:
 
 
 class _Team:
-    """The searches of one line, and what came of them."""
+    """The searches of one line, and what came of them; start: how often the team began before."""
 
-    def __init__(self, config: EvaluationConfig, task: Task, start: int, flow: str | None) -> None:
+    def __init__(self, plan: Plan, task: Task, start: int = 0) -> None:
         self.task = task
-        self._outcomes = []
-        plan = task.sharing if start == 0 or task.sharing is None else task.sharing.again(start)
-        index = task.problem.index
-        label = task.method.label
-        alone = Work(
-            name=f"{label}/{index}",
-            problem=index,
-            context=task.problem.context,
-            reward=SpecReward.of(config.reward_of(task.method)),
-            method=task.method.name,
-            options=config.options_of(task.method),
-            seed=config.seed,
-            keep_tree=task.keeps_search,
-            flow=flow if task.method.uses_flow else None,
-        )
-        members = [None] if plan is None else plan.members(index)
-        self.work = [
-            alone
-            if member is None
-            else replace(alone, name=f"{alone.name}/{member.searcher}", membership=member)
-            for member in members
-        ]
-        self.names = [work.name for work in self.work]
+        self.work = _work_of(plan, task, start)
+        self._outcomes: list[Outcome] = []
 
     def take(self, outcome: Outcome) -> bool:
         """Note one search's outcome; True when that was the last."""
@@ -144,3 +143,31 @@ class _Team:
             return merge_members(results)
         except MissingWalksError as error:
             return error
+
+
+def _work_of(plan: Plan, task: Task, start: int) -> list[Work]:
+    """One search, or one for every member of the problem's team."""
+    method = task.method
+    problem = task.problem
+    alone = Work(
+        name=f"{method.label}/{problem.index}",
+        problem=problem.index,
+        context=problem.context,
+        reward=SpecReward.of(method.reward.spec),
+        method=method.name,
+        options=method.options,
+        seed=plan.config.seed,
+        keep_tree=task.keeps_search,
+        flow=method.flow,
+    )
+    if task.sharing is None:
+        return [alone]
+    sharing = task.sharing if start == 0 else task.sharing.again(start)
+    work = []
+    for member in sharing.members(problem.index):
+        if member is None:
+            work.append(alone)
+        else:
+            name = f"{alone.name}/{member.searcher}"
+            work.append(replace(alone, name=name, membership=member))
+    return work

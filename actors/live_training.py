@@ -20,6 +20,7 @@ from sdt_dist.actors.fleet import Watch, run_fleet
 from sdt_dist.actors.learner import LearningPlan
 from sdt_dist.actors.work import LATEST, Loader, RewardRecipe, SpecReward, Work, load_spec
 from sdt_dist.errors import ConfigurationError, SdtError
+from sdt_dist.extras import check_package
 from sdt_dist.models.spec import check_flow_backend, outlook_of
 from sdt_dist.search.result import SearchResult
 from sdt_dist.training.flow.config import TrainFlowConfig
@@ -153,6 +154,7 @@ def check_live(config: TrainFlowConfig, output: Path, fleet: FleetConfig, *, res
 
     What can be refused without Ray and without a model is refused: errors as for `check_directory`, and ConfigurationError.
     """
+    check_package("tensorboard", "tune", "training a flow")
     if config.flow_share > 0:
         check_flow_backend(config.model)
         fleet.check_flows()

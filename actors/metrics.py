@@ -12,7 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ray.util.metrics import Counter, Gauge
+from sdt_dist.extras import packages_of
+
+with packages_of("cluster", "the fleet"):
+    from ray.util.metrics import Counter, Gauge
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,10 +18,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import ray
-from ray.actor import ActorHandle
-from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError, RayTaskError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from sdt_dist.extras import packages_of
+
+with packages_of("cluster", "the fleet"):
+    import ray
+    from ray.actor import ActorHandle
+    from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError, RayTaskError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sdt_dist.actors.calls import Routes
 from sdt_dist.actors.config import FleetConfig, Placement

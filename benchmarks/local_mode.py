@@ -19,10 +19,12 @@ from typing import Any
 import ray
 
 from sdt_dist.actors.config import FleetConfig, fleet_config
-from sdt_dist.actors.evaluation import on_fleet
+from sdt_dist.actors.evaluation import OnFleet
+from sdt_dist.evaluation.directory import RunDirectory
+from sdt_dist.evaluation.executor import InProcess
 from sdt_dist.evaluation.plan import Plan, load_config, make_plan
 from sdt_dist.evaluation.results import read_lines
-from sdt_dist.evaluation.runner import in_process, run_evaluation
+from sdt_dist.evaluation.runner import run_evaluation
 from sdt_dist.models.loading import load_model
 
 _NOT_COMPARED = ("wall_s", "model_calls")
@@ -32,7 +34,7 @@ def one_process(plan: Plan, output: Path) -> float:
     """Seconds of the run in this process."""
     model = load_model(plan.config.model)
     begin = time.monotonic()
-    run_evaluation(plan, output, execute=in_process(lambda _: model))
+    run_evaluation(plan, RunDirectory(output, plan), executor=InProcess(lambda _: model))
     return time.monotonic() - begin
 
 
@@ -44,7 +46,7 @@ def local_mode(plan: Plan, output: Path, fleet: FleetConfig) -> float:
         if not began and status["under_way"]:
             began.append(time.monotonic())
 
-    run_evaluation(plan, output, execute=on_fleet(fleet, watch=watch))
+    run_evaluation(plan, RunDirectory(output, plan), executor=OnFleet(fleet, watch=watch))
     return time.monotonic() - began[0]
 
 

@@ -2,21 +2,33 @@
 
 See docs/architecture/fleet.md, docs/guides/evaluate.md#bad-input.
 
-It must not know what runs on Ray, and never prints a token.
+It knows of what runs on Ray how much room that asks for, and never prints a token.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import math
 import os
 import platform
 import time
 import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from sdt_dist.actors.config import FleetConfig
+from sdt_dist.actors.placement import check_placement, cluster_nodes, fleet_requests
 from sdt_dist.cluster.auth import create_private_token
 from sdt_dist.cluster.probe import OUTSIDE, ClusterFacts, check_address, check_answers, probe
 from sdt_dist.errors import FleetError
+from sdt_dist.extras import check_package, packages_of
+
+
+def has_ray() -> bool:
+    """Whether Ray is installed; nothing of it is imported."""
+    return importlib.util.find_spec("ray") is not None
 
 
 @dataclass(frozen=True)
@@ -59,7 +71,8 @@ def connect(
     Raises ConfigurationError for an address that cannot be meant, FleetError when no usable cluster answers in time.
     """
     check_address(address)
-    import ray
+    with packages_of("cluster", "a fleet"):
+        import ray
 
     namespace = namespace or f"sdt-{uuid.uuid4().hex[:8]}"
     quiet = {
@@ -89,6 +102,28 @@ def connect(
     return Connection(
         started.address_info["gcs_address"], namespace, f"http://{url}" if url else None
     )
+
+
+@contextmanager
+def attached(
+    size: FleetConfig, say: Callable[[str], None], *, shards: bool = False
+) -> Iterator[None]:
+    """Ray with room for a fleet of this size for as long as the context lasts; `say` is told the dashboard's address.
+
+    Errors as for `connect`, and ConfigurationError for a cluster that cannot hold the fleet.
+    """
+    from sdt_dist.cluster.dashboard import place_dashboard
+
+    check_package("ray", "cluster", "a fleet")
+    requests = fleet_requests(size, shards=shards)
+    needed = sum(request.count * request.placement.cpus for request in requests) + 1
+    num_cpus = max(os.cpu_count() or 1, math.ceil(needed))
+    with connect(size.address, timeout_s=size.connect_timeout_s, num_cpus=num_cpus) as connection:
+        check_placement(requests, cluster_nodes())
+        if connection.dashboard_url:
+            say(f"Ray dashboard: {connection.dashboard_url}")
+        place_dashboard()
+        yield
 
 
 def check_attachable(facts: ClusterFacts, deadline: float) -> ClusterFacts:

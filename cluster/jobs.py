@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 from sdt_dist.cluster.auth import auth_state, use_token
 from sdt_dist.cluster.probe import is_this_host, probe
 from sdt_dist.errors import ConfigurationError, FleetError, unknown_name
+from sdt_dist.extras import packages_of
 
 TUNNEL = "open a tunnel to the head: ssh -L 8265:127.0.0.1:8265 HEAD, or give the dashboard's URL with --address"
 ATTACHING = ("evaluate", "tune", "doctor")  # commands that take --address
@@ -79,7 +80,8 @@ def submit_job(client: Any, job: JobCommand, working_dir: Path) -> None:
 
 def job_client(url: str) -> Any:
     """Ray's client for jobs; FleetError names what was tried and the fix."""
-    from ray.job_submission import JobSubmissionClient
+    with packages_of("cluster", "a job"):
+        from ray.job_submission import JobSubmissionClient
 
     check_dashboard_url(url)
     with _told(f"connecting to {url}"):
@@ -118,7 +120,8 @@ def check_dashboard_url(url: str, timeout_s: float = 10.0) -> str:
 
 def cluster_state(url: str, *, dead: bool = False) -> tuple[list[Any], list[Any]]:
     """(nodes, our named actors) of a cluster; actors that have died only on request."""
-    from ray.util.state import list_actors, list_nodes
+    with packages_of("cluster", "asking a cluster"):
+        from ray.util.state import list_actors, list_nodes
 
     living = [] if dead else [("state", "!=", "DEAD")]
     with _told(f"asking {url}"):

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from sdt_dist.actors.placement import Node
 from sdt_dist.cluster.auth import auth_state, use_token
 from sdt_dist.errors import ConfigurationError, FleetError
+from sdt_dist.extras import check_package
 
 START = "start one with `ray start --head` (cluster/nodes/start_head.sh), or leave --address out to run on this machine"
 OUTSIDE = "from outside send the run with `sdt cluster submit` through an SSH tunnel: ssh -L 8265:127.0.0.1:8265 HEAD"
@@ -59,6 +60,7 @@ def check_address(address: str, named_by: str = "address") -> None:
 def probe(address: str, timeout_s: float = 20.0) -> ClusterFacts:
     """What answers at an address ('auto' or host:port), without attaching; FleetError within the deadline otherwise."""
     check_address(address)
+    check_package("ray", "cluster", "a Ray cluster")
     deadline = time.monotonic() + timeout_s
     target = resolve(address)
     check_answers(

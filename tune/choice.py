@@ -14,6 +14,7 @@ import numpy as np
 import yaml
 
 from sdt_dist.evaluation.config import EvaluationConfig
+from sdt_dist.extras import packages_of
 from sdt_dist.files import write_text
 from sdt_dist.tune.config import SweepConfig, front_axes, quality
 from sdt_dist.tune.ledger import TrialLine
@@ -94,7 +95,8 @@ def importances(sweep: SweepConfig, trials: Sequence[TrialLine]) -> dict[str, fl
 
     The share of the variance of the quality over the space that a forest of trees, fitted to the trials, gives to each.
     """
-    import optuna
+    with packages_of("tune", "a sweep's report"):
+        import optuna
 
     held, values = common_values(sweep, trials)
     if len(held) < FEWEST or np.ptp(values) == 0:
@@ -113,7 +115,12 @@ def importances(sweep: SweepConfig, trials: Sequence[TrialLine]) -> dict[str, fl
 
 
 def _distribution(sweep: SweepConfig, name: str, method: str) -> Any:
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+    with packages_of("tune", "a sweep's report"):
+        from optuna.distributions import (
+            CategoricalDistribution,
+            FloatDistribution,
+            IntDistribution,
+        )
 
     domain: Domain = list(sweep.methods) if name == "method" else sweep.space[name]
     if isinstance(domain, list):

@@ -10,10 +10,14 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from sdt_dist.data.problems import ForecastProblem
+from sdt_dist.data.scale import fit_scale
 from sdt_dist.errors import ConfigurationError, SdtError
 from sdt_dist.evaluation.config import EvaluationConfig, MethodConfig
-from sdt_dist.evaluation.plan import Plan, check_config, make_plan, try_reward
+from sdt_dist.evaluation.method_options import options_of
+from sdt_dist.evaluation.plan import cut_problems, resolve, try_reward, try_rewards
 from sdt_dist.files import read_mapping
+from sdt_dist.flow.files import FlowFiles
 from sdt_dist.rewards.spec import parse_reward, with_gamma
 from sdt_dist.search.methods import get_method
 from sdt_dist.search.options import parse_options
@@ -26,6 +30,8 @@ _NOT_OF_A_TRIAL = {
     "warm_start": "trials must not start from one another's evidence; use `screen`",
     "searchers_per_problem": "its results depend on timing",
 }
+TRIALS = "trials.jsonl"  # of a sweep's directory: a line a trial
+PAGE = "sweep.html"  # and its report
 EXECUTION_FIELDS = ("max_concurrent", "wandb")
 
 
@@ -107,8 +113,8 @@ class SweepConfig(BaseModel):
             chosen |= {"flow": None, "flow_identity": None}
         return base.model_copy(update=chosen | ({} if split is None else {"split": split}))
 
-    def check(self) -> None:
-        """Everything that can be refused without data, a model or Ray."""
+    def check(self) -> FlowFiles | None:
+        """Everything that can be refused without data, a model or Ray; returns the files of the flow, which that reads."""
         for name, advice in _NOT_OF_A_TRIAL.items():
             if name in self.evaluation:
                 raise ConfigurationError(f"evaluation: {name} is no setting of a sweep: {advice}.")
@@ -118,9 +124,10 @@ class SweepConfig(BaseModel):
             with_gamma(self.base.reward, 1.0)
         check_objectives(self.objectives, self.space)
         self._check_budgets()
-        self._check_corners()
+        flow = self._check_corners()
         if self.wandb is not None:
             check_wandb()
+        return flow
 
     def identity(self) -> dict[str, Any]:
         """What makes two sweeps the same: everything but how they are executed."""
@@ -184,29 +191,31 @@ class SweepConfig(BaseModel):
                 "[10, 30, 90]; or give scheduler: none."
             )
 
-    def _check_corners(self) -> None:
-        """Both ends of every range and every choice, as the methods themselves would refuse them."""
+    def _check_corners(self) -> FlowFiles | None:
+        """Both ends of every range and every choice, as the methods themselves would refuse them; the flow's files."""
         space = self.search_space
+        flow: FlowFiles | None = None
         for method in self.methods:
             for number, parameters in enumerate(space.corners(method)):
                 try:
                     evaluation = self.evaluation_of(parameters, self.budgets(parameters)[-1])
                     checked = EvaluationConfig.model_validate(evaluation.model_dump())
                     if number == 0 or checked.flow is not None:
-                        check_config(checked)
+                        flow = resolve(checked, flow).flow or flow
                     _check_quickly(checked)
                 except (SdtError, ValueError) as error:
                     given = ", ".join(f"{k}={v}" for k, v in parameters.items() if k != "method")
                     raise ConfigurationError(
                         f"space: {method} with {given}: {' '.join(str(error).split())}"
                     ) from error
+        return flow
 
 
 def _check_quickly(config: EvaluationConfig) -> None:
     from sdt_dist.search.methods import validate_options
 
     for method in config.method_configs():
-        validate_options(method.name, config.options_of(method))
+        validate_options(method.name, options_of(config, method))
     parse_reward(config.reward)
 
 
@@ -236,29 +245,29 @@ def load_sweep(path: str | Path | None, overrides: dict[str, Any]) -> SweepConfi
         check_form(name, domain)
     merged = values | overrides | {"evaluation": evaluation | overrides.get("evaluation", {})}
     sweep = parse_options(SweepConfig, merged, "a sweep")
-    sweep.check()
-    if sweep.base.flow is None:
+    flow = sweep.check()
+    if flow is None:
         return sweep
-    which = {"flow_identity": sweep.base.flow_files().identity}
+    which = {"flow_identity": flow.identity}
     return sweep.model_copy(update={"evaluation": sweep.evaluation | which})
 
 
-def plan_of(sweep: SweepConfig) -> Plan:
+def problems_of(sweep: SweepConfig) -> list[ForecastProblem]:
     """The problems of every trial. SdtError for data that cannot be used, or a problem that no trial could search.
 
     A problem that fails in every trial would leave no trial to choose, so it is refused here.
     """
-    from sdt_dist.data.scale import fit_scale
-
-    plan = make_plan(sweep.base)
-    factory = parse_reward(sweep.base.reward)
-    for problem in plan.problems:
+    base = sweep.base
+    problems = cut_problems(base)
+    factory = parse_reward(base.reward)
+    try_rewards(factory, problems, base.horizon)
+    for problem in problems:
         try:
-            try_reward(factory, problem.history, sweep.base.horizon)
+            try_reward(factory, problem.history, base.horizon)
             fit_scale(problem.history)
         except SdtError as error:
             raise type(error)(f"problem {problem.name} cannot be searched: {error}") from error
-    return plan
+    return problems
 
 
 def quality(names: list[str]) -> str:

@@ -11,15 +11,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ray.tune import Callback
+from sdt_dist.extras import packages_of
+
+with packages_of("tune", "a sweep"):
+    from ray.tune import Callback
 
 from sdt_dist.errors import ResultsError
 from sdt_dist.files import write_text
+from sdt_dist.tune.config import TRIALS
 from sdt_dist.tune.objectives import Measured
 from sdt_dist.tune.space import Parameters
 from sdt_dist.tune.trial import trial_name
-
-TRIALS = "trials.jsonl"
 
 
 @dataclass(frozen=True, slots=True)

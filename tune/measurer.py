@@ -8,7 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import ray
+from sdt_dist.extras import packages_of
+
+with packages_of("tune", "a sweep"):
+    import ray
 
 from sdt_dist.actors.fleet import ask
 from sdt_dist.actors.remote import beside_us

@@ -44,14 +44,13 @@ from sdt_dist.tune.choice import (
     points_of,
     write_choice,
 )
-from sdt_dist.tune.config import SweepConfig, front_axes, quality
+from sdt_dist.tune.config import PAGE, SweepConfig, front_axes, quality
 from sdt_dist.tune.figures import draw_sweep
 from sdt_dist.tune.ledger import TrialLine, read_trials
 from sdt_dist.tune.objectives import OBJECTIVES
 from sdt_dist.tune.screening import LEAST_ESS, Cell, Screen, agreement, read_screening
 
 PARETO = "pareto.json"
-PAGE = "sweep.html"
 _MOST_ROWS = 30
 _MOST_CELLS = 10
 _GREEK = {"inverse_temperature": "λ", "gamma": "γ", "alpha": "α"}

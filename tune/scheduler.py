@@ -8,7 +8,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from ray.tune.schedulers import ASHAScheduler
+from sdt_dist.extras import packages_of
+
+with packages_of("tune", "a sweep"):
+    from ray.tune.schedulers import ASHAScheduler
 
 from sdt_dist.tune.config import SweepConfig
 from sdt_dist.tune.objectives import OBJECTIVES

@@ -14,7 +14,10 @@ import pickle
 import shutil
 from pathlib import Path
 
-from ray import tune as ray_tune
+from sdt_dist.extras import packages_of
+
+with packages_of("tune", "a sweep"):
+    from ray import tune as ray_tune
 
 from sdt_dist.tune.ledger import read_trials
 from sdt_dist.tune.space import Parameters

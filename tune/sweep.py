@@ -19,16 +19,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import ray
 import yaml
-from ray import tune as ray_tune
-from ray.tune.search.optuna import OptunaSearch
+
+from sdt_dist.extras import packages_of
+
+with packages_of("tune", "a sweep"):
+    import optuna
+    import ray
+    from ray import tune as ray_tune
+    from ray.tune.search.optuna import OptunaSearch
 
 from sdt_dist.actors.config import FleetConfig
 from sdt_dist.actors.fleet import Watch
 from sdt_dist.actors.work import Loader, load_spec
 from sdt_dist.data.problems import ForecastProblem
 from sdt_dist.errors import FleetError, ResultsError
+from sdt_dist.evaluation.checks import read_flow
 from sdt_dist.evaluation.results import read_saved
 from sdt_dist.files import write_text
 from sdt_dist.tune.config import SweepConfig
@@ -101,7 +107,7 @@ def run_sweep(
         yaml.safe_dump(sweep.model_dump(mode="json"), sort_keys=False, default_flow_style=None),
     )
     base = sweep.base
-    flows = [base.flow_files()] if base.flow is not None else []
+    flows = [] if base.flow is None else [read_flow(base.flow, base.flow_identity)]
     load = loader or partial(load_spec, base.model)
     fleet = SharedFleet(
         size, load, horizon=base.horizon, flows=flows, watch=watch, failed=_thread.interrupt_main
@@ -209,8 +215,6 @@ def _wandb(sweep: SweepConfig) -> list[Any]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Neither Tune nor Optuna reports what our own view shows, and Ctrl-C ends a sweep at once; Tune saves its state often."""
-    import optuna
-
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")

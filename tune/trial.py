@@ -6,7 +6,6 @@ or as another trial with the same parameters, finds every line that is on disk a
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -16,11 +15,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ray import tune as ray_tune
+from sdt_dist.extras import packages_of
 
-from sdt_dist.actors.evaluation import on_exchange
+with packages_of("tune", "a sweep"):
+    from filelock import FileLock
+    from ray import tune as ray_tune
+
+from sdt_dist.actors.evaluation import OnExchange
 from sdt_dist.data.problems import ForecastProblem
-from sdt_dist.evaluation.plan import Plan
+from sdt_dist.evaluation.directory import RunDirectory
+from sdt_dist.evaluation.plan import plan_on
 from sdt_dist.evaluation.runner import search_all
 from sdt_dist.files import write_text
 from sdt_dist.tune.config import SweepConfig
@@ -79,12 +83,11 @@ def run_trial(config: dict[str, Any], common: Common) -> None:
             (rollouts for rollouts in budgets if (directory / str(rollouts)).exists()), default=0
         )
         for rollouts in budgets:
-            plan = Plan(sweep.evaluation_of(config, rollouts), common.problems)
-            place = directory / str(rollouts)
-            search_all(
-                plan, place, resume=True, execute=on_exchange(common.exchange, f"{name}/{rollouts}")
-            )
-            measured = measure(common.measurer, place)
+            plan = plan_on(sweep.evaluation_of(config, rollouts), common.problems)
+            place = RunDirectory(directory / str(rollouts), plan, resume=True)
+            executor = OnExchange(common.exchange, f"{name}/{rollouts}")
+            search_all(plan, place, executor=executor)
+            measured = measure(common.measurer, place.path)
             rungs.append({"rollouts": rollouts, "objectives": measured})
             means = {objective: found["mean"] for objective, found in measured.items()}
             ray_tune.report(
@@ -96,6 +99,5 @@ def run_trial(config: dict[str, Any], common: Common) -> None:
 def _alone(directory: Path) -> Iterator[None]:
     """The trial's directory for one process at a time: another one with the same parameters waits and then finds all done."""
     directory.mkdir(parents=True, exist_ok=True)
-    with (directory / "lock").open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+    with FileLock(directory / "lock"):
         yield

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,11 +13,13 @@ if TYPE_CHECKING:
     from sdt_dist.actors.config import FleetConfig
     from sdt_dist.cluster.live import LiveView
     from sdt_dist.evaluation.config import EvaluationConfig
-    from sdt_dist.evaluation.runner import Execute, Outcome, Task
+    from sdt_dist.evaluation.executor import Executor
+    from sdt_dist.evaluation.plan import Plan
 
 Text = str | None
 Number = float | None
 Whole = int | None
+_NO_RAY = "sdt: Ray is not installed, so this process makes the searches; for a fleet: pip install 'sdt-dist[cluster]'."
 
 
 def evaluate(
@@ -85,12 +88,10 @@ def evaluate(
 
       sdt evaluate --address auto --servers 4 --searchers 8 --output results/cluster
     """
-    from sdt_dist.actors.config import load_fleet
     from sdt_dist.evaluation.ablation import parse_ablations
-    from sdt_dist.evaluation.plan import load_config, make_plan
-    from sdt_dist.evaluation.results import check_directory
+    from sdt_dist.evaluation.directory import RunDirectory
+    from sdt_dist.evaluation.plan import load_config, resolve, with_problems
     from sdt_dist.evaluation.runner import run_evaluation
-    from sdt_dist.models.forecaster.spec import forecaster_directory
 
     given: dict[str, Any] = {
         "dataset": dataset,
@@ -108,81 +109,100 @@ def evaluate(
         "flow": flow,
     }
     sizes = {"address": address, "servers": servers, "searchers": searchers}
-    settings = load_config(
-        config, {name: value for name, value in given.items() if value is not None}
-    )
-    is_forecaster = forecaster_directory(settings.model) is not None
-    size = load_fleet(
-        fleet, {k: v for k, v in sizes.items() if v is not None}, small_model=is_forecaster
-    )
-    if settings.flow is not None:
-        size.check_flows()
-    plan = make_plan(settings)
-    check_directory(output, settings, plan.problems, resume=resume)
+    # 1. Everything that can be refused is, before anything is searched or written.
+    plan = resolve(load_config(config, _without_none(given)))
+    size = _fleet_size(plan.config, fleet, _without_none(sizes))
+    plan = with_problems(plan)
+    directory = RunDirectory(output, plan, resume=resume)
     _announce(plan, output)
     if dry_run:
         return
+    # 2. The searches, on a fleet where there is Ray.
     from sdt_dist.cluster.live import LiveView
 
+    if size is None:
+        print(_NO_RAY, file=sys.stderr)
     with LiveView() as view:
         run_evaluation(
             plan,
-            output,
-            resume=resume,
+            directory,
+            executor=_executor(plan.config, size, view),
             progress=view,
-            execute=_on_ray(size, view),
-            servers=_servers(settings, size),
+            servers=None if size is None else _servers(plan.config, size),
         )
+    # 3. The table and the figures.
     _finish(output)
 
 
-def _on_ray(size: FleetConfig, view: LiveView) -> Execute:
-    """Makes searches on a fleet of actors; Ray is started or attached to when the first search is wanted."""
+def _without_none(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
 
-    def execute(config: EvaluationConfig, tasks: Sequence[Task]) -> Iterator[tuple[Task, Outcome]]:
-        from sdt_dist.actors.evaluation import on_fleet
-        from sdt_dist.cluster.attach import attached
 
-        with attached(size, view.say, shards=config.shares_evidence):
-            yield from on_fleet(size, watch=view.watch)(config, tasks)
+def _fleet_size(
+    config: EvaluationConfig, path: str | None, sizes: dict[str, Any]
+) -> FleetConfig | None:
+    """The fleet to search on; None where there is no Ray, so that this process searches.
 
-    return execute
+    MissingExtraError where a fleet was asked for and there is no Ray.
+    """
+    from sdt_dist.actors.config import load_fleet
+    from sdt_dist.cluster.connect import has_ray
+    from sdt_dist.extras import missing_extra
+    from sdt_dist.models.forecaster.spec import forecaster_directory
+
+    if not has_ray():
+        asked = [f"--{name}" for name in sizes] + ["--fleet"] * (path is not None)
+        if asked:
+            raise missing_extra(", ".join(asked), "ray", "cluster")
+        return None
+    is_forecaster = forecaster_directory(config.model) is not None
+    size = load_fleet(path, sizes, small_model=is_forecaster)
+    if config.flow is not None:
+        size.check_flows()
+    return size
+
+
+def _executor(config: EvaluationConfig, size: FleetConfig | None, view: LiveView) -> Executor:
+    """Who makes the searches; Ray is started or attached to when the first one is wanted."""
+    if size is None:
+        from sdt_dist.evaluation.executor import InProcess
+
+        return InProcess()
+    from sdt_dist.actors.evaluation import OnFleet
+    from sdt_dist.cluster.connect import attached
+
+    connect = partial(attached, size, view.say, shards=config.shares_evidence)
+    return OnFleet(size, watch=view.watch, connect=connect)
 
 
 def _servers(config: EvaluationConfig, size: FleetConfig) -> list[dict[str, Any]]:
     """Who answers for the model, for environment.json."""
     from sdt_dist.evaluation.environment import server_record
 
-    groups = [
-        (config.model, size.servers),
-        *((group.model, group.count) for group in size.more_servers),
-    ]
-    return [server_record(model, count) for model, count in groups]
+    records = [server_record(config.model, size.servers)]
+    for group in size.more_servers:
+        records.append(server_record(group.model, group.count))
+    return records
 
 
-def _announce(plan: Any, output: Path) -> None:
+def _announce(plan: Plan, output: Path) -> None:
     import yaml
 
     config = plan.config
+    settings = config.model_dump(mode="json")
+    print(yaml.safe_dump(settings, sort_keys=False, default_flow_style=None), end="")
     print(
-        yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, default_flow_style=None),
-        end="",
-    )
-    print(
-        f"plan: {len(plan.problems)} problems x {len(config.methods)} methods, at most {plan.nfe():,} next-token "
+        f"plan: {len(plan.problems)} problems x {len(plan.methods)} methods, at most {plan.nfe():,} next-token "
         f"distributions, into {output}"
     )
-    if config.flow is not None:
-        users = ", ".join(method.label for method in config.method_configs() if method.uses_flow)
-        info = config.flow_files().head.info
-        print(f"flow: version {info.version} of {config.flow}, used by {users}")
+    if plan.flow is not None:
+        users = ", ".join(method.label for method in plan.methods if method.flow)
+        print(f"flow: version {plan.flow.head.info.version} of {config.flow}, used by {users}")
     print()
 
 
 def _finish(output: Path) -> None:
     """The table, where to look further, and exit code 1 when nothing succeeded."""
-    import sys
-
     from sdt_dist.evaluation.results import ResultLog
     from sdt_dist.report.figures.draw import draw_all
     from sdt_dist.report.write import print_table

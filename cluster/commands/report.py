@@ -52,8 +52,7 @@ def report(
 def _refuse_sweep(run: Path) -> None:
     """ResultsError for a sweep's directory, which has a report of its own."""
     from sdt_dist.errors import ResultsError
-    from sdt_dist.tune.ledger import TRIALS
-    from sdt_dist.tune.report import PAGE
+    from sdt_dist.tune.config import PAGE, TRIALS
 
     if (run / TRIALS).exists():
         raise ResultsError(

@@ -209,8 +209,8 @@ def _train(settings: Any, output: Path, resume: bool) -> None:
 def _train_live(settings: Any, output: Path, size: Any, resume: bool) -> None:
     """Train on a fleet; a mistake is told before Ray starts."""
     from sdt_dist.actors.live_training import check_live, train_live
-    from sdt_dist.cluster.attach import attached
     from sdt_dist.cluster.bars import progress_bar
+    from sdt_dist.cluster.connect import attached
     from sdt_dist.cluster.live import fleet_line
 
     check_live(settings, output, size, resume=resume)

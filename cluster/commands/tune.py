@@ -11,7 +11,7 @@ from sdt_dist.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from sdt_dist.actors.config import FleetConfig
-    from sdt_dist.evaluation.plan import Plan
+    from sdt_dist.data.problems import ForecastProblem
     from sdt_dist.tune.config import SweepConfig
     from sdt_dist.tune.report import Findings
 
@@ -78,8 +78,11 @@ def tune(
     With --resume, Ray Tune's own state in the directory is unpickled: resume only directories of your own.
     """
     from sdt_dist.actors.config import load_fleet
+    from sdt_dist.extras import check_package
     from sdt_dist.models.spec import outlook_of
-    from sdt_dist.tune.config import load_sweep, plan_of
+    from sdt_dist.tune.config import load_sweep, problems_of
+
+    check_package("optuna", "tune", "a sweep")
 
     given = {
         "methods": _names(methods),
@@ -98,15 +101,15 @@ def tune(
     size = load_fleet(fleet, _given(sizes), small_model=is_small)
     if sweep.base.flow is not None:
         size.check_flows()
-    plan = plan_of(sweep)
-    _check(sweep, plan, output, resume)
-    _announce(sweep, plan, output)
+    problems = problems_of(sweep)
+    _check(sweep, problems, output, resume)
+    _announce(sweep, problems, output)
     if dry_run:
         return
-    _finish(_run(sweep, plan, output, size, resume), sweep, output)
+    _finish(_run(sweep, problems, output, size, resume), sweep, output)
 
 
-def _check(sweep: SweepConfig, plan: Plan, output: Path, resume: bool) -> None:
+def _check(sweep: SweepConfig, problems: list[ForecastProblem], output: Path, resume: bool) -> None:
     """What is to be refused before anything starts, besides settings and data."""
     from sdt_dist.tune.screening import Screen, check_screen
     from sdt_dist.tune.sweep import check_directory
@@ -114,19 +117,25 @@ def _check(sweep: SweepConfig, plan: Plan, output: Path, resume: bool) -> None:
     check_directory(output, sweep, resume=resume)
     if sweep.screen is not None:
         check_screen(sweep)
-        Screen(sweep.screen, sweep.base, plan.problems)
+        Screen(sweep.screen, sweep.base, problems)
 
 
-def _run(sweep: SweepConfig, plan: Plan, output: Path, size: FleetConfig, resume: bool) -> Findings:
+def _run(
+    sweep: SweepConfig,
+    problems: list[ForecastProblem],
+    output: Path,
+    size: FleetConfig,
+    resume: bool,
+) -> Findings:
     """Screen, sweep under a live view, and report."""
-    from sdt_dist.cluster.attach import attached
+    from sdt_dist.cluster.connect import attached
     from sdt_dist.cluster.live import LiveView
     from sdt_dist.tune.ledger import read_trials
     from sdt_dist.tune.report import write_report
     from sdt_dist.tune.screening import first_points, run_screening, write_screening
     from sdt_dist.tune.sweep import run_sweep
 
-    cells = [] if sweep.screen is None else run_screening(sweep, plan.problems, sweep.screen)
+    cells = [] if sweep.screen is None else run_screening(sweep, problems, sweep.screen)
     if sweep.screen is not None:
         write_screening(output, sweep, cells, sweep.screen)
         believed = sum(cell.believable for cell in cells)
@@ -142,9 +151,9 @@ def _run(sweep: SweepConfig, plan: Plan, output: Path, size: FleetConfig, resume
 
         with attached(size, view.say):
             first = first_points(sweep, cells)
-            run_sweep(sweep, plan.problems, output, size, resume=resume, first=first, watch=watch)
+            run_sweep(sweep, problems, output, size, resume=resume, first=first, watch=watch)
         view.at(sweep.num_trials, "trials")
-    return write_report(output, sweep, plan.problems)
+    return write_report(output, sweep, problems)
 
 
 def _source(config: str | None, output: Path, resume: bool) -> str | Path | None:
@@ -178,7 +187,7 @@ def _numbers(text: str | None) -> list[int] | None:
         ) from error
 
 
-def _announce(sweep: SweepConfig, plan: Plan, output: Path) -> None:
+def _announce(sweep: SweepConfig, problems: list[ForecastProblem], output: Path) -> None:
     import yaml
 
     print(
@@ -188,7 +197,7 @@ def _announce(sweep: SweepConfig, plan: Plan, output: Path) -> None:
     budgets = " then ".join(str(rollouts) for rollouts in sweep.rungs) if sweep.rungs else "its own"
     how = "stopped early by ASHA" if sweep.asha else "all to the end"
     print(
-        f"plan: {sweep.num_trials} trials, {how}, of {len(plan.problems)} problems each at {budgets} rollouts, "
+        f"plan: {sweep.num_trials} trials, {how}, of {len(problems)} problems each at {budgets} rollouts, "
         f"{sweep.max_concurrent} beside each other on one fleet; objectives: {', '.join(sweep.objectives)}; into {output}\n"
     )
 

@@ -7,13 +7,14 @@ Each point becomes a plain method with options, reward and label of its own, so 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from typing import Any
 
 from sdt_dist.errors import ConfigurationError, unknown_name
 from sdt_dist.evaluation.config import EvaluationConfig, MethodConfig
-from sdt_dist.rewards.options import write_number
+from sdt_dist.evaluation.labels import family, suffix
+from sdt_dist.evaluation.method_options import matched_budget, options_of
 from sdt_dist.rewards.spec import with_gamma
 from sdt_dist.search.methods import get_method, validate_options
 
@@ -131,55 +132,33 @@ def _at(config: EvaluationConfig, method: MethodConfig, point: Point) -> MethodC
     """The method at a point. ConfigurationError for a value that it refuses."""
     if not point:
         return method
-    options: dict[str, Any] = dict(method.options)
-    for name, value in point.items():
-        options |= (
-            config.budget_of(value)
-            if name == "rollouts"
-            else {_OPTIONS[name]: value}
-            if name != "gamma"
-            else {}
-        )
-    label = f"{family(method)}{_suffix(point)}"
+    label = f"{family(method)}{suffix(point)}"
     try:
-        reward = (
-            with_gamma(config.reward_of(method), point["gamma"])
-            if "gamma" in point
-            else method.reward
-        )
         found = method.model_copy(
-            update={"options": options, "reward": reward, "label": label, "ablated": point}
+            update={
+                "options": _options_at(config, method, point),
+                "reward": _reward_at(config, method, point),
+                "label": label,
+                "ablated": point,
+            }
         )
-        validate_options(found.name, config.options_of(found))
+        validate_options(found.name, options_of(config, found))
     except ConfigurationError as error:
         raise ConfigurationError(f"ablate: {label}: {error}") from error
     return found
 
 
-def _suffix(point: Mapping[str, int | float]) -> str:
-    return (
-        f"[{','.join(f'{name}={write_number(value)}' for name, value in point.items())}]"
-        if point
-        else ""
-    )
+def _options_at(config: EvaluationConfig, method: MethodConfig, point: Point) -> dict[str, Any]:
+    options: dict[str, Any] = dict(method.options)
+    for name, value in point.items():
+        if name == "rollouts":
+            options |= matched_budget(config, value)
+        elif name != "gamma":
+            options[_OPTIONS[name]] = value
+    return options
 
 
-def family(method: MethodConfig, *without: str) -> str:
-    """What the points of one method share: its label without its place, or without its place in some parameters alone."""
-    base = method.label.removesuffix(_suffix(method.ablated))
-    kept = (
-        {name: value for name, value in method.ablated.items() if name not in without}
-        if without
-        else {}
-    )
-    return base + _suffix(kept)
-
-
-def middle(config: EvaluationConfig) -> Iterator[str]:
-    """The labels of an evaluation without its ablation: each method once, at the middle of its values."""
-    for method in config.method_configs():
-        if all(
-            value == sorted(config.ablate[name])[len(config.ablate[name]) // 2]
-            for name, value in method.ablated.items()
-        ):
-            yield method.label
+def _reward_at(config: EvaluationConfig, method: MethodConfig, point: Point) -> str | None:
+    if "gamma" not in point:
+        return method.reward
+    return with_gamma(config.reward_of(method), point["gamma"])

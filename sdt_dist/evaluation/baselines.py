@@ -14,7 +14,8 @@ from scipy.stats import norm
 
 from sdt_dist.data.problems import ForecastProblem
 from sdt_dist.data.scale import fit_scale
-from sdt_dist.errors import ConfigurationError, ContextError, MissingExtraError, unknown_name
+from sdt_dist.errors import ConfigurationError, ContextError, unknown_name
+from sdt_dist.extras import packages_of
 
 STATSFORECAST_MODELS = ("AutoARIMA", "AutoETS")
 _LEVEL = 80  # percent of the interval from which a Gaussian's standard deviation is read
@@ -79,12 +80,8 @@ def _predict(problem: ForecastProblem, model: str, steps: int) -> tuple[np.ndarr
     """Means [H] and standard deviations [H]; statsforecast's intervals are mean +- z sigma."""
     if model not in STATSFORECAST_MODELS:
         raise unknown_name("classical model", model, STATSFORECAST_MODELS)
-    try:
+    with packages_of("baselines", model):
         from statsforecast import models
-    except ImportError as error:
-        raise MissingExtraError(
-            f"{model} needs statsforecast: pip install 'sdt-dist[baselines]'."
-        ) from error
     fit_scale(problem.history)  # refuses what is too short, not finite or constant
     found = getattr(models, model)(season_length=problem.season).forecast(
         y=np.asarray(problem.history, dtype=np.float64), h=steps, level=[_LEVEL]

@@ -1,28 +1,20 @@
-"""What an evaluation run is: strict configuration, its defaults the job of `make evaluate`.
+"""What a user asks of an evaluation: strict configuration, its defaults the job of `make evaluate`.
 
-See docs/guides/evaluate.md, docs/guides/evaluate.md#bad-input.
+See docs/guides/evaluate.md. It says nothing of what that means for a search: `plan.py` does.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from sdt_dist.errors import CheckpointError, ConfigurationError
 from sdt_dist.search.methods import get_method, method_names
-from sdt_dist.search.options import TreeOptions
 from sdt_dist.tasks.registry import get_task
 from sdt_dist.tasks.task import Task
 
-if TYPE_CHECKING:
-    from sdt_dist.flow.files import FlowFiles
-
 EXECUTION_FIELDS = ("problems_in_flight", "flow")  # flow_identity says which flow, wherever it lies
 _WITH_FLOW = "+flow"
-_BUDGET_SHARE = (
-    0.95  # tree rollouts start below the root, so this keeps their number within num_rollouts
-)
 
 
 class MethodConfig(BaseModel):
@@ -52,20 +44,6 @@ class MethodConfig(BaseModel):
     def uses_flow(self) -> bool:
         """Whether its searches propose with a flow."""
         return get_method(self.name).flow == "required" if self.flow is None else self.flow
-
-    def check_flow(self, is_given: bool) -> None:
-        """ConfigurationError for a flow that the method cannot use, or for the lack of one that it is to use."""
-        chosen = get_method(self.name)
-        if self.uses_flow and chosen.flow == "none":
-            chosen.check_flow(is_given=True)
-        if not self.uses_flow and chosen.flow == "required":
-            raise ConfigurationError(
-                f"methods: {self.label} has flow: false, but {self.name} needs one; leave flow out, or use residual_ts."
-            )
-        if self.uses_flow and not is_given:
-            raise ConfigurationError(
-                f"methods: {self.label} needs a flow; give --flow PATH or leave it out."
-            )
 
 
 class EvaluationConfig(BaseModel):
@@ -123,43 +101,11 @@ class EvaluationConfig(BaseModel):
 
     def method_configs(self) -> list[MethodConfig]:
         """The methods with their labels filled in."""
-        full = [m if isinstance(m, MethodConfig) else MethodConfig.named(m) for m in self.methods]
-        return [m if m.label else m.model_copy(update={"label": m.name}) for m in full]
-
-    def options_of(self, method: MethodConfig) -> dict[str, Any]:
-        """Options of one method: the shared settings, a matched nfe budget, then its own."""
-        chosen = get_method(method.name)
-        options: dict[str, Any] = {
-            "inverse_temperature": self.inverse_temperature,
-            "num_samples": self.num_samples,
-        }
-        if not chosen.reference:
-            options |= self.budget_of(self.num_rollouts)
-        if issubclass(chosen.options, TreeOptions):
-            options["wave_size"] = self.wave_size
-        return options | method.options
-
-    def budget_of(self, num_rollouts: int | float) -> dict[str, Any]:
-        """The options that bound a search by the nfe of about so many rollouts."""
-        nfe = max(self.horizon, round(_BUDGET_SHARE * num_rollouts * self.horizon))
-        return {"num_rollouts": num_rollouts, "max_nfe": nfe}
+        return [_labelled(method) for method in self.methods]
 
     def reward_of(self, method: MethodConfig) -> str:
         """REWARD SPEC of one method: its own, or the evaluation's."""
         return self.reward if method.reward is None else method.reward
-
-    def flow_files(self) -> FlowFiles:
-        """The checkpoint of the flow; CheckpointError where it is damaged, or another flow than `flow_identity`."""
-        from sdt_dist.flow.files import FlowFiles
-
-        assert self.flow is not None
-        files = FlowFiles.read(self.flow)
-        if self.flow_identity not in (None, files.identity):
-            raise CheckpointError(
-                f"flow: {self.flow} holds flow {files.identity}, flow_identity is {self.flow_identity}; give that flow, or "
-                "leave flow_identity out."
-            )
-        return files
 
     @property
     def task(self) -> Task[Any]:
@@ -174,3 +120,8 @@ class EvaluationConfig(BaseModel):
     def identity(self) -> dict[str, Any]:
         """What makes two runs the same: everything but how they are executed."""
         return {k: v for k, v in self.model_dump(mode="json").items() if k not in EXECUTION_FIELDS}
+
+
+def _labelled(method: str | MethodConfig) -> MethodConfig:
+    full = MethodConfig.named(method) if isinstance(method, str) else method
+    return full if full.label else full.model_copy(update={"label": full.name})

@@ -10,18 +10,16 @@ from __future__ import annotations
 
 import hashlib
 import re
-import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from sdt_dist.data.problems import ForecastProblem
 from sdt_dist.errors import ConfigurationError
-from sdt_dist.evaluation.config import EvaluationConfig, MethodConfig
+from sdt_dist.evaluation.config import EvaluationConfig
 from sdt_dist.models.spec import outlook_of
 from sdt_dist.rewards.spec import reward_identity
-from sdt_dist.search.sharing_plan import SHARING_METHODS, SharingPlan
 from sdt_dist.tree.snapshot import Snapshot
 from sdt_dist.values.extract import walks_of
 from sdt_dist.values.files import write_evidence
@@ -115,57 +113,3 @@ def check_warm(store: EvidenceStore, keys: Mapping[int, str], directory: str | P
             f"warm_start: {directory} holds evidence of none of these {len(keys)} problems; it must be of the same model, "
             "data, context length, horizon and reward terms (lambda and the terms' multipliers may differ)."
         )
-
-
-class Evidence:
-    """The evidence side of one run: what its searches share, start from and leave behind.
-
-    A method's keys are those of its own reward, so methods whose rewards only weigh the same terms differently start from the
-    same evidence, and others never do. A run that neither shares nor keeps evidence does nothing here. ConfigurationError where
-    warm_start fits no problem of a method.
-    """
-
-    def __init__(
-        self, config: EvaluationConfig, problems: Sequence[ForecastProblem], output: Path
-    ) -> None:
-        self._config = config
-        self._output = output
-        self._run = secrets.token_hex(8)
-        is_used = config.shares_evidence or config.keep_evidence
-        users = [
-            method
-            for method in config.method_configs()
-            if is_used and method.name in SHARING_METHODS
-        ]
-        self._terms = {method.label: reward_identity(config.reward_of(method)) for method in users}
-        rewards = {self._terms[method.label]: config.reward_of(method) for method in users}
-        self._keys = {
-            terms: evidence_keys(config, problems, reward) for terms, reward in rewards.items()
-        }
-        self._warm: EvidenceStore | None = None
-        if config.warm_start is not None:
-            self._warm = load_evidence(config.warm_start)
-            for keys in self._keys.values():
-                check_warm(self._warm, keys, config.warm_start)
-
-    def sharing(self, method: MethodConfig) -> SharingPlan | None:
-        """How a method's searches share; None where each is on its own."""
-        if not self._config.shares_evidence:
-            return None
-        run = f"{self._run}/{method.label}"
-        return SharingPlan(
-            run, self._keys_of(method), self._config.searchers_per_problem, self._warm
-        )
-
-    def is_kept(self, method: MethodConfig) -> bool:
-        """Whether the walks of a method's searches are written beside the results."""
-        return self._config.keep_evidence and method.name in SHARING_METHODS
-
-    def keep(self, method: MethodConfig, problem: int, snapshot: Snapshot) -> None:
-        """Keep the walks of a finished search. ResultsError when the disk refuses."""
-        keep_evidence(
-            self._output, method.label, problem, self._keys_of(method)[problem], snapshot, self._run
-        )
-
-    def _keys_of(self, method: MethodConfig) -> dict[int, str]:
-        return self._keys[self._terms[method.label]]

@@ -1,4 +1,4 @@
-"""Result files of a run: append-only and durable lines, atomic documents, and the check that a directory is ours.
+"""Result files of a run: append-only and durable lines, documents, and how they are read again.
 
 config.yaml (resolved), environment.json (versions and hardware), problems.json, trees/ (the first problem's search of each
 tree method), samples.jsonl (one line per problem and method), summary.json, truth.json, summary.md, figures/. A line is on
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +21,6 @@ from pydantic import BaseModel
 from sdt_dist.data.problems import ForecastProblem
 from sdt_dist.errors import ResultsError, SdtError
 from sdt_dist.evaluation.config import EvaluationConfig
-from sdt_dist.files import write_text
 from sdt_dist.search.result import SearchResult
 from sdt_dist.tree.snapshot import Snapshot
 
@@ -30,45 +30,6 @@ SAMPLES = "samples.jsonl"
 CONFIG = "config.yaml"
 PROBLEMS = "problems.json"
 _HEAD = {"problem", "name", "method", "label", "seed", "status", "samples"}
-
-
-def check_directory(
-    directory: Path, config: EvaluationConfig, problems: list[ForecastProblem], *, resume: bool
-) -> None:
-    """ResultsError when an output directory is not ours, or holds results that this run cannot go on from.
-
-    That is: not resumed, of another configuration, or of other data under the same name.
-    """
-    has_results = (directory / SAMPLES).exists()
-    if has_results and not resume:
-        raise ResultsError(
-            f"output: {directory} already holds results; add --resume, or give another directory."
-        )
-    if not has_results and not (directory / CONFIG).exists():
-        return
-    known = saved_config(directory).identity()
-    now = config.identity()
-    if not has_results:
-        return
-    different = sorted(key for key in now if known[key] != now[key])
-    if different:
-        field = different[0]
-        raise ResultsError(
-            f"output: {directory} holds results of another configuration ({field}: {known[field]!r}, now "
-            f"{now[field]!r}); give another directory."
-        )
-    if _text(directory / PROBLEMS) != _problems_text(problems):
-        raise ResultsError(
-            f"output: {directory} holds results of other data: dataset {config.dataset!r} has changed since, or "
-            f"{PROBLEMS} has; give another directory."
-        )
-
-
-def _text(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return None
 
 
 def saved_config(directory: Path) -> EvaluationConfig:
@@ -84,16 +45,6 @@ def read_saved(path: Path, kind: type[SavedT], command: str) -> SavedT:
         raise ResultsError(
             f"output: {path} is no configuration that `{command}` wrote ({type(error).__name__}); give another directory."
         ) from error
-
-
-def open_directory(
-    directory: Path, config: EvaluationConfig, problems: list[ForecastProblem], *, resume: bool
-) -> ResultLog:
-    """Prepare an output directory: config.yaml, problems.json and the log. ResultsError as in `check_directory`."""
-    check_directory(directory, config, problems, resume=resume)
-    write_text(directory / CONFIG, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-    write_text(directory / PROBLEMS, _problems_text(problems))
-    return ResultLog(directory)
 
 
 def methods_by_label(directory: Path) -> dict[str, str]:
@@ -220,7 +171,7 @@ def save_tree(directory: Path, label: str, snapshot: Snapshot) -> None:
     snapshot.save(tree_path(directory, label))
 
 
-def _problems_text(problems: list[ForecastProblem]) -> str:
+def problems_text(problems: Sequence[ForecastProblem]) -> str:
     """problems.json: histories, truths and scales, in the user's units."""
     records = [
         {

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from rouge_score.rouge_scorer import RougeScorer
-from sacrebleu import corpus_bleu
-from sklearn.metrics import accuracy_score, cohen_kappa_score, f1_score
+
+from sdt_dist.extras import packages_of
 
 
 def distinct_n(samples: Sequence[Sequence[int]], n: int) -> float:
@@ -23,6 +22,9 @@ def perplexity(log_probs: Sequence[float], lengths: Sequence[int]) -> float:
 
 def classification(predicted: Sequence[str], truth: Sequence[str]) -> dict[str, float]:
     """Accuracy, macro-F1 and Cohen's kappa; kappa is 1 where all labels, predicted and true, are one class."""
+    with packages_of("text", "classification"):
+        from sklearn.metrics import accuracy_score, cohen_kappa_score, f1_score
+
     labels = sorted({*predicted, *truth})
     kappa = cohen_kappa_score(truth, predicted, labels=labels) if len(labels) > 1 else 1.0
     return {
@@ -37,6 +39,10 @@ def generation(predicted: Sequence[str], references: Sequence[str]) -> dict[str,
 
     BLEU takes the n-gram orders that the answers are long enough for, so that a perfect answer of one word scores 100.
     """
+    with packages_of("text", "generation"):
+        from rouge_score.rouge_scorer import RougeScorer
+        from sacrebleu import corpus_bleu
+
     scorer = RougeScorer(["rougeL"], use_stemmer=True)
     rouge = [
         scorer.score(r, p)["rougeL"].fmeasure for p, r in zip(predicted, references, strict=True)

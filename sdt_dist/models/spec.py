@@ -6,12 +6,12 @@ torch or transformers.
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdt_dist.errors import ConfigurationError, MissingExtraError, unknown_name
+from sdt_dist.errors import ConfigurationError, unknown_name
+from sdt_dist.extras import check_package
 from sdt_dist.models.forecaster.spec import forecaster_directory
 from sdt_dist.models.kinds import KINDS
 from sdt_dist.models.process import LawfulStates
@@ -53,10 +53,8 @@ def check_spec(spec: str) -> None:
         check_url(name)
         return
     package = _EXTRAS.get(backend)
-    if package is not None and importlib.util.find_spec(package) is None:
-        raise MissingExtraError(
-            f"model: the {backend} backend needs {package}: pip install 'sdt-dist[{backend}]'."
-        )
+    if package is not None:
+        check_package(package, backend, f"model: the {backend} backend")
     looks_like_path = name.startswith((".", "/", "~"))
     if name != "bundled" and not Path(name).exists() and (looks_like_path or name.count("/") != 1):
         if name.count("/") == 0:

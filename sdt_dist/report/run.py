@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from sdt_dist.errors import ResultsError
-from sdt_dist.evaluation.ablation import family, middle
 from sdt_dist.evaluation.config import EvaluationConfig
 from sdt_dist.evaluation.environment import backends_of, environment_facts, read_environment
+from sdt_dist.evaluation.labels import family, middle
+from sdt_dist.evaluation.method_options import options_of
 from sdt_dist.evaluation.results import CONFIG, read_lines, saved_config
 from sdt_dist.evaluation.significance import between_methods
 from sdt_dist.evaluation.summary import tabulate, write_summary
@@ -192,7 +193,7 @@ def _setting(config: EvaluationConfig, name: str) -> str:
         searched = [
             method for method in config.method_configs() if not get_method(method.name).reference
         ]
-        own = {config.options_of(method)["inverse_temperature"] for method in searched}
+        own = {options_of(config, method)["inverse_temperature"] for method in searched}
         values = sorted(own) or [config.inverse_temperature]
     else:
         values = config.ablate.get(name, [config.num_rollouts])

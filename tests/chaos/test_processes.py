@@ -19,9 +19,8 @@ import psutil
 import pytest
 import yaml
 
-from sdt_dist.evaluation.plan import load_config, make_plan
-from sdt_dist.evaluation.runner import in_process, run_evaluation
 from tests.chaos.killing import Recovery
+from tests.evaluation_helpers import evaluate_into
 from tests.ray_helpers import wait_until
 
 pytestmark = [pytest.mark.chaos, pytest.mark.ray, pytest.mark.timeout(400)]
@@ -70,9 +69,7 @@ def test_lost_requests_and_replies_change_nothing_and_are_paid_once(table):
 @pytest.fixture
 def undisturbed(tmp_path, one_thread) -> dict[tuple[int, str], dict]:
     """The lines that the run must have in the end, made in one process."""
-    run_evaluation(
-        make_plan(load_config(None, SETTINGS)), tmp_path / "undisturbed", execute=in_process()
-    )
+    evaluate_into(tmp_path / "undisturbed", SETTINGS)
     return _lines(tmp_path / "undisturbed")
 
 

@@ -23,8 +23,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sdt_dist.evaluation.plan import load_config, make_plan
-from sdt_dist.evaluation.runner import run_evaluation
+from tests.evaluation_helpers import evaluate_into
 from tests.one_package import python_path
 
 ROOT = Path(__file__).parents[2]
@@ -223,9 +222,7 @@ def test_a_job_gives_the_samples_of_one_process_and_keeps_them(head, tmp_path):
         and f"Ray dashboard: {head.url}" in done.stdout
     )
     [results] = (head.home / "sdt-results").iterdir()
-    run_evaluation(
-        make_plan(load_config(str(tmp_path / "small.yaml"), {})), tmp_path / "alone", resume=False
-    )
+    evaluate_into(tmp_path / "alone", str(tmp_path / "small.yaml"))
     have = _samples(results)
     want = _samples(tmp_path / "alone")
     assert len(want) == 4 and have == want

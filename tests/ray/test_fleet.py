@@ -15,16 +15,16 @@ from pathlib import Path
 import pytest
 
 from sdt_dist.actors.config import fleet_config
-from sdt_dist.actors.evaluation import on_fleet
+from sdt_dist.actors.evaluation import OnFleet
 from sdt_dist.actors.fleet import run_fleet
 from sdt_dist.actors.work import SpecReward
 from sdt_dist.errors import CheckpointError, FleetError
-from sdt_dist.evaluation.plan import load_config, make_plan
-from sdt_dist.evaluation.runner import in_process, run_evaluation
+from sdt_dist.evaluation.executor import InProcess
 from sdt_dist.models.card import card_of
 from sdt_dist.models.loading import load_model
 from sdt_dist.models.toy import Toy
 from sdt_dist.search.methods import method_names
+from tests.evaluation_helpers import evaluate_into
 from tests.fleet_helpers import TOY, alone, same, toy_work
 from tests.flow_helpers import save_small_flow
 from tests.ray_helpers import actor_processes, run_all, wait_for_deaths, wait_until
@@ -60,9 +60,9 @@ def test_a_fleet_gives_the_samples_of_one_process(searchers, servers):
         assert outcomes[w.name].nfe == want.nfe, w.name
 
 
-def _lines(folder: Path, settings: dict, execute) -> dict[tuple[int, str], dict]:
+def _lines(folder: Path, settings: dict, executor) -> dict[tuple[int, str], dict]:
     """The run's lines without what time and the merging of calls decide; a pair that occurs twice fails."""
-    run_evaluation(make_plan(load_config(None, settings)), folder, execute=execute)
+    evaluate_into(folder, settings, executor=executor)
     lines = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
     found = {(line["problem"], line["label"]): line for line in lines}
     assert len(found) == len(lines)
@@ -85,8 +85,8 @@ def test_an_evaluation_of_the_bundled_forecaster_writes_the_same_lines_and_searc
 
     fleet = fleet_config({"searchers": 2, "servers": 1})
     methods = [*method_names(), {"name": "snis", "label": "by its own reward", "reward": "nonneg"}]
-    have = _lines(tmp_path / "fleet", SETTINGS | {"methods": methods}, on_fleet(fleet, watch=look))
-    want = _lines(tmp_path / "here", SETTINGS | {"methods": methods}, in_process())
+    have = _lines(tmp_path / "fleet", SETTINGS | {"methods": methods}, OnFleet(fleet, watch=look))
+    want = _lines(tmp_path / "here", SETTINGS | {"methods": methods}, InProcess())
     assert have == want and len(want) == 3 * len(methods)
     assert {name: "libtorch" in text for name, text in maps.items() if name != "controller"} == {
         "model-server-0": True,
@@ -111,8 +111,8 @@ def test_an_evaluation_with_a_flow_writes_the_same_lines_and_searchers_need_no_t
             for name, pid in actor_processes().items():
                 maps[name] = Path(f"/proc/{pid}/maps").read_text()
 
-    have = _lines(tmp_path / "fleet", settings, on_fleet(fleet_config({}), watch=look))
-    want = _lines(tmp_path / "here", settings, in_process())
+    have = _lines(tmp_path / "fleet", settings, OnFleet(fleet_config({}), watch=look))
+    want = _lines(tmp_path / "here", settings, InProcess())
     assert have == want and len(want) == 9 and {line["status"] for line in want.values()} == {"ok"}
     assert len({line["flow"] for pair, line in want.items() if pair[1] != "snis"}) == 1
     assert "libtorch" not in maps["searcher-0"] and "libtorch" in maps["model-server-0"]
@@ -146,8 +146,8 @@ def test_a_reward_that_fails_on_one_problem_is_one_failed_line_and_the_others_go
         "    return -series.std(axis=1)\n"
     )
     settings = SETTINGS | {"methods": ["sample", "residual_ts"], "reward": f"{file}:score"}
-    have = _lines(tmp_path / "fleet", settings, on_fleet(fleet_config({})))
-    assert have == _lines(tmp_path / "here", settings, in_process())
+    have = _lines(tmp_path / "fleet", settings, OnFleet(fleet_config({})))
+    assert have == _lines(tmp_path / "here", settings, InProcess())
     failed = {pair: line["error"] for pair, line in have.items() if line["status"] == "failed"}
     assert failed.keys() == {(0, "sample"), (0, "residual_ts")} and len(have) == 6
     assert all("no such thing" in error for error in failed.values())

@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 
 from sdt_dist.actors.config import fleet_config
-from sdt_dist.actors.evaluation import on_fleet
-from sdt_dist.evaluation.plan import load_config, make_plan
-from sdt_dist.evaluation.runner import run_evaluation
+from sdt_dist.actors.evaluation import OnFleet
+from tests.evaluation_helpers import evaluate_into
 from tests.ray_helpers import actor_processes, wait_for_deaths
 
 pytestmark = [pytest.mark.ray, pytest.mark.mlx, pytest.mark.usefixtures("local_ray")]
@@ -42,8 +41,8 @@ def run(tmp_path_factory, local_ray):
             if name.startswith("model-server"):
                 calls[name] = max(calls.get(name, 0), slot.get("calls", 0))
 
-    plan = make_plan(load_config(None, SETTINGS))
-    run_evaluation(plan, folder, execute=on_fleet(fleet_config(FLEET), watch=watch))
+    executor = OnFleet(fleet_config(FLEET), watch=watch)
+    evaluate_into(folder, SETTINGS, executor=executor)
     return (
         [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()],
         calls,

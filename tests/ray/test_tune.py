@@ -22,7 +22,7 @@ import ray
 from sdt_dist.actors.config import fleet_config
 from sdt_dist.errors import FleetError, ResultsError
 from sdt_dist.models.loading import load_model
-from sdt_dist.tune.config import load_sweep, plan_of
+from sdt_dist.tune.config import load_sweep, problems_of
 from sdt_dist.tune.ledger import read_trials
 from sdt_dist.tune.report import write_report
 from sdt_dist.tune.sweep import run_sweep
@@ -70,7 +70,7 @@ def drive(output: str, log: str, address: str) -> None:
     sweep = load_sweep(None, SWEEP)
     run_sweep(
         sweep,
-        plan_of(sweep).problems,
+        problems_of(sweep),
         Path(output),
         fleet_config({}),
         loader=partial(load_counted, Path(log)),
@@ -155,7 +155,7 @@ def test_a_killed_sweep_goes_on_with_one_model_for_all_trials_and_repeats_no_sea
         seen.update(_trial_processes())
 
     sweep = load_sweep(None, SWEEP)
-    problems = plan_of(sweep).problems
+    problems = problems_of(sweep)
     with pytest.raises(ResultsError, match="add --resume"):
         run_sweep(sweep, problems, output, fleet_config({}))
     loader = partial(load_counted, tmp_path / "second")
@@ -190,6 +190,6 @@ def test_a_sweep_whose_fleet_cannot_start_ends_with_the_fleets_own_error(tmp_pat
     sweep = load_sweep(None, SWEEP | {"num_trials": 2, "max_concurrent": 1})
     hasty = fleet_config({"start_timeout_s": 0.2})
     with pytest.raises(FleetError, match=r"waited .* for the controller; run again with --resume"):
-        run_sweep(sweep, plan_of(sweep).problems, tmp_path / "sweep", hasty)
+        run_sweep(sweep, problems_of(sweep), tmp_path / "sweep", hasty)
     wait_for_deaths([])
     gc.collect()  # here, where warnings are no errors: Tune leaves its logs open when it is interrupted

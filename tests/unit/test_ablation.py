@@ -15,11 +15,14 @@ import yaml
 
 from sdt_dist.cluster.cli import main
 from sdt_dist.errors import ConfigurationError, ResultsError
-from sdt_dist.evaluation.ablation import expanded, family, middle, parse_ablations
+from sdt_dist.evaluation.ablation import expanded, parse_ablations
 from sdt_dist.evaluation.config import EvaluationConfig
-from sdt_dist.evaluation.plan import check_config, load_config, make_plan
-from sdt_dist.evaluation.runner import in_process, run_evaluation
+from sdt_dist.evaluation.executor import InProcess
+from sdt_dist.evaluation.labels import family, middle
+from sdt_dist.evaluation.method_options import matched_budget, options_of
+from sdt_dist.evaluation.plan import load_config, make_plan, resolve
 from sdt_dist.models.loading import load_model
+from tests.evaluation_helpers import evaluate_into
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -38,8 +41,7 @@ def evaluate():
     model = load_model("bundled")
 
     def run(directory: Path, settings: dict, **options) -> dict[tuple[int, str], dict]:
-        plan = make_plan(load_config(None, settings))
-        run_evaluation(plan, directory, execute=in_process(lambda _: model), **options)
+        evaluate_into(directory, settings, executor=InProcess(lambda _: model), **options)
         return _lines(directory)
 
     return run
@@ -111,7 +113,7 @@ def test_a_point_changes_its_options_or_reward_alone():
         None, SETTINGS | {"methods": [own], "num_rollouts": 5, "inverse_temperature": 2.0}
     )
     (want,) = plain.method_configs()
-    assert config.options_of(point) == plain.options_of(want) | {"expansion_k": 4}
+    assert options_of(config, point) == options_of(plain, want) | {"expansion_k": 4}
     assert config.reward_of(point) == "spectral:gamma=3"
     assert (
         family(point) == "mine"
@@ -194,7 +196,7 @@ def test_what_cannot_be_swept_ends_with_one_message_before_anything_runs(
 )
 def test_configurations_that_cannot_be_swept_are_refused(settings, message):
     with pytest.raises(ConfigurationError, match=message):
-        load_config(None, SWEPT | settings)
+        resolve(load_config(None, SWEPT | settings))
 
 
 def test_what_was_expanded_is_the_same_again_and_changes_to_it_are_refused(swept):
@@ -212,9 +214,9 @@ def test_what_was_expanded_is_the_same_again_and_changes_to_it_are_refused(swept
         {"ablate": {}},
     ):
         with pytest.raises(ConfigurationError, match=r"is not what ablate.* makes of it"):
-            load_config(str(swept / "config.yaml"), change)
+            resolve(load_config(str(swept / "config.yaml"), change))
     with pytest.raises(ConfigurationError, match="residual_ts is not what ablate"):
-        check_config(EvaluationConfig.model_validate(SWEPT))
+        resolve(EvaluationConfig.model_validate(SWEPT))
 
 
 def test_a_point_is_bit_for_bit_the_run_that_it_stands_for(swept, tmp_path, evaluate):
@@ -239,7 +241,7 @@ def test_budgets_are_matched_within_a_wave_at_every_point(swept):
     wave = SETTINGS["wave_size"] * SETTINGS["horizon"]
     for method in config.method_configs():
         if method.ablated:
-            bound = config.budget_of(method.ablated["rollouts"])["max_nfe"]
+            bound = matched_budget(config, method.ablated["rollouts"])["max_nfe"]
             assert bound <= method.ablated["rollouts"] * config.horizon
             costs = [line["nfe"] for line in _of(_lines(swept), method.label)]
             assert all(bound / 2 < nfe < bound + wave for nfe in costs)

@@ -23,9 +23,10 @@ import yaml
 from sdt_dist.cluster.cli import main
 from sdt_dist.errors import ConfigurationError, ResultsError
 from sdt_dist.evaluation.config import EvaluationConfig
-from sdt_dist.evaluation.plan import load_config, make_plan
+from sdt_dist.evaluation.executor import InProcess
+from sdt_dist.evaluation.plan import load_config, resolve
 from sdt_dist.evaluation.results import ResultLog, read_problems
-from sdt_dist.evaluation.runner import Progress, in_process, run_evaluation
+from sdt_dist.evaluation.runner import Progress
 from sdt_dist.evaluation.summary import recompute, tabulate
 from sdt_dist.models.loading import load_model
 from sdt_dist.protocols import Decoded
@@ -33,6 +34,7 @@ from sdt_dist.report.figures.draw import draw_all
 from sdt_dist.rewards.context import RewardContext
 from sdt_dist.rewards.spec import parse_reward
 from sdt_dist.search.methods import get_method, method_names
+from tests.evaluation_helpers import evaluate_into
 
 SETTINGS = {
     "num_problems": 3, "horizon": 8, "context_length": 64, "num_rollouts": 8, "num_samples": 6, "wave_size": 4,
@@ -84,8 +86,7 @@ def model():
 @pytest.fixture(scope="module")
 def evaluate(model):
     def run(directory: Path, settings: dict = FEW, **options) -> list[dict]:
-        config = load_config(None, settings)
-        run_evaluation(make_plan(config), directory, execute=in_process(lambda _: model), **options)
+        evaluate_into(directory, settings, executor=InProcess(lambda _: model), **options)
         return _lines(directory)
 
     return run
@@ -251,13 +252,7 @@ def test_a_finished_run_resumes_without_a_model(finished, copy):
         raise AssertionError("the model was loaded")
 
     told = Told()
-    run_evaluation(
-        make_plan(load_config(None, SETTINGS)),
-        copy,
-        resume=True,
-        progress=told,
-        execute=in_process(refuse),
-    )
+    evaluate_into(copy, SETTINGS, executor=InProcess(refuse), resume=True, progress=told)
     assert told.total == 0
     assert (copy / "samples.jsonl").read_bytes() == (finished / "samples.jsonl").read_bytes()
 
@@ -440,7 +435,7 @@ def test_each_reward_belongs_to_its_sample(finished, model):
 def test_labels_must_differ():
     twice = [{"name": "dts"}, {"name": "dts", "options": {"wave_size": 2}}]
     with pytest.raises(ConfigurationError, match="label"):
-        load_config(None, {"methods": twice})
+        resolve(load_config(None, {"methods": twice}))
     twice[1]["label"] = "dts, small waves"
     assert [m.label for m in load_config(None, {"methods": twice}).method_configs()] == [
         "dts",

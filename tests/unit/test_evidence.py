@@ -7,9 +7,8 @@ import pytest
 
 from sdt_dist.data.problems import ForecastProblem
 from sdt_dist.errors import CheckpointError, ConfigurationError
-from sdt_dist.evaluation.config import EvaluationConfig, MethodConfig
+from sdt_dist.evaluation.config import EvaluationConfig
 from sdt_dist.evaluation.evidence import (
-    Evidence,
     check_warm,
     evidence_keys,
     evidence_path,
@@ -17,7 +16,8 @@ from sdt_dist.evaluation.evidence import (
     load_evidence,
     model_identity,
 )
-from sdt_dist.evaluation.plan import check_config
+from sdt_dist.evaluation.plan import Plan, plan_on, resolve
+from sdt_dist.evaluation.run_evidence import RunEvidence
 from sdt_dist.rewards.context import RewardContext
 from sdt_dist.rewards.spec import parse_reward, reward_identity
 from sdt_dist.values.reweigh import reweigh
@@ -108,34 +108,31 @@ def test_a_run_keeps_its_evidence_and_reads_it_again(tmp_path):
         load_evidence(tmp_path)
 
 
-def _own_rewards(tmp_path, *rewards: str | None, **changes) -> Evidence:
+def _own_rewards(tmp_path, *rewards: str | None, **changes) -> tuple[Plan, RunEvidence]:
     methods = [
         {"name": "residual_ts", "label": str(i), "reward": reward}
         for i, reward in enumerate(rewards)
     ]
     config = EvaluationConfig.model_validate(BASE | changes | {"methods": [*methods, "snis"]})
-    return Evidence(config, PROBLEMS, tmp_path)
+    plan = plan_on(config, PROBLEMS)
+    return plan, RunEvidence(plan, tmp_path)
 
 
 def test_a_methods_evidence_is_that_of_its_own_reward(tmp_path):
     """Another gamma weighs the same walks, other terms make other walks."""
-    have = _own_rewards(tmp_path, None, "spectral:gamma=7", "nonneg", searchers_per_problem=2)
-    plans = [have.sharing(MethodConfig(name="residual_ts", label=str(i))) for i in range(3)]
-    assert plans[0].keys == plans[1].keys == keys() and plans[2].keys == keys(reward="nonneg")
-    assert len({plan.run for plan in plans}) == 3
+    rewards = (None, "spectral:gamma=7", "nonneg")
+    plan, have = _own_rewards(tmp_path, *rewards, searchers_per_problem=2)
+    one, other, third = (have.sharing(method) for method in plan.methods if method.has_walks)
+    assert one.keys == other.keys == keys() and third.keys == keys(reward="nonneg")
+    assert len({one.run, other.run, third.run}) == 3
 
 
 def test_a_warm_start_must_have_evidence_of_every_methods_reward(tmp_path):
     walks = run_toy("A", "residual_ts", 0, num_rollouts=5).snapshot
     keep_evidence(tmp_path, "m", 0, keys()[0], walks, "run")
-    have = _own_rewards(tmp_path, None, "spectral:gamma=7", warm_start=str(tmp_path))
-    assert [
-        len(have.sharing(MethodConfig(name="residual_ts", label=label)).members(0)[0].warm)
-        for label in "01"
-    ] == [
-        5,
-        5,
-    ]
+    plan, have = _own_rewards(tmp_path, None, "spectral:gamma=7", warm_start=str(tmp_path))
+    for method in plan.methods[:2]:
+        assert len(have.sharing(method).members(0)[0].warm) == 5
     with pytest.raises(ConfigurationError, match=r"none of these 2 problems.*reward terms"):
         _own_rewards(tmp_path, None, "nonneg", warm_start=str(tmp_path))
 
@@ -155,7 +152,7 @@ def test_a_warm_start_must_have_evidence_of_every_methods_reward(tmp_path):
 )
 def test_configurations_that_cannot_share_are_refused(change, message):
     with pytest.raises(ConfigurationError, match=message):
-        check_config(EvaluationConfig.model_validate(BASE | change))
+        resolve(EvaluationConfig.model_validate(BASE | change))
 
 
 def test_configurations_that_can_share_are_not():
@@ -164,5 +161,5 @@ def test_configurations_that_can_share_are_not():
     )
     alone = EvaluationConfig.model_validate({"keep_evidence": True})
     for config in (teams, alone):
-        check_config(config)
+        resolve(config)
     assert teams.shares_evidence and not alone.shares_evidence

@@ -8,11 +8,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from sdt_dist.evaluation.plan import load_config, make_plan
-from sdt_dist.evaluation.runner import in_process, run_evaluation
+from sdt_dist.evaluation.executor import InProcess
 from sdt_dist.models.loading import load_model
-from sdt_dist.report.figures import figures
 from sdt_dist.report.figures.ablation import ablation
+from sdt_dist.report.figures.cost import quality_against_cost
+from sdt_dist.report.figures.draw import draw_all
+from sdt_dist.report.figures.run import Run
+from tests.evaluation_helpers import evaluate_into
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -25,22 +27,22 @@ SETTINGS = {
 def evaluate(tmp_path_factory):
     model = load_model("bundled")
 
-    def run(methods: list[str], ablate: dict) -> figures.Run:
+    def run(methods: list[str], ablate: dict) -> Run:
         directory: Path = tmp_path_factory.mktemp("run") / "run"
-        config = load_config(None, {**SETTINGS, "methods": methods, "ablate": ablate})
-        run_evaluation(make_plan(config), directory, execute=in_process(lambda _: model))
-        return figures.Run(directory)
+        settings = {**SETTINGS, "methods": methods, "ablate": ablate}
+        evaluate_into(directory, settings, executor=InProcess(lambda _: model))
+        return Run(directory)
 
     return run
 
 
 @pytest.fixture(scope="module")
-def by_rollouts(evaluate) -> figures.Run:
+def by_rollouts(evaluate) -> Run:
     return evaluate(["sample", "snis", "mcts"], {"rollouts": [2, 8, 32]})
 
 
 @pytest.fixture(scope="module")
-def by_three(evaluate) -> figures.Run:
+def by_three(evaluate) -> Run:
     return evaluate(
         ["sample", "snis", "mcts"], {"lambda": [1, 3], "rollouts": [2, 4, 8], "gamma": [2, 0.5]}
     )
@@ -82,7 +84,7 @@ def test_curves_go_through_the_measured_points_alone(by_rollouts):
 
 
 def test_quality_against_cost_joins_the_budgets_of_a_method(by_rollouts):
-    figure = figures.quality_against_cost(by_rollouts)
+    figure = quality_against_cost(by_rollouts)
     for axes, cost in zip(figure.axes[:2], ("nfe", "wall_s"), strict=True):
         joined = [line.get_xydata().tolist() for line in axes.lines if len(line.get_xdata()) == 3]
         for method, points in zip(("snis", "mcts"), joined, strict=True):
@@ -123,7 +125,7 @@ def test_a_crowd_of_curves_is_thinned_to_the_middle_and_says_so(evaluate, by_thr
         "sample": ["sample"],
         "snis[lambda=8]": [f"snis[lambda=8,rollouts={r}]" for r in (4, 8)],
     }
-    figure = figures.quality_against_cost(run)
+    figure = quality_against_cost(run)
     assert "middle values only" in figure.get_suptitle() and len(figure.axes[0].containers) == 3
     plt.close(figure)
 
@@ -143,7 +145,7 @@ def test_rewards_are_not_compared_across_gammas(evaluate, by_rollouts):
 
 
 def test_figures_of_an_ablation_are_written_and_a_plain_run_has_none(evaluate, by_three):
-    assert {path.stem for path in figures.draw_all(by_three.directory)} >= {
+    assert {path.stem for path in draw_all(by_three.directory)} >= {
         "ablation",
         "quality_cost",
         "diversity",
@@ -152,7 +154,7 @@ def test_figures_of_an_ablation_are_written_and_a_plain_run_has_none(evaluate, b
 
 
 def test_many_curves_stand_in_a_row_of_panels_for_each_method(by_three):
-    figure = figures.quality_against_cost(by_three)
+    figure = quality_against_cost(by_three)
     grid = [figure.axes[place : place + 2] for place in range(0, len(figure.axes), 2)]
     rows = [[text.get_text() for text in right.get_legend().get_texts()] for _, right in grid]
     assert len(rows) > 1 and sorted(curve for row in rows for curve in row) == sorted(

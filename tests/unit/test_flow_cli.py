@@ -19,13 +19,14 @@ import yaml
 from sdt_dist.actors.config import fleet_config
 from sdt_dist.cluster.cli import main
 from sdt_dist.errors import CheckpointError, ConfigurationError
-from sdt_dist.evaluation.plan import load_config, make_plan
-from sdt_dist.evaluation.results import check_directory
-from sdt_dist.evaluation.runner import in_process, run_evaluation
+from sdt_dist.evaluation.directory import RunDirectory
+from sdt_dist.evaluation.plan import Plan, load_config, make_plan, resolve
+from sdt_dist.evaluation.runner import run_evaluation
 from sdt_dist.flow.files import FlowFiles
 from sdt_dist.models.card import ModelCard, card_of
 from sdt_dist.models.loading import load_model
 from sdt_dist.models.toy import Toy
+from tests.evaluation_helpers import evaluate_into
 from tests.flow_helpers import save_small_flow
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -152,32 +153,34 @@ def test_method_entries_say_whether_they_use_the_flow(flow):
     values = {
         "methods": ["s_adt", "snis", "smc+flow", {"name": "snis", "label": "with F", "flow": True}]
     }
-    config = load_config(None, {**RUN, **values, "flow": str(flow)})
-    assert [(m.label, m.uses_flow) for m in config.method_configs()] == [
+    plan = _resolved({**RUN, **values, "flow": str(flow)})
+    assert [(m.label, m.flow is not None) for m in plan.methods] == [
         ("s_adt", True), ("snis", False), ("smc+flow", True), ("with F", True),
     ]  # fmt: skip
     with pytest.raises(
         ConfigurationError,
         match="methods: s_adt has flow: false, but s_adt needs one; leave flow out",
     ):
-        load_config(None, {**RUN, "methods": [{"name": "s_adt", "flow": False}], "flow": str(flow)})
+        _resolved({**RUN, "methods": [{"name": "s_adt", "flow": False}], "flow": str(flow)})
     own = {"name": "s_adt", "options": {"inverse_temperature": 30}}
     with pytest.raises(
         ConfigurationError, match=r"inverse_temperature: 30, the flow was trained for 0\.5 to 20"
     ):
-        load_config(None, {**RUN, "methods": [own], "flow": str(flow)})
+        _resolved({**RUN, "methods": [own], "flow": str(flow)})
     own = {"name": "s_adt", "reward": "nonneg"}
     with pytest.raises(
         CheckpointError, match="flow: trained for reward 'spectral:gamma=1', given 'nonneg'"
     ):
-        load_config(None, {**RUN, "methods": [own], "flow": str(flow)})
+        _resolved({**RUN, "methods": [own], "flow": str(flow)})
     swept = {**RUN, "methods": ["s_adt"], "flow": str(flow)}
-    config = load_config(
-        None, swept | {"ablate": {"gamma": [1], "alpha": [0, 0.5], "lambda": [1, 3]}}
-    )
-    assert len(config.methods) == 4 and all(method.uses_flow for method in config.method_configs())
+    plan = _resolved(swept | {"ablate": {"gamma": [1], "alpha": [0, 0.5], "lambda": [1, 3]}})
+    assert [method.flow for method in plan.methods] == [plan.flow.identity] * 4
     with pytest.raises(CheckpointError, match="given 'spectral:gamma=2'"):
-        load_config(None, swept | {"ablate": {"gamma": [1, 2]}})
+        _resolved(swept | {"ablate": {"gamma": [1, 2]}})
+
+
+def _resolved(settings: dict) -> Plan:
+    return resolve(load_config(None, settings))
 
 
 def test_a_dry_run_shows_the_flow_and_loads_nothing(flow, monkeypatch, capsys):
@@ -216,28 +219,23 @@ def test_an_evaluation_names_its_flow_and_is_resumed_with_no_other(flow, card, t
     output = tmp_path / "run"
     shutil.copytree(flow, own)
     values = {**FLOW_RUN, "flow": str(own)}
-    config = load_config(None, values)
-    run_evaluation(make_plan(config), output, execute=in_process())
+    plan = make_plan(load_config(None, values))
+    identity = plan.config.flow_identity
+    run_evaluation(plan, RunDirectory(output, plan))
     lines = [json.loads(line) for line in (output / "samples.jsonl").read_text().splitlines()]
     assert {(line["label"], line["flow"], line["status"]) for line in lines} == {
-        ("snis", None, "ok"), ("snis+flow", config.flow_identity, "ok"), ("s_adt", config.flow_identity, "ok"),
+        ("snis", None, "ok"), ("snis+flow", identity, "ok"), ("s_adt", identity, "ok"),
     }  # fmt: skip
     saved = yaml.safe_load((output / "config.yaml").read_text())
-    assert (saved["flow"], saved["flow_identity"]) == (str(own), config.flow_identity)
-    assert load_config(None, saved) == config
+    assert (saved["flow"], saved["flow_identity"]) == (str(own), identity)
+    assert _resolved(saved).config == plan.config
 
-    elsewhere = load_config(None, {**values, "flow": str(flow)})
-    check_directory(output, elsewhere, make_plan(elsewhere).problems, resume=True)
+    RunDirectory(output, make_plan(load_config(None, {**values, "flow": str(flow)})), resume=True)
     save_small_flow(own, card, 8, seed=1)
     line = mistake(*_resume(output, own))
-    assert (
-        f"holds results of another configuration (flow_identity: '{config.flow_identity}', now "
-        in line
-    )
-    with pytest.raises(
-        CheckpointError, match=f"flow_identity is {config.flow_identity}; give that flow"
-    ):
-        load_config(None, saved)
+    assert f"holds results of another configuration (flow_identity: '{identity}', now " in line
+    with pytest.raises(CheckpointError, match=f"flow_identity is {identity}; give that flow"):
+        _resolved(saved)
 
 
 def _resume(output: Path, flow: Path) -> list[object]:
@@ -256,13 +254,13 @@ def test_a_flow_of_another_model_is_refused_before_the_first_search(tmp_path, ca
         CheckpointError,
         match=f"flow: trained for model {'f' * 32}, 'bundled' is {card.identity}; give",
     ):
-        run_evaluation(make_plan(config), tmp_path / "run", execute=in_process())
+        evaluate_into(tmp_path / "run", config)
     save_small_flow(tmp_path / "toy", card_of(Toy(5, 8, 1.0)), 8)
     config = load_config(None, {**RUN, "methods": ["s_adt"], "flow": str(tmp_path / "toy")})
     with pytest.raises(
         CheckpointError, match="flow: vocab_size 5, model 'bundled' has 1024; give the model"
     ):
-        run_evaluation(make_plan(config), tmp_path / "other", execute=in_process())
+        evaluate_into(tmp_path / "other", config)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 
 import sdt_dist as sdt
 from sdt_dist.errors import ConfigurationError
-from sdt_dist.evaluation.plan import load_config
+from sdt_dist.evaluation.plan import load_config, resolve
 from sdt_dist.models.process import TokenProcess
 from sdt_dist.models.toy import Toy
 from sdt_dist.search.api import run_searches
@@ -50,7 +50,7 @@ def test_s_adt_without_a_flow_says_what_to_do():
     with pytest.raises(
         ConfigurationError, match="methods: s_adt needs a flow; give --flow PATH or leave it out"
     ):
-        load_config(None, {"methods": ["s_adt"]})
+        resolve(load_config(None, {"methods": ["s_adt"]}))
     assert "s_adt" not in method_names() and "s_adt" not in load_config(None, {}).methods
 
 

@@ -17,9 +17,7 @@ from scipy.stats import wilcoxon
 from sdt_dist.errors import ResultsError, SdtError
 from sdt_dist.evaluation.config import EvaluationConfig
 from sdt_dist.evaluation.environment import note_environment, read_environment, server_record
-from sdt_dist.evaluation.plan import make_plan
 from sdt_dist.evaluation.results import tree_path
-from sdt_dist.evaluation.runner import run_evaluation
 from sdt_dist.evaluation.significance import Difference, between_methods
 from sdt_dist.evaluation.tables import columns_of_tests
 from sdt_dist.report.blocks import Section
@@ -33,6 +31,7 @@ from sdt_dist.report.value_error import ValueErrors
 from sdt_dist.report.write import write_report
 from sdt_dist.tasks.forecast import FORECAST
 from sdt_dist.tree.snapshot import Snapshot
+from tests.evaluation_helpers import evaluate_into
 from tests.report_helpers import (
     COSTS,
     Page,
@@ -58,7 +57,7 @@ def _run(directory: Path, **settings) -> Path:
             "methods": METHODS,
         } | settings
     )  # fmt: skip
-    run_evaluation(make_plan(config), directory)
+    evaluate_into(directory, config)
     return directory
 
 

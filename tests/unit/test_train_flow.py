@@ -21,8 +21,6 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from sdt_dist.evaluation.plan import load_config, make_plan
-from sdt_dist.evaluation.runner import run_evaluation
 from sdt_dist.flow.checkpoint import FlowInfo
 from sdt_dist.flow.flow import Flow
 from sdt_dist.flow.spec import FlowSpec
@@ -34,6 +32,7 @@ from sdt_dist.training.flow.loss_log import read_losses
 from sdt_dist.training.flow.train import LiveSearches, Watch, run_rounds
 from sdt_dist.training.flow.versions import latest_version
 from sdt_dist.tree.snapshot import Snapshot
+from tests.evaluation_helpers import evaluate_into
 from tests.flow_helpers import FamilyMember, sibling_groups
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -78,7 +77,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "num_rollouts": 12,
         "num_samples": 4,
     }
-    run_evaluation(make_plan(load_config(None, {**settings, "keep_evidence": True})), directory)
+    evaluate_into(directory, {**settings, "keep_evidence": True})
     return directory
 
 

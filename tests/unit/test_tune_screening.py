@@ -10,10 +10,8 @@ import pytest
 
 from sdt_dist.data.problems import ForecastProblem
 from sdt_dist.errors import ConfigurationError
-from sdt_dist.evaluation.plan import load_config, make_plan
-from sdt_dist.evaluation.runner import in_process, run_evaluation
 from sdt_dist.models.loading import load_model
-from sdt_dist.tune.config import load_sweep
+from sdt_dist.tune.config import load_sweep, problems_of
 from sdt_dist.tune.objectives import measure_rows
 from sdt_dist.tune.screening import (
     LEAST_ESS,
@@ -28,6 +26,7 @@ from sdt_dist.tune.screening import (
 )
 from sdt_dist.values.extract import walks_of
 from sdt_dist.values.reweigh import Reweighed, reweigh
+from tests.evaluation_helpers import evaluate_into
 from tests.search_helpers import run_toy, toy
 
 PROBLEM = ForecastProblem(
@@ -96,7 +95,7 @@ def kept(tmp_path_factory) -> str:
         "num_rollouts": 24,
         "keep_evidence": True,
     }
-    run_evaluation(make_plan(load_config(None, settings)), folder, execute=in_process())
+    evaluate_into(folder, settings)
     return str(folder)
 
 
@@ -107,7 +106,7 @@ def test_a_grid_is_ranked_without_a_model_and_thin_cells_come_last_and_begin_not
     sweep = load_sweep(
         None, {"evaluation": SETTINGS, "methods": ["residual_ts"], "space": SPACE, "screen": kept}
     )
-    problems = make_plan(sweep.base).problems
+    problems = problems_of(sweep)
     cells = run_screening(sweep, problems, kept)
     assert len(cells) == 12 and {cell.gamma for cell in cells} == {0.5, 2.0}
     strong = [cell for cell in cells if cell.inverse_temperature == 400 and cell.gamma == 2.0]
@@ -134,7 +133,7 @@ def vars_of(cell: Cell) -> dict:
 @pytest.mark.usefixtures("one_thread")
 def test_tokens_are_decoded_as_the_forecasters_process_decodes_them(kept):
     sweep = load_sweep(None, {"evaluation": SETTINGS, "methods": ["residual_ts"], "space": SPACE})
-    problem = make_plan(sweep.base).problems[0]
+    problem = problems_of(sweep)[0]
     process = load_model("bundled").process(8)
     tokens = np.random.default_rng(0).integers(2, 1024, (3, 8))
     want = [
@@ -152,7 +151,7 @@ def test_evidence_of_other_problems_is_refused_and_so_is_nothing_to_screen(kept)
         {"evaluation": SETTINGS | {"num_problems": 3}, "methods": ["residual_ts"], "space": SPACE},
     )
     with pytest.raises(ConfigurationError, match=r"screen: .* holds evidence of 2 of 3 problems"):
-        Screen(kept, sweep.base, make_plan(sweep.base).problems)
+        Screen(kept, sweep.base, problems_of(sweep))
     other = load_sweep(None, {"methods": ["residual_ts"], "space": {"epsilon": [0.1, 0.2]}})
     with pytest.raises(ConfigurationError, match="neither inverse_temperature nor gamma is swept"):
         run_screening(other, [], kept)

@@ -14,7 +14,8 @@ import yaml
 from sdt_dist.data.problems import load_problems
 from sdt_dist.errors import ConfigurationError, DataError, MissingExtraError, SdtError
 from sdt_dist.evaluation.config import EvaluationConfig
-from sdt_dist.evaluation.plan import check_config, load_config
+from sdt_dist.evaluation.method_options import options_of
+from sdt_dist.evaluation.plan import load_config, resolve
 from sdt_dist.rewards.context import RewardContext
 from sdt_dist.rewards.spec import parse_reward
 from sdt_dist.tune.choice import (
@@ -27,7 +28,7 @@ from sdt_dist.tune.choice import (
     points_of,
     write_choice,
 )
-from sdt_dist.tune.config import SweepConfig, load_sweep, plan_of
+from sdt_dist.tune.config import SweepConfig, load_sweep, problems_of
 from sdt_dist.tune.ledger import line_of, read_trials, write_trials
 from sdt_dist.tune.objectives import measure_rows
 from sdt_dist.tune.space import Range, Space
@@ -79,7 +80,7 @@ def test_whatever_is_drawn_is_an_evaluation_that_its_method_accepts():
     for parameters in drawn(config):
         for rollouts in config.budgets(parameters):
             evaluation = config.evaluation_of(parameters, rollouts)
-            check_config(EvaluationConfig.model_validate(evaluation.model_dump()))
+            resolve(EvaluationConfig.model_validate(evaluation.model_dump()))
             assert evaluation.num_rollouts == rollouts and evaluation.split == "val"
             assert evaluation.inverse_temperature == parameters["inverse_temperature"]
             (method,) = evaluation.method_configs()
@@ -201,7 +202,7 @@ def test_asha_is_for_one_objective_and_growing_budgets_and_reward_for_fixed_rewa
     nfe = sweep(rungs=None, space={"max_nfe": [200, 400]}).evaluation_of(
         {"method": "snis", "max_nfe": 200}, 100
     )
-    assert nfe.options_of(nfe.method_configs()[0])["num_rollouts"] is None
+    assert options_of(nfe, nfe.method_configs()[0])["num_rollouts"] is None
 
 
 def test_validation_windows_of_a_series_without_splits_end_where_test_windows_begin():
@@ -220,8 +221,8 @@ def test_a_problem_that_no_trial_could_search_is_refused_by_name(tmp_path):
     )
     given = {"dataset": str(path), "context_length": 32, "horizon": 8, "num_problems": None}
     with pytest.raises(SdtError, match=r"problem a@\d+ cannot be searched: .*constant"):
-        plan_of(sweep(evaluation=given | {"split": "val"}))
-    assert len(plan_of(sweep(evaluation=given | {"channels": ["b"]})).problems) == 6
+        problems_of(sweep(evaluation=given | {"split": "val"}))
+    assert len(problems_of(sweep(evaluation=given | {"channels": ["b"]}))) == 6
 
 
 def line(config: SweepConfig, parameters: dict, crps: list[float], nfe: int = 24):
@@ -271,7 +272,7 @@ def test_best_yaml_is_an_evaluation_and_heldout_yaml_sets_it_beside_the_defaults
         and evaluation.num_rollouts == 90
         and evaluation.reward == "spectral:gamma=2"
     )
-    assert evaluation.options_of(evaluation.method_configs()[0])["epsilon"] == 0.2
+    assert options_of(evaluation, evaluation.method_configs()[0])["epsilon"] == 0.2
     chosen, defaults = yaml.safe_load((tmp_path / HELDOUT).read_text())["methods"]
     assert chosen["label"] == "chosen" and chosen["name"] == "residual_ts"
     assert defaults["reward"] == "spectral:gamma=1" and defaults["options"] == {
@@ -293,7 +294,7 @@ def test_heldout_settings_of_the_same_reward_are_an_evaluation_already(tmp_path)
     settings = {name: value for name, value in settings.items() if value is not None}
     evaluation = load_config(None, settings)
     strengths = {
-        m.label: evaluation.options_of(m)["inverse_temperature"]
+        m.label: options_of(evaluation, m)["inverse_temperature"]
         for m in evaluation.method_configs()
     }
     assert strengths == {"chosen": 2.0, "defaults": 3.0}

@@ -10,9 +10,8 @@ import psutil
 import pytest
 
 from sdt_dist.actors.config import fleet_config
-from sdt_dist.actors.evaluation import on_fleet
-from sdt_dist.evaluation.plan import load_config, make_plan
-from sdt_dist.evaluation.runner import run_evaluation
+from sdt_dist.actors.evaluation import OnFleet
+from tests.evaluation_helpers import evaluate_into
 from tests.ray_helpers import actor_processes
 
 pytestmark = [pytest.mark.vllm, pytest.mark.ray, pytest.mark.timeout(900)]
@@ -58,11 +57,8 @@ def _killer(
 @pytest.mark.parametrize("victim", [_engine, psutil.Process], ids=["the engine", "its server"])
 def test_a_run_goes_on_when_a_process_of_its_model_server_is_killed(tmp_path: Path, victim):
     killed: list[psutil.Process] = []
-    run_evaluation(
-        make_plan(load_config(None, SETTINGS)),
-        tmp_path,
-        execute=on_fleet(fleet_config({}), watch=_killer(victim, killed)),
-    )
+    executor = OnFleet(fleet_config({}), watch=_killer(victim, killed))
+    evaluate_into(tmp_path, SETTINGS, executor=executor)
     assert killed
     _gone, alive = psutil.wait_procs(killed, timeout=5)
     assert not alive, "the engine outlived its server"

@@ -7,15 +7,12 @@ from __future__ import annotations
 
 import resource
 
-from sdt_dist.errors import MissingExtraError
+from sdt_dist.extras import packages_of
 
 _SOFT, _HARD = resource.getrlimit(resource.RLIMIT_NOFILE)
 try:
-    import mlx_lm as _mlx_lm  # noqa: F401
-except ImportError as error:
-    raise MissingExtraError(
-        f"model: the mlx backend needs mlx-lm ({error}): pip install 'sdt-dist[mlx]'."
-    ) from error
+    with packages_of("mlx", "model: the mlx backend"):
+        import mlx_lm as _mlx_lm  # noqa: F401
 finally:  # mlx-lm lowers this process's limits on open files; the hard one may be out of reach afterwards
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (_SOFT, _HARD))

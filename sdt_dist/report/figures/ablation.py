@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from sdt_dist.evaluation.ablation import family
+from sdt_dist.evaluation.labels import family
 from sdt_dist.evaluation.tables import number
 from sdt_dist.report.figures.axes import COLOURS, legend, point, reach, subplots, values_axis
 from sdt_dist.report.figures.run import Run

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sdt_dist.evaluation.ablation import family
+from sdt_dist.evaluation.labels import family
 from sdt_dist.report.figures.axes import legend, log_axis, point, reach, subplots
 from sdt_dist.report.figures.run import Run
 from sdt_dist.search.methods import get_method

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sdt_dist.evaluation.ablation import family, middle
+from sdt_dist.evaluation.labels import family, middle
 from sdt_dist.evaluation.results import Line, read_lines, read_problems, saved_config
 from sdt_dist.report.figures.axes import style_of
 

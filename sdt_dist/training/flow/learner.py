@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from sdt_dist.errors import CheckpointError, ConfigurationError, ResultsError
+from sdt_dist.extras import packages_of
 from sdt_dist.flow.checkpoint import FlowInfo, save_flow
 from sdt_dist.flow.flow import Flow
 from sdt_dist.flow.network import FlowNetwork
@@ -312,6 +313,7 @@ class Learner:
 
     def _open_writer(self) -> SummaryWriter:
         """Points after the step that this learner was opened at are a killed one's, and go."""
-        from torch.utils.tensorboard import SummaryWriter  # a second to import
+        with packages_of("tune", "training a flow"):
+            from torch.utils.tensorboard import SummaryWriter  # a second to import
 
         return SummaryWriter(str(self.directory / TENSORBOARD), purge_step=self._opened_at + 1)

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import yaml
 
 from sdt_dist.errors import ConfigurationError, SdtError
+from sdt_dist.extras import check_package
 from sdt_dist.files import write_text
 from sdt_dist.flow.checkpoint import FlowInfo
 from sdt_dist.flow.flow import Flow
@@ -191,6 +192,7 @@ def train_flow(
 
     from sdt_dist.models.loading import load_model
 
+    check_package("tensorboard", "tune", "training a flow")
     check_directory(output, config.identity(), resume=resume)
     torch.set_num_threads(config.threads)
     loaded = (load or load_model)(

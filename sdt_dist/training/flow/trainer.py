@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from sdt_dist.errors import CheckpointError, ConfigurationError
+from sdt_dist.extras import packages_of
 from sdt_dist.files import replace_file
 from sdt_dist.flow.network import FlowNetwork
 from sdt_dist.flow.spec import FlowSpec
@@ -249,10 +250,9 @@ class FlowTrainer:
         if self.log_dir is None or self.step % self.options.log_every:
             return
         if self._writer is None:
-            # a second to import, for those who log
-            from torch.utils.tensorboard import (
-                SummaryWriter,
-            )
+            with packages_of("tune", "training a flow"):
+                # a second to import, for those who log
+                from torch.utils.tensorboard import SummaryWriter
 
             self._writer = SummaryWriter(str(self.log_dir), purge_step=self.step)
         for name, value in {**metrics, "replay/size": float(len(self.replay))}.items():
