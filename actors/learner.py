@@ -319,13 +319,12 @@ class _Intake:
     def _add(self, record: SearchRecord) -> None:
         """One search's trajectories, with rows of p that model servers compute."""
         from sdt_dist.training.flow.progress import Tally
-        from sdt_dist.training.flow.train import is_ordered
 
         config = self._config
         process = self._process
         search = record.search
         found = search.trajectories(
-            process, config.num_children, config.seed, ordered=is_ordered(process)
+            process, config.num_children, config.seed, ordered=process.states.are_tokens_ordered
         )
         if found:
             process.release(search.root)

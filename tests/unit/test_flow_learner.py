@@ -17,6 +17,7 @@ from sdt_dist.flow.checkpoint import INFO_FILE, WEIGHTS_FILE, FlowInfo, load_flo
 from sdt_dist.flow.spec import FlowSpec
 from sdt_dist.models.process import TokenProcess
 from sdt_dist.models.toy import Toy
+from sdt_dist.parts import Context, TextPart
 from sdt_dist.protocols import Sample
 from sdt_dist.search.session import SearchProblem
 from sdt_dist.training.flow.collect import collect, trajectories_of_samples
@@ -348,6 +349,11 @@ def test_searches_become_trajectories(method: str) -> None:
         assert (np.diff(t.candidates.ends, prepend=0) == 5).all() and t.source["method"] == method
 
 
+def _given(contexts: list[Context]) -> list[Any]:
+    """The series or texts of contexts of one part."""
+    return [part.text if isinstance(part, TextPart) else part.values for (part,) in contexts]  # type: ignore[union-attr]
+
+
 def test_contexts_of_a_round_depend_on_seed_and_round_alone(tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("one\n\ntwo \nthree\none\n")
     sources = [
@@ -356,10 +362,10 @@ def test_contexts_of_a_round_depend_on_seed_and_round_alone(tmp_path: Path) -> N
         PromptContexts(tmp_path / "prompts.txt"),
     ]
     for source in sources:
-        first, again, other = (source.draw(3, number, 2) for number in (0, 0, 1))
+        first, again, other = (_given(source.draw(3, number, 2)) for number in (0, 0, 1))
         assert all(map(np.array_equal, first, again)) and not all(map(np.array_equal, first, other))
         assert source.description
-    assert sorted(sources[2].draw(0, 0, 9)) == ["one", "three", "two"]  # type: ignore[type-var]
+    assert sorted(_given(sources[2].draw(0, 0, 9))) == ["one", "three", "two"]
 
 
 def test_datasets_are_used_before_the_cut_off_only(tmp_path: Path) -> None:
@@ -367,8 +373,8 @@ def test_datasets_are_used_before_the_cut_off_only(tmp_path: Path) -> None:
     path.write_text("load\n" + "\n".join(map(str, range(200))))
     whole = DatasetContexts(str(path), 50)
     cut = DatasetContexts(str(path), 50, end_row=100)
-    ends = [float(np.max(c)) for c in whole.draw(0, 0, 300)]  # type: ignore[arg-type]
+    ends = [float(np.max(c)) for c in _given(whole.draw(0, 0, 300))]
     assert max(ends) == 149.0 and min(ends) == 49.0
-    assert max(float(np.max(c)) for c in cut.draw(0, 0, 300)) == 99.0  # type: ignore[arg-type]
+    assert max(float(np.max(c)) for c in _given(cut.draw(0, 0, 300))) == 99.0
     with pytest.raises(DataError, match="before row 3"):
         DatasetContexts(str(path), 50, end_row=3)

@@ -22,8 +22,8 @@ from sdt_dist.flow.checkpoint import FlowInfo
 from sdt_dist.flow.flow import Flow
 from sdt_dist.flow.spec import FlowSpec
 from sdt_dist.models.card import ModelCard, card_of
-from sdt_dist.models.forecaster.process import ForecastStates
 from sdt_dist.models.process import ModelProcess
+from sdt_dist.rewards.context import RewardContext
 from sdt_dist.rewards.spec import parse_reward
 from sdt_dist.search.session import SearchProblem
 from sdt_dist.training.flow.collect import Collected, collect
@@ -33,7 +33,6 @@ from sdt_dist.training.flow.contexts import (
     DatasetContexts,
     PromptContexts,
     SyntheticContexts,
-    reward_context,
 )
 from sdt_dist.training.flow.learner import Learner, check_directory
 from sdt_dist.training.flow.progress import Brought
@@ -101,7 +100,7 @@ class SavedTrees:
             self._process,
             config.num_children,
             config.seed,
-            ordered=is_ordered(self._process),
+            ordered=self._process.states.are_tokens_ordered,
         ):
             yield Harvest(found, None, Brought(len(found)))
 
@@ -172,7 +171,7 @@ class LiveSearches:
                 errors.append(error)
         found = collect(
             self._process, problems, part.method, part.options,
-            seed=config.seed, flow=flow, num_children=config.num_children, ordered=is_ordered(self._process),
+            seed=config.seed, flow=flow, num_children=config.num_children, ordered=self._process.states.are_tokens_ordered,
         )  # fmt: skip
         found.errors.extend(errors)
         return found
@@ -259,11 +258,6 @@ def _gather(learner: Learner, source: Source, round_number: int) -> list[Brought
     return found
 
 
-def is_ordered(process: ModelProcess) -> bool:
-    """Whether tokens are values, neighbours next to each other."""
-    return isinstance(process.states, ForecastStates)
-
-
 def _source(config: TrainFlowConfig, process: ModelProcess) -> Source:
     """What the configuration names, tried as far as that goes without searching."""
     if config.trees is not None:
@@ -275,15 +269,14 @@ def _source(config: TrainFlowConfig, process: ModelProcess) -> Source:
     factory = parse_reward(config.reward)
 
     def problem_of(index: int, context: Any) -> SearchProblem:
-        return SearchProblem(index, process.root(context), factory.build(reward_context(context)))
+        return SearchProblem(index, process.root(context), factory.build(RewardContext.of(context)))
 
-    states = process.states
-    length = states.spec.context_length if isinstance(states, ForecastStates) else None
-    return LiveSearches(config, process, contexts_of(config, length), problem_of)
+    contexts = contexts_of(config, process.states.context_length)
+    return LiveSearches(config, process, contexts, problem_of)
 
 
 def contexts_of(config: TrainFlowConfig, length: int | None) -> ContextSource:
-    """The contexts that the configuration names; length: that of a forecaster's, None for a language model."""
+    """The contexts that the configuration names; length: that of a forecaster's, None for a model that takes no series."""
     if config.prompts is not None:
         return PromptContexts(Path(config.prompts))
     assert length is not None, "contexts without prompts are a forecaster's"
