@@ -14,16 +14,16 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 import typer
-from actors.config import FleetConfig, Placement, ServerGroup
-from cluster.cli import app
+from sdt_dist.actors.config import FleetConfig, Placement, ServerGroup
+from sdt_dist.cluster.cli import app
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
-from tune.config import SweepConfig
-from tune.space import Range
+from sdt_dist.tune.config import SweepConfig
+from sdt_dist.tune.space import Range
 
 import sdt_dist
 from sdt_dist.evaluation.config import EvaluationConfig, MethodConfig
-from sdt_dist.flow.train_config import TrainFlowConfig
+from sdt_dist.training.flow.config import TrainFlowConfig
 from sdt_dist.search.methods import get_method, method_names
 from sdt_dist.search.options import SearchOptions, TreeOptions, ValueTreeOptions
 
