@@ -10,29 +10,37 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 import typer
-from sdt_dist.actors.config import FleetConfig, Placement, ServerGroup
-from sdt_dist.cluster.cli import app
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
-from sdt_dist.tune.config import SweepConfig
-from sdt_dist.tune.space import Range
 
 import sdt_dist
+from sdt_dist.actors.config import FleetConfig, Placement, ServerGroup
+from sdt_dist.cluster.cli import app
 from sdt_dist.evaluation.config import EvaluationConfig, MethodConfig
-from sdt_dist.training.flow.config import TrainFlowConfig
 from sdt_dist.search.methods import get_method, method_names
 from sdt_dist.search.options import SearchOptions, TreeOptions, ValueTreeOptions
+from sdt_dist.training.flow.config import TrainFlowConfig
+from sdt_dist.tune.config import SweepConfig
+from sdt_dist.tune.space import Range
 
 _MARK = re.compile(r"^<!-- generated: ([\w-]+) -->$", flags=re.MULTILINE)
 _PUBLIC = re.compile(r"^::: sdt_dist\.(\w+)$", flags=re.MULTILINE)
 _NOTE = re.compile(r"\s*\[(default: [^\]]*|required|[^\]\s]*<?=[^\]]*)\]$")
 _MOST_KINDS = 3  # of a union that is spelt out
 _SHARED = (SearchOptions, TreeOptions, ValueTreeOptions)
-_BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "min_length": "at least", "max_length": "at most"}
+_BOUNDS = {
+    "ge": "≥",
+    "gt": ">",
+    "le": "≤",
+    "lt": "<",
+    "min_length": "at least",
+    "max_length": "at most",
+}
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
@@ -43,12 +51,13 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 def filled(markdown: str) -> str:
     """A page's text with its generated parts in place; KeyError for a part that is unknown."""
     with_parts = _MARK.sub(lambda match: _PARTS[match[1]](), markdown)
-    return _PUBLIC.sub(lambda match: f"::: {_place_of(match[1])}", with_parts)
+    return _PUBLIC.sub(lambda match: _place_of(match[1]), with_parts)
 
 
 def _place_of(name: str) -> str:
-    """Where a public name of the package is defined."""
-    return f"{sdt_dist._LAZY[name]}.{name}"
+    """The line by which mkdocstrings shows a name of the package, from where it is defined."""
+    module = sdt_dist._LAZY.get(name)
+    return f"::: sdt_dist.{name}" if module is None else f"::: {module}.{name}"
 
 
 # --- the command line
@@ -89,7 +98,13 @@ def _parameters(command: Any, context: Any) -> str:
         if record is not None:
             name, text = record
             note = _NOTE.search(text)
-            rows.append([f"`{name}`", _NOTE.sub("", text), note[1].removeprefix("default: ") if note else ""])
+            rows.append(
+                [
+                    f"`{name}`",
+                    _NOTE.sub("", text),
+                    note[1].removeprefix("default: ") if note else "",
+                ]
+            )
     return _table(["argument or option", "what it is", "default; allowed"], rows)
 
 
@@ -101,7 +116,13 @@ def _model(model: type[BaseModel], without: tuple[type[BaseModel], ...] = ()) ->
     known = {name for other in without for name in other.model_fields}
     own = {name: field for name, field in model.model_fields.items() if name not in known}
     rows = [
-        [f"`{name}`", f"`{_type(field.annotation)}`", _default(field), _allowed(field), field.description or ""]
+        [
+            f"`{name}`",
+            f"`{_type(field.annotation)}`",
+            _default(field),
+            _allowed(field),
+            field.description or "",
+        ]
         for name, field in own.items()
     ]
     return _table(["field", "type", "default", "allowed", "what it is"], rows)
@@ -110,7 +131,9 @@ def _model(model: type[BaseModel], without: tuple[type[BaseModel], ...] = ()) ->
 def methods() -> str:
     """The options of every search method: those that many share, then each method's own."""
     parts = []
-    for model, title in zip(_SHARED, ("every method", "tree methods", "trees of value estimates"), strict=True):
+    for model, title in zip(
+        _SHARED, ("every method", "tree methods", "trees of value estimates"), strict=True
+    ):
         before = _SHARED[: _SHARED.index(model)]
         parts += [f"### Options of {title}", _model(model, before)]
     for name in (*method_names(), "s_adt"):
@@ -122,9 +145,15 @@ def methods() -> str:
 
 
 def _also(options: type[SearchOptions]) -> str:
-    titles = {ValueTreeOptions: "trees of value estimates", TreeOptions: "tree methods", SearchOptions: "every method"}
+    titles = {
+        ValueTreeOptions: "trees of value estimates",
+        TreeOptions: "tree methods",
+        SearchOptions: "every method",
+    }
     shared = next(title for model, title in titles.items() if issubclass(options, model))
-    return f"The options of {shared}, and:" if options not in _SHARED else f"The options of {shared}."
+    return (
+        f"The options of {shared}, and:" if options not in _SHARED else f"The options of {shared}."
+    )
 
 
 def _type(annotation: Any) -> str:
@@ -140,7 +169,14 @@ def _type(annotation: Any) -> str:
         return f"mapping of {_type(inner[0])} to {_type(inner[1])}"
     if origin is not None:
         return _type(inner[0])
-    names = {int: "whole number", float: "number", str: "text", bool: "true or false", NoneType: "null", Any: "any"}
+    names = {
+        int: "whole number",
+        float: "number",
+        str: "text",
+        bool: "true or false",
+        NoneType: "null",
+        Any: "any",
+    }
     return names.get(annotation, getattr(annotation, "__name__", str(annotation)))
 
 
@@ -164,17 +200,31 @@ def _allowed(field: FieldInfo) -> str:
 
 
 def _table(titles: list[str], rows: list[list[str]]) -> str:
-    lines = [titles, ["---"] * len(titles), *([_escaped(cell).replace("|", "\\|") for cell in row] for row in rows)]
+    lines = [
+        titles,
+        ["---"] * len(titles),
+        *([_escaped(cell).replace("|", "\\|") for cell in row] for row in rows),
+    ]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _escaped(text: str) -> str:
     """Text in which Markdown sees no tags and no emphasis, code left as it is."""
     parts = re.split(r"(`[^`]*`)", text)
-    return "".join(part if part.startswith("`") else re.sub(r"([*_<\[])", r"\\\1", part) for part in parts)
+    return "".join(
+        part if part.startswith("`") else re.sub(r"([*_<\[])", r"\\\1", part) for part in parts
+    )
+
+
+def quickstart() -> str:
+    """The table of results that the README shows."""
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    section = readme[readme.index("## What comes out") :]
+    return section[section.index("```text") : section.index("```\n\n") + 3]
 
 
 _PARTS: dict[str, Callable[[], str]] = {
+    "quickstart": quickstart,
     "commands": commands,
     "evaluation": lambda: _model(EvaluationConfig),
     "evaluation-method": lambda: _model(MethodConfig),
