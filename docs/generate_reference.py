@@ -118,7 +118,7 @@ def _model(model: type[BaseModel], without: tuple[type[BaseModel], ...] = ()) ->
     rows = [
         [
             f"`{name}`",
-            f"`{_type(field.annotation)}`",
+            _type(field.annotation),
             _default(field),
             _allowed(field),
             field.description or "",
