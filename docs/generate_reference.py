@@ -7,9 +7,10 @@ is committed. Outside a build, `filled(text)` gives the same text to the tests.
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -30,16 +31,20 @@ from sdt_dist.tune.space import Range
 
 _MARK = re.compile(r"^<!-- generated: ([\w-]+) -->$", flags=re.MULTILINE)
 _PUBLIC = re.compile(r"^::: sdt_dist\.(\w+)$", flags=re.MULTILINE)
-_NOTE = re.compile(r"\s*\[(default: [^\]]*|required|[^\]\s]*<?=[^\]]*)\]$")
+_NOTE = re.compile(r"(?:^|\s\s)\[([^\]]*)\]$")  # as click ends an option's help
 _MOST_KINDS = 3  # of a union that is spelt out
-_SHARED = (SearchOptions, TreeOptions, ValueTreeOptions)
+_SHARED: dict[type[BaseModel], str] = {
+    SearchOptions: "every method",
+    TreeOptions: "tree methods",
+    ValueTreeOptions: "trees of value estimates",
+}
 _BOUNDS = {
     "ge": "≥",
     "gt": ">",
     "le": "≤",
     "lt": "<",
-    "min_length": "at least",
-    "max_length": "at most",
+    "min_length": "entries ≥",
+    "max_length": "entries ≤",
 }
 
 
@@ -83,7 +88,11 @@ def _group(group: Any, context: Any, level: int) -> Iterator[str]:
 
 def _prose(text: str) -> str:
     """A command's help, its examples as one block of code."""
-    paragraphs = [paragraph for paragraph in text.split("\n\n") if paragraph.strip() != "Examples:"]
+    paragraphs = [
+        paragraph
+        for paragraph in text.split("\n\n")
+        if paragraph.strip() not in ("Example:", "Examples:")
+    ]
     examples = [paragraph.strip() for paragraph in paragraphs if paragraph.startswith("  ")]
     words = [_escaped(paragraph) for paragraph in paragraphs if not paragraph.startswith("  ")]
     code = ["```sh\n" + "\n".join(examples) + "\n```"] if examples else []
@@ -111,10 +120,9 @@ def _parameters(command: Any, context: Any) -> str:
 # --- configuration
 
 
-def _model(model: type[BaseModel], without: tuple[type[BaseModel], ...] = ()) -> str:
+def _model(model: type[BaseModel], without: Iterable[type[BaseModel]] = ()) -> str:
     """The table of a configuration model's fields, but those of the models in `without`."""
     known = {name for other in without for name in other.model_fields}
-    own = {name: field for name, field in model.model_fields.items() if name not in known}
     rows = [
         [
             f"`{name}`",
@@ -123,37 +131,32 @@ def _model(model: type[BaseModel], without: tuple[type[BaseModel], ...] = ()) ->
             _allowed(field),
             field.description or "",
         ]
-        for name, field in own.items()
+        for name, field in model.model_fields.items()
+        if name not in known
     ]
     return _table(["field", "type", "default", "allowed", "what it is"], rows)
+
+
+def _described(model: type[BaseModel], without: Iterable[type[BaseModel]] = ()) -> str:
+    """What a configuration model says of itself, and the table of its fields."""
+    return f"{_escaped(inspect.cleandoc(model.__doc__ or ''))}\n\n{_model(model, without)}"
 
 
 def methods() -> str:
     """The options of every search method: those that many share, then each method's own."""
     parts = []
-    for model, title in zip(
-        _SHARED, ("every method", "tree methods", "trees of value estimates"), strict=True
-    ):
-        before = _SHARED[: _SHARED.index(model)]
-        parts += [f"### Options of {title}", _model(model, before)]
+    models = list(_SHARED)
+    for number, model in enumerate(models):
+        parts += [f"### Options of {_SHARED[model]}", _described(model, models[:number])]
     for name in (*method_names(), "s_adt"):
         options = get_method(name).options
-        parts += [f"### {name}", _also(options)]
-        if set(options.model_fields) - {field for model in _SHARED for field in model.model_fields}:
-            parts.append(_model(options, _SHARED))
+        shared = next(
+            title for model, title in reversed(_SHARED.items()) if issubclass(options, model)
+        )
+        has_own = options not in _SHARED
+        parts += [f"### {name}", f"The options of {shared}{', and:' if has_own else '.'}"]
+        parts += [_model(options, models)] if has_own else []
     return "\n\n".join(parts)
-
-
-def _also(options: type[SearchOptions]) -> str:
-    titles = {
-        ValueTreeOptions: "trees of value estimates",
-        TreeOptions: "tree methods",
-        SearchOptions: "every method",
-    }
-    shared = next(title for model, title in titles.items() if issubclass(options, model))
-    return (
-        f"The options of {shared}, and:" if options not in _SHARED else f"The options of {shared}."
-    )
 
 
 def _type(annotation: Any) -> str:
@@ -227,12 +230,12 @@ _PARTS: dict[str, Callable[[], str]] = {
     "quickstart": quickstart,
     "commands": commands,
     "evaluation": lambda: _model(EvaluationConfig),
-    "evaluation-method": lambda: _model(MethodConfig),
+    "evaluation-method": lambda: _described(MethodConfig),
     "methods": methods,
     "fleet": lambda: _model(FleetConfig),
     "placement": lambda: _model(Placement),
     "server-group": lambda: _model(ServerGroup),
     "sweep": lambda: _model(SweepConfig),
     "range": lambda: _model(Range),
-    "train-flow": lambda: _model(TrainFlowConfig),
+    "train-flow": lambda: _described(TrainFlowConfig),
 }

@@ -61,9 +61,8 @@ def text_of(page: str | Path) -> str:
 
 
 def blocks(page: str | Path) -> list[Block]:
-    """A page's fenced blocks, in order."""
-    text = (ROOT / page).read_text(encoding="utf-8")
-    return [Block(kind, body) for kind, body in _FENCE.findall(text)]
+    """A page's fenced blocks, in order, those of generated parts too."""
+    return [Block(kind, body) for kind, body in _FENCE.findall(text_of(page))]
 
 
 def anchors(page: str | Path) -> set[str]:
