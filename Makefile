@@ -43,7 +43,7 @@ check: install
 
 # The site under site/; a dead link or a page outside the navigation fails.
 docs: install
-	$(BIN)/mkdocs build --strict --quiet
+	$(BIN)/mkdocs build --strict
 
 bench: install
 	$(BIN)/python -m benchmarks
