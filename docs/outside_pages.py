@@ -17,6 +17,7 @@ PAGES = {
     "architecture/index.md": "ARCHITECTURE.md",
     "contributing.md": "CONTRIBUTING.md",
     "changelog.md": "CHANGELOG.md",
+    "security.md": "SECURITY.md",
     "reference/forecaster-card.md": "sdt_dist/models/forecaster/weights/MODEL_CARD.md",
     "reference/flow-card.md": "sdt_dist/flow/weights/MODEL_CARD.md",
 }
