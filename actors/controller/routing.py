@@ -18,9 +18,7 @@ class RouteTable:
 
     def assign(self, crews: Sequence[Hashable], servers: Sequence[str]) -> dict[Hashable, str]:
         """A server for every crew, loads differing by one crew at most; {} without servers."""
-        present = set(crews)
-        alive = set(servers)
-        self._server_of = {c: s for c, s in self._server_of.items() if c in present and s in alive}
+        self._forget(set(crews), set(servers))
         if not servers:
             return {}
         load = dict.fromkeys(servers, 0)
@@ -31,8 +29,17 @@ class RouteTable:
                 self._move(crew, load)
         while max(load.values()) - min(load.values()) > 1:
             fullest = max(servers, key=lambda server: load[server])
-            self._move(next(c for c in crews if self._server_of[c] == fullest), load)
+            its_crews = (crew for crew in crews if self._server_of[crew] == fullest)
+            self._move(next(its_crews), load)
         return dict(self._server_of)
+
+    def _forget(self, present: set[Hashable], alive: set[str]) -> None:
+        """Drop crews that are not there any more, and those whose server is gone."""
+        kept = {}
+        for crew, server in self._server_of.items():
+            if crew in present and server in alive:
+                kept[crew] = server
+        self._server_of = kept
 
     def _move(self, crew: Hashable, load: dict[str, int]) -> None:
         target = min(load, key=lambda server: load[server])

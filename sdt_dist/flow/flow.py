@@ -97,15 +97,13 @@ class Flow:
         tilts = np.zeros((len(states), self.spec.vocab_size))
         low, high = self.spec.allowed
         for begin in range(0, len(states), _MOST_ROWS):
-            rows = tops[begin : begin + _MOST_ROWS]
-            of_p = log_prob[begin : begin + _MOST_ROWS, low:high]
+            chunk = slice(begin, begin + _MOST_ROWS)
+            rows = tops[chunk]
+            of_p = log_prob[chunk, low:high]
             with torch.inference_mode():
-                values = self.network.token_values(_padded(rows), self._moments(of_p), self._keys)[
-                    : len(rows), : high - low
-                ]
-            tilts[begin : begin + len(rows), low:high] = (
-                inverse_temperature * values.double().numpy()
-            )
+                values = self.network.token_values(_padded(rows), self._moments(of_p), self._keys)
+            values = values[: len(rows), : high - low].double().numpy()
+            tilts[chunk, low:high] = inverse_temperature * values
         return tilts
 
     def _moments(self, log_prob: np.ndarray) -> torch.Tensor:
@@ -123,12 +121,14 @@ class Flow:
         for begin in range(0, len(states), _MOST_ROWS):
             rows = tops[begin : begin + _MOST_ROWS]
             with torch.inference_mode():
-                found.append(self.network.state_values(_padded(rows))[: len(rows)].double().numpy())
+                values = self.network.state_values(_padded(rows))
+            found.append(values[: len(rows)].double().numpy())
         return np.concatenate([np.zeros(0), *found])
 
     def release(self, root: Root) -> None:
         """Forget what is cached for a problem."""
-        for name in [name for name in self._states if name[0] == root.digest]:
+        names = [name for name in self._states if name[0] == root.digest]
+        for name in names:
             del self._states[name]
 
     def forget(self) -> None:
@@ -141,22 +141,33 @@ class Flow:
         """What the heads read [B, D]."""
         self.check(inverse_temperature)
         for _, tokens in states:
-            if len(tokens) > most_tokens:
-                raise ConfigurationError(
-                    f"flow: a state of {len(tokens)} tokens, allowed: up to {most_tokens}; its max_new_tokens is "
-                    f"{self.spec.max_new_tokens}."
-                )
-            self._check_ids(tokens)
+            self._check_state(tokens, most_tokens)
         names = [(root.digest, inverse_temperature, tuple(tokens)) for root, tokens in states]
-        found = self._find(names, {root.digest: root for root, _ in states}, inverse_temperature)
-        tops = [found[name][sum(self._sizes) :] for name in names]
+        roots = {root.digest: root for root, _ in states}
+        found = self._find(names, roots)
+        first = sum(self._sizes)
+        tops = [found[name][first:] for name in names]
         self._remember(found)
-        return torch.stack(tops) if tops else torch.zeros(0, self.network.hidden_size)
+        if not tops:
+            return torch.zeros(0, self.network.hidden_size)
+        return torch.stack(tops)
 
-    def _find(
-        self, names: Sequence[_Name], roots: dict[bytes, Root], inverse_temperature: float
-    ) -> dict[_Name, torch.Tensor]:
+    def _find(self, names: Sequence[_Name], roots: dict[bytes, Root]) -> dict[_Name, torch.Tensor]:
         """States of the names, and of all their prefixes that had to be computed, parents first."""
+        found, levels = self._missing(names)
+        for depth in sorted(levels):
+            missing = list(levels[depth])
+            for begin in range(0, len(missing), _MOST_ROWS):
+                rows = missing[begin : begin + _MOST_ROWS]
+                with torch.inference_mode():
+                    states = self._start(rows, roots) if depth == 0 else self._step(rows, found)
+                found |= zip(rows, states, strict=True)
+        return found
+
+    def _missing(
+        self, names: Sequence[_Name]
+    ) -> tuple[dict[_Name, torch.Tensor], dict[int, dict[_Name, None]]]:
+        """(states that are cached, names to compute by their number of tokens, in order) of names and their prefixes."""
         found: dict[_Name, torch.Tensor] = {}
         levels: dict[int, dict[_Name, None]] = {}
         for name in names:
@@ -168,36 +179,33 @@ class Flow:
                 levels.setdefault(len(name[2]), {})[name] = None
                 if name[2] == _ROOT:
                     break
-                name = (*name[:2], name[2][:-1])
-        for depth in sorted(levels):
-            missing = list(levels[depth])
-            for begin in range(0, len(missing), _MOST_ROWS):
-                rows = missing[begin : begin + _MOST_ROWS]
-                with torch.inference_mode():
-                    states = self._start(rows, roots) if depth == 0 else self._step(rows, found)
-                found |= zip(rows, states, strict=True)
-        return found
+                name = _parent(name)
+        return found, levels
 
     def _start(self, names: Sequence[_Name], roots: dict[bytes, Root]) -> list[torch.Tensor]:
         """States of roots, each computed on its own row of the prompt's last tokens."""
         length = self.spec.context_length
-        prompts = np.zeros((_round_up(len(names)), length), dtype=np.int64)
-        lengths = [1] * _round_up(len(names))
+        num_rows = _round_up(len(names))
+        prompts = np.zeros((num_rows, length), dtype=np.int64)
+        lengths = [1] * num_rows
         for i, (digest, _, _) in enumerate(names):
             recent = roots[digest].prompt[-length:]
             self._check_ids(recent)
             if not recent:
                 raise ConfigurationError("flow: an empty prompt, allowed: at least one token.")
-            prompts[i, : len(recent)], lengths[i] = recent, len(recent)
-        tilt = torch.full((len(prompts),), names[0][1])
+            prompts[i, : len(recent)] = recent
+            lengths[i] = len(recent)
+        tilt = torch.full((num_rows,), names[0][1])
         context = self.network.context(torch.from_numpy(prompts), torch.tensor(lengths), tilt)
         return self._advance(names, self.network.initial(context), context)
 
     def _step(self, names: Sequence[_Name], found: dict[_Name, torch.Tensor]) -> list[torch.Tensor]:
         """States of prefixes whose parents are found."""
-        parents = _padded(torch.stack([found[(*name[:2], name[2][:-1])] for name in names]))
-        states, context, _ = parents.split([*self._sizes, self.network.hidden_size], dim=1)
-        states = states.unflatten(1, (self.spec.num_layers, -1)).transpose(0, 1).contiguous()
+        parents = torch.stack([found[_parent(name)] for name in names])
+        sizes = [*self._sizes, self.network.hidden_size]
+        states, context, _ = _padded(parents).split(sizes, dim=1)
+        layers = states.unflatten(1, (self.spec.num_layers, -1))
+        states = layers.transpose(0, 1).contiguous()
         return self._advance(names, states, context.contiguous())
 
     def _advance(
@@ -207,13 +215,14 @@ class Flow:
         tokens = np.full((len(context), self.spec.max_new_tokens), self.spec.allowed[0])
         lengths = np.zeros(len(context), dtype=np.int64)
         for i, (_, _, prefix) in enumerate(names):
-            tokens[i, : len(prefix)], lengths[i] = prefix, len(prefix)
+            tokens[i, : len(prefix)] = prefix
+            lengths[i] = len(prefix)
         read, states = self.network.step(
             torch.from_numpy(tokens), torch.from_numpy(lengths), context, states
         )
-        return list(
-            torch.cat([states.transpose(0, 1).flatten(1), context, read], dim=1)[: len(names)]
-        )
+        layers = states.transpose(0, 1).flatten(1)
+        kept = torch.cat([layers, context, read], dim=1)
+        return list(kept[: len(names)])
 
     def _remember(self, found: dict[_Name, torch.Tensor]) -> None:
         for name, state in found.items():
@@ -223,11 +232,25 @@ class Flow:
         while len(self._states) > self._most_states:
             self._states.popitem(last=False)
 
+    def _check_state(self, tokens: Sequence[int], most_tokens: int) -> None:
+        if len(tokens) > most_tokens:
+            raise ConfigurationError(
+                f"flow: a state of {len(tokens)} tokens, allowed: up to {most_tokens}; its max_new_tokens is "
+                f"{self.spec.max_new_tokens}."
+            )
+        self._check_ids(tokens)
+
     def _check_ids(self, tokens: Sequence[int]) -> None:
         if tokens and not 0 <= min(tokens) <= max(tokens) < self.spec.vocab_size:
             raise ConfigurationError(
                 f"flow: token ids {min(tokens)} to {max(tokens)}, allowed: 0 to {self.spec.vocab_size - 1}."
             )
+
+
+def _parent(name: _Name) -> _Name:
+    """The state one token before."""
+    digest, inverse_temperature, tokens = name
+    return digest, inverse_temperature, tokens[:-1]
 
 
 def _round_up(count: int) -> int:
@@ -236,4 +259,6 @@ def _round_up(count: int) -> int:
 
 def _padded(rows: torch.Tensor, least: int = _ROWS) -> torch.Tensor:
     """Rows [B, H] with zeros up to a multiple of 8, `least` of them at least."""
-    return torch.nn.functional.pad(rows, (0, 0, 0, max(least, _round_up(len(rows))) - len(rows)))
+    num_rows = max(least, _round_up(len(rows)))
+    missing = num_rows - len(rows)
+    return torch.nn.functional.pad(rows, (0, 0, 0, missing))

@@ -11,13 +11,20 @@ from sdt_dist.extras import packages_of
 
 def distinct_n(samples: Sequence[Sequence[int]], n: int) -> float:
     """Distinct n-grams over all n-grams of the samples (Li et al. 2016); 0 without any."""
-    grams = [tuple(sample[i : i + n]) for sample in samples for i in range(len(sample) - n + 1)]
-    return len(set(grams)) / len(grams) if grams else 0.0
+    grams = []
+    for sample in samples:
+        starts = range(len(sample) - n + 1)
+        grams += [tuple(sample[i : i + n]) for i in starts]
+    if not grams:
+        return 0.0
+    return len(set(grams)) / len(grams)
 
 
 def perplexity(log_probs: Sequence[float], lengths: Sequence[int]) -> float:
     """exp of minus the mean log p per answer token over all samples; the prompt never counts."""
-    return float(np.exp(-np.sum(log_probs) / max(1, np.sum(lengths))))
+    num_tokens = max(1, np.sum(lengths))
+    mean = np.sum(log_probs) / num_tokens
+    return float(np.exp(-mean))
 
 
 def classification(predicted: Sequence[str], truth: Sequence[str]) -> dict[str, float]:
@@ -25,11 +32,15 @@ def classification(predicted: Sequence[str], truth: Sequence[str]) -> dict[str, 
     with packages_of("text", "classification"):
         from sklearn.metrics import accuracy_score, cohen_kappa_score, f1_score
 
+    accuracy = accuracy_score(truth, predicted)
+    macro_f1 = f1_score(truth, predicted, average="macro")
     labels = sorted({*predicted, *truth})
-    kappa = cohen_kappa_score(truth, predicted, labels=labels) if len(labels) > 1 else 1.0
+    kappa = 1.0
+    if len(labels) > 1:
+        kappa = cohen_kappa_score(truth, predicted, labels=labels)
     return {
-        "accuracy": float(accuracy_score(truth, predicted)),
-        "macro_f1": float(f1_score(truth, predicted, average="macro")),
+        "accuracy": float(accuracy),
+        "macro_f1": float(macro_f1),
         "kappa": float(kappa),
     }
 
@@ -44,8 +55,9 @@ def generation(predicted: Sequence[str], references: Sequence[str]) -> dict[str,
         from sacrebleu import corpus_bleu
 
     scorer = RougeScorer(["rougeL"], use_stemmer=True)
-    rouge = [
-        scorer.score(r, p)["rougeL"].fmeasure for p, r in zip(predicted, references, strict=True)
-    ]
+    rouge = []
+    for answer, reference in zip(predicted, references, strict=True):
+        scores = scorer.score(reference, answer)
+        rouge.append(scores["rougeL"].fmeasure)
     bleu = corpus_bleu(list(predicted), [list(references)], use_effective_order=True)
     return {"bleu": float(bleu.score), "rouge_l": float(np.mean(rouge))}

@@ -20,14 +20,29 @@ def differences_grid(found: Differences, tested: Sequence[Column], name: str, ru
     """A table of paired differences in the tested measures: the mean, its interval, p; in bold where the interval excludes 0."""
     shown = [column for column in tested if any(column.metric in row for row in found.values())]
     columns = []
-    for metric in (column.metric for column in shown):
-        values = [row[metric] for row in found.values() if metric in row]
-        digits = decimals_for(
-            abs(x) for value in values for x in (value.low, value.high, value.mean)
-        )
-        columns.append([_cell(metric, row.get(metric), digits) for row in found.values()])
-    rows = [Row(label, row, run, label) for label, row in zip(found, by_rows(columns), strict=True)]
-    return Grid(name, "method", [c.title for c in shown], rows, [hint(c) for c in shown])
+    for column in shown:
+        digits = _digits(_values(found, column.metric))
+        cells = [_cell(column.metric, row.get(column.metric), digits) for row in found.values()]
+        columns.append(cells)
+    rows = []
+    for label, cells in zip(found, by_rows(columns), strict=True):
+        rows.append(Row(label, cells, run, label))
+    titles = [column.title for column in shown]
+    hints = [hint(column) for column in shown]
+    return Grid(name, "method", titles, rows, hints)
+
+
+def _values(found: Differences, metric: str) -> list[Difference]:
+    """A metric's differences, of the methods that have it."""
+    return [row[metric] for row in found.values() if metric in row]
+
+
+def _digits(values: list[Difference]) -> int:
+    """Decimals that a column's numbers need."""
+    numbers = []
+    for value in values:
+        numbers += [abs(value.low), abs(value.high), abs(value.mean)]
+    return decimals_for(numbers)
 
 
 def hint(column: Column) -> str:
@@ -38,11 +53,13 @@ def hint(column: Column) -> str:
 def _cell(metric: str, found: Difference | None, digits: int) -> Cell:
     if found is None:
         return Cell("–", metric=metric)
-    notes = [
-        f"[{fixed(found.low, digits, '+')}, {fixed(found.high, digits, '+')}]",
-        f"p {probability(found.p)}, Holm {probability(found.p_holm)}",
-    ]
-    return Cell(fixed(found.mean, digits, "+"), notes, metric, found._asdict(), found.excludes_zero)
+    mean = fixed(found.mean, digits, "+")
+    low = fixed(found.low, digits, "+")
+    high = fixed(found.high, digits, "+")
+    p = probability(found.p)
+    p_holm = probability(found.p_holm)
+    notes = [f"[{low}, {high}]", f"p {p}, Holm {p_holm}"]
+    return Cell(mean, notes, metric, found._asdict(), found.excludes_zero)
 
 
 def probability(p: float) -> str:
@@ -56,13 +73,17 @@ def in_words(found: Differences, tested: Sequence[Column], than: str) -> list[st
     unchanged = []
     for column in tested:
         metric = column.metric
-        higher = [label for label, row in found.items() if metric in row and row[metric].low > 0]
-        lower = [label for label, row in found.items() if metric in row and row[metric].high < 0]
-        named = (("higher", higher), ("lower", lower))
-        sides = [f"{side}{than} for {_listed(who, len(found))}" for side, who in named if who]
+        rows = {label: row[metric] for label, row in found.items() if metric in row}
+        higher = [label for label, value in rows.items() if value.low > 0]
+        lower = [label for label, value in rows.items() if value.high < 0]
+        sides = []
+        if higher:
+            sides.append(f"higher{than} for {_listed(higher, len(found))}")
+        if lower:
+            sides.append(f"lower{than} for {_listed(lower, len(found))}")
         if sides:
             sentences.append(f"{column.title} (good: {column.better}) is {' and '.join(sides)}.")
-        elif any(metric in row for row in found.values()):
+        elif rows:
             unchanged.append(column.title)
     if unchanged:
         sentences.append(f"No method differs by more than its interval in {', '.join(unchanged)}.")

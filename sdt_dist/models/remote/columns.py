@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import chain, pairwise
-from typing import cast
 
 import numpy as np
 
@@ -34,19 +33,15 @@ def column(
     arrays: Mapping[str, np.ndarray], name: str, kind: type[np.generic], size: int | None = None
 ) -> np.ndarray:
     """The array [size] of a message, of this very dtype."""
+    length = "" if size is None else f" of length {size}"
+    allowed = f"{np.dtype(kind).name} in one dimension{length}"
     array = arrays.get(name)
-    if (
-        not isinstance(array, np.ndarray)
-        or array.ndim != 1
-        or array.dtype != kind
-        or (size is not None and len(array) != size)
-    ):
-        found = (
-            "none" if not isinstance(array, np.ndarray) else f"{array.dtype} of shape {array.shape}"
-        )
-        length = "" if size is None else f" of length {size}"
-        raise malformed(name, f"{np.dtype(kind).name} in one dimension{length}; found: {found}")
-    return cast(np.ndarray, array)
+    if not isinstance(array, np.ndarray):
+        raise malformed(name, f"{allowed}; found: none")
+    is_column = array.ndim == 1 and array.dtype == kind
+    if not is_column or (size is not None and len(array) != size):
+        raise malformed(name, f"{allowed}; found: {array.dtype} of shape {array.shape}")
+    return array
 
 
 def lengths(arrays: Mapping[str, np.ndarray], name: str, size: int | None = None) -> np.ndarray:
@@ -80,9 +75,11 @@ def pack_lists(
     name: str, lists: Sequence[Sequence[int]], kind: type[np.integer] = np.int32
 ) -> Arrays:
     """Lists of whole numbers as two columns: all of them, and their lengths."""
+    numbers = list(chain.from_iterable(lists))
+    sizes = [len(one) for one in lists]
     return {
-        name: integers(name, list(chain.from_iterable(lists)), kind),
-        f"{name}_length": integers(name, [len(numbers) for numbers in lists], np.int32),
+        name: integers(name, numbers, kind),
+        f"{name}_length": integers(name, sizes, np.int32),
     }
 
 
@@ -100,14 +97,20 @@ def unpack_lists(
 
 def pack_sets(name: str, sets: Sequence[frozenset[int]]) -> Arrays:
     """S sets of numbers >= 0 as ranges: `_runs` [S] of them a set, each from `_start` up to before `_stop`."""
+    # 1. All numbers, sorted within their sets.
     numbers = integers(name, list(chain.from_iterable(sets)), np.int64)
-    owner = np.repeat(np.arange(len(sets)), [len(members) for members in sets])
+    sizes = [len(members) for members in sets]
+    owner = np.repeat(np.arange(len(sets)), sizes)
     numbers = numbers[np.lexsort((numbers, owner))]
+    # 2. A range begins wherever a number does not follow the one before, or a set ends.
+    skips = np.diff(numbers) != 1
+    changes = np.diff(owner) != 0
     begins = np.ones(len(numbers), dtype=np.bool_)
-    begins[1:] = (np.diff(numbers) != 1) | (np.diff(owner) != 0)
+    begins[1:] = skips | changes
     ends = np.append(begins[1:], True)[: len(numbers)]
+    runs = np.bincount(owner[begins], minlength=len(sets))
     return {
-        f"{name}_runs": np.bincount(owner[begins], minlength=len(sets)).astype(np.int32),
+        f"{name}_runs": runs.astype(np.int32),
         f"{name}_start": numbers[begins],
         f"{name}_stop": numbers[ends] + 1,
     }
@@ -119,14 +122,13 @@ def unpack_sets(
     """The sets that `pack_sets` packed, `shift` added to every number."""
     runs = lengths(arrays, f"{name}_runs")
     starts, stops = ranges(arrays, name, int(runs.sum()))
-    ends = [
-        (start + shift, stop + shift)
-        for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)
-    ]
-    return [
-        frozenset(chain.from_iterable(range(*pair) for pair in ends[begin:end]))
-        for begin, end in pairwise(_bounds(runs))
-    ]
+    members = []
+    for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
+        members.append(range(start + shift, stop + shift))
+    found = []
+    for begin, end in pairwise(_bounds(runs)):
+        found.append(frozenset(chain.from_iterable(members[begin:end])))
+    return found
 
 
 def ranges(
@@ -135,13 +137,11 @@ def ranges(
     """The bounds [size] of the ranges of `pack_sets`, each with 0 <= start < stop."""
     starts = column(arrays, f"{name}_start", np.int64, size)
     stops = column(arrays, f"{name}_stop", np.int64, len(starts))
-    require(
-        bool((starts >= 0).all()) and bool((starts < stops).all()),
-        f"{name}_stop",
-        "above a start >= 0",
-    )
+    rises = (starts >= 0) & (starts < stops)
+    require(rises.all(), f"{name}_stop", "above a start >= 0")
     sizes = stops - starts
-    few = bool((sizes <= _MOST_IN_SETS).all()) and int(sizes.sum()) <= _MOST_IN_SETS
+    each_is_small = bool((sizes <= _MOST_IN_SETS).all())  # so that their sum does not overflow
+    few = each_is_small and int(sizes.sum()) <= _MOST_IN_SETS
     require(few, f"{name}_stop", f"at most {_MOST_IN_SETS} numbers")
     return starts, stops
 

@@ -124,38 +124,53 @@ def make_batch(
     if spec is not None:
         for trajectory in trajectories:
             check_trajectory(trajectory, spec)
+    # 1. A group a context, whose prompt is encoded once.
     contexts = {t.context: t for t in trajectories}
     order = {context: i for i, context in enumerate(contexts)}
+    prompts = [t.prompt for t in contexts.values()]
+    tilts = [inverse_temperatures[context] for context in contexts]
+    # 2. A row a trajectory.
     columns = _padded_candidates(trajectories)
-    soft_values = np.full((len(trajectories), columns.tokens.shape[1] + 1), np.nan)
-    for row, trajectory in zip(soft_values, trajectories, strict=True):
-        if (
-            trajectory.soft_values is not None
-            and trajectory.soft_values_at == inverse_temperatures[trajectory.context]
-        ):
-            row[: len(trajectory.soft_values)] = trajectory.soft_values
-    prompts = np.zeros(
-        (len(contexts), max(len(t.prompt) for t in contexts.values())), dtype=np.int64
-    )
-    for row, trajectory in zip(prompts, contexts.values(), strict=True):
-        row[: len(trajectory.prompt)] = trajectory.prompt
+    soft_values = _padded_soft_values(trajectories, inverse_temperatures, columns.tokens.shape[1])
     return Batch(
-        prompts=torch.from_numpy(prompts),
-        prompt_lengths=torch.tensor([len(t.prompt) for t in contexts.values()]),
+        prompts=torch.from_numpy(_padded_prompts(prompts)),
+        prompt_lengths=torch.tensor([len(prompt) for prompt in prompts]),
         group=torch.tensor([order[t.context] for t in trajectories]),
         tokens=torch.from_numpy(columns.tokens),
         lengths=torch.tensor([len(t.tokens) for t in trajectories]),
         reward=torch.tensor([t.reward for t in trajectories], dtype=torch.float64),
         log_omega=torch.tensor([_log_omega(t) for t in trajectories], dtype=torch.float64),
-        inverse_temperature=torch.tensor(
-            [inverse_temperatures[c] for c in contexts], dtype=torch.float64
-        ),
+        inverse_temperature=torch.tensor(tilts, dtype=torch.float64),
         candidates=torch.from_numpy(columns.candidates),
         candidate_log_weight=torch.from_numpy(columns.log_weight),
         candidate_reward=torch.from_numpy(columns.reward),
         chosen=torch.from_numpy(columns.chosen),
         soft_values=torch.from_numpy(soft_values),
     )
+
+
+def _padded_prompts(prompts: Sequence[np.ndarray]) -> np.ndarray:
+    """Prompts [G, L] int64, padded on the right."""
+    longest = max(len(prompt) for prompt in prompts)
+    padded = np.zeros((len(prompts), longest), dtype=np.int64)
+    for row, prompt in zip(padded, prompts, strict=True):
+        row[: len(prompt)] = prompt
+    return padded
+
+
+def _padded_soft_values(
+    trajectories: Sequence[Trajectory], inverse_temperatures: dict[str, float], num_steps: int
+) -> np.ndarray:
+    """Soft values [B, T+1], NaN where none are known at the context's lambda."""
+    padded = np.full((len(trajectories), num_steps + 1), np.nan)
+    for row, trajectory in zip(padded, trajectories, strict=True):
+        known = trajectory.soft_values
+        if (
+            known is not None
+            and trajectory.soft_values_at == inverse_temperatures[trajectory.context]
+        ):
+            row[: len(known)] = known
+    return padded
 
 
 @dataclass(frozen=True, slots=True, eq=False)

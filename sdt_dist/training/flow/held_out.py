@@ -33,24 +33,28 @@ def divergences(
     for context, own in by_context.items():  # one at a time: they are many, and a batch is large
         batch = make_batch(own, {context: inverse_temperature}, network.spec).to(device)
         with torch.no_grad():
-            found.append(torch.stack(divergences_of(Scores.of(network, batch), batch)).cpu())
+            scores = Scores.of(network, batch)
+            both = divergences_of(scores, batch)
+        found.append(torch.stack(both).cpu())
     flow, prior = torch.cat(found, dim=1).mean(1).tolist()
     return {"flow": flow, "prior": prior}
 
 
 def divergences_of(scores: Scores, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """(KL(pi*||P_F), KL(pi*||p)) [G] of each context of a batch of draws from p."""
+    group = batch.group
+    none = torch.zeros_like(batch.inverse_temperature)
     tilted = batch.tilt * batch.reward
-    groups = torch.zeros_like(batch.inverse_temperature)
-    top = groups.fill_(-torch.inf).scatter_reduce(0, batch.group, tilted, "amax")
-    count = torch.zeros_like(groups).index_add(0, batch.group, torch.ones_like(tilted))
-    total = torch.zeros_like(groups).index_add(0, batch.group, torch.exp(tilted - top[batch.group]))
+    # 1. log Z of each context: the mean of exp(lambda r) over its draws.
+    lowest = torch.full_like(none, -torch.inf)
+    top = lowest.scatter_reduce(0, group, tilted, "amax")
+    count = none.index_add(0, group, torch.ones_like(tilted))
+    total = none.index_add(0, group, torch.exp(tilted - top[group]))
     log_z = top + torch.log(total / count)
-    share = batch.shares(tilted) / count[batch.group]
-    prior = torch.zeros_like(groups).index_add(
-        0, batch.group, share * (tilted - log_z[batch.group])
-    )
-    steps = torch.zeros_like(groups).index_add(
-        0, batch.group, share * log_ratios(scores, batch).sum(1)
-    )
+    # 2. Means under pi*, each draw with its share of the weights.
+    share = batch.shares(tilted) / count[group]
+    surprise = tilted - log_z[group]
+    prior = none.index_add(0, group, share * surprise)
+    log_ratio = log_ratios(scores, batch).sum(1)
+    steps = none.index_add(0, group, share * log_ratio)
     return prior - steps, prior

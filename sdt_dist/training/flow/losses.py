@@ -23,17 +23,18 @@ def chosen_values(scores: Scores, batch: Batch) -> torch.Tensor:
 
 def log_sums(scores: Scores, batch: Batch) -> torch.Tensor:
     """log sum_b w_b exp(lambda F(s_t.b)) [B, T]; 0 beyond a trajectory's end."""
-    tilted = batch.candidate_log_weight + batch.tilt[:, None, None] * scores.candidates
-    return torch.logsumexp(
-        torch.where(batch.is_step[..., None], tilted, -_log_count(tilted)), dim=2
-    )
+    tilt = batch.tilt[:, None, None]
+    tilted = batch.candidate_log_weight + tilt * scores.candidates
+    is_step = batch.is_step[..., None]
+    tilted = torch.where(is_step, tilted, -_log_count(tilted))
+    return torch.logsumexp(tilted, dim=2)
 
 
 def log_ratios(scores: Scores, batch: Batch) -> torch.Tensor:
     """step_t [B, T], 0 beyond a trajectory's end."""
-    return _of_steps(
-        batch.tilt[:, None] * chosen_values(scores, batch) - log_sums(scores, batch), batch
-    )
+    tilt = batch.tilt[:, None]
+    chosen = tilt * chosen_values(scores, batch)
+    return _of_steps(chosen - log_sums(scores, batch), batch)
 
 
 def relative_trajectory_balance(scores: Scores, batch: Batch) -> torch.Tensor:
@@ -42,9 +43,9 @@ def relative_trajectory_balance(scores: Scores, batch: Batch) -> torch.Tensor:
     Relative trajectory balance with log Z = lambda F(root) (Venkatraman et al. 2024, arXiv 2405.20971). It sees the token
     head only through P_F: children of one parent are fixed up to a constant, and F(root).
     """
-    return (
-        batch.tilt * (scores.state[:, 0] - batch.reward) + log_ratios(scores, batch).sum(1)
-    ) ** 2
+    ends = batch.tilt * (scores.state[:, 0] - batch.reward)
+    steps = log_ratios(scores, batch).sum(1)
+    return (ends + steps) ** 2
 
 
 def log_partition_variance(scores: Scores, batch: Batch) -> torch.Tensor:
@@ -53,12 +54,13 @@ def log_partition_variance(scores: Scores, batch: Batch) -> torch.Tensor:
     Each -zeta estimates log Z(c), so it needs no F(root) (Zhang et al. 2023, arXiv 2302.05446; VarGrad of Richter et al.
     2020, arXiv 2010.10436). 0 for a context with one trajectory.
     """
-    residual = log_ratios(scores, batch).sum(1) - batch.tilt * batch.reward
-    count = torch.zeros_like(batch.inverse_temperature).index_add(
-        0, batch.group, torch.ones_like(residual)
-    )
-    mean = torch.zeros_like(batch.inverse_temperature).index_add(0, batch.group, residual) / count
-    return (residual - mean[batch.group]) ** 2
+    steps = log_ratios(scores, batch).sum(1)
+    zeta = steps - batch.tilt * batch.reward
+    none = torch.zeros_like(batch.inverse_temperature)
+    count = none.index_add(0, batch.group, torch.ones_like(zeta))
+    total = none.index_add(0, batch.group, zeta)
+    mean = total / count
+    return (zeta - mean[batch.group]) ** 2
 
 
 def contrastive(scores: Scores, batch: Batch) -> torch.Tensor:
@@ -69,9 +71,10 @@ def contrastive(scores: Scores, batch: Batch) -> torch.Tensor:
     4.1). Unlike the other losses it is not 0 at V, where only its expected gradient vanishes; but poor samples, however
     many, do not rule it.
     """
-    return -batch.shares(batch.tilt * batch.reward + batch.log_omega) * log_ratios(
-        scores, batch
-    ).sum(1)
+    log_weight = batch.tilt * batch.reward + batch.log_omega
+    shares = batch.shares(log_weight)
+    steps = log_ratios(scores, batch).sum(1)
+    return -shares * steps
 
 
 def path(scores: Scores, batch: Batch) -> torch.Tensor:
@@ -79,7 +82,9 @@ def path(scores: Scores, batch: Batch) -> torch.Tensor:
 
     No loss of F: it teaches the spectral head what samples become under p, weighted by omega as draws from p.
     """
-    return torch.zeros_like(batch.reward) if scores.path is None else path_alone(scores.path, batch)
+    if scores.path is None:
+        return torch.zeros_like(batch.reward)
+    return path_alone(scores.path, batch)
 
 
 def path_alone(path_loss: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -95,20 +100,28 @@ def subtrajectory_balance(scores: Scores, batch: Batch, subtb_lambda: float) -> 
     with F from the state head and F(s_n) = r: SubTB(lambda) relative to p (Madan et al. 2023, arXiv 2209.12782). It pins
     the state head; `tie` carries that over to the token head.
     """
+    # 1. The residual of (i, j) is potential_i - potential_j.
     states = batch.tilt[:, None] * finished_states(scores, batch)
-    after = torch.nn.functional.pad(log_ratios(scores, batch).cumsum(1), (1, 0))
-    potential = states - after  # residual of (i, j) = potential_i - potential_j
+    so_far = log_ratios(scores, batch).cumsum(1)
+    potential = states - torch.nn.functional.pad(so_far, (1, 0))
+    # 2. Pairs i < j <= n, and their weights.
     times = torch.arange(states.shape[1], device=batch.tokens.device)
     gap = times[None, :] - times[:, None]
-    inside = (gap > 0)[None] & (times <= batch.lengths[:, None])[:, None, :]
-    weight = torch.where(inside, float(subtb_lambda) ** gap.clamp(min=0).to(states.dtype), 0.0)
-    residual = torch.where(inside, potential[:, :, None] - potential[:, None, :], 0.0)
-    return (weight * residual**2).sum((1, 2)) / weight.sum((1, 2))
+    reached = times <= batch.lengths[:, None]
+    inside = (gap > 0)[None] & reached[:, None, :]
+    decay = float(subtb_lambda) ** gap.clamp(min=0).to(states.dtype)
+    weight = torch.where(inside, decay, 0.0)
+    # 3. Their weighted mean.
+    difference = potential[:, :, None] - potential[:, None, :]
+    residual = torch.where(inside, difference, 0.0)
+    total = (weight * residual**2).sum((1, 2))
+    return total / weight.sum((1, 2))
 
 
 def bellman(scores: Scores, batch: Batch) -> torch.Tensor:
     """Mean over t < n of ( lambda F(s_t) - log sum_b w_b exp(lambda F(s_t.b)) )^2 [B], the soft Bellman equation of docs/concepts/target.md."""
-    residual = batch.tilt[:, None] * scores.state[:, :-1] - log_sums(scores, batch)
+    states = batch.tilt[:, None] * scores.state[:, :-1]
+    residual = states - log_sums(scores, batch)
     return _step_mean(residual**2, batch)
 
 
@@ -120,32 +133,36 @@ def terminal(scores: Scores, batch: Batch) -> torch.Tensor:
     tilt = batch.tilt
     last = scores.state.gather(1, batch.lengths[:, None])[:, 0]
     reward, known = _finished_children(batch)
-    error = torch.where(known, tilt[:, None, None] * (scores.candidates - reward), 0.0) ** 2
-    return (tilt * (last - batch.reward)) ** 2 + error.sum((1, 2)) / known.sum((1, 2))
+    gap = tilt[:, None, None] * (scores.candidates - reward)
+    error = torch.where(known, gap, 0.0) ** 2
+    of_state = (tilt * (last - batch.reward)) ** 2
+    of_tokens = error.sum((1, 2)) / known.sum((1, 2))
+    return of_state + of_tokens
 
 
 def tie(scores: Scores, batch: Batch) -> torch.Tensor:
     """Mean over t < n of ( lambda F_token(s_t.a_t) - lambda F_state(s_t+1) )^2 [B], with F_state(s_n) = r (docs/concepts/flow.md)."""
     states = finished_states(scores, batch)[:, 1:]
-    return _step_mean((batch.tilt[:, None] * (chosen_values(scores, batch) - states)) ** 2, batch)
+    gap = chosen_values(scores, batch) - states
+    residual = batch.tilt[:, None] * gap
+    return _step_mean(residual**2, batch)
 
 
 def finished_states(scores: Scores, batch: Batch) -> torch.Tensor:
     """F(s_t) [B, T+1] of the state head, with r for the finished state."""
-    at_end = (
-        torch.arange(scores.state.shape[1], device=batch.tokens.device) == batch.lengths[:, None]
-    )
+    times = torch.arange(scores.state.shape[1], device=batch.tokens.device)
+    at_end = times == batch.lengths[:, None]
     return torch.where(at_end, batch.reward[:, None], scores.state)
 
 
 def _finished_children(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """(reward, whether it is known) [B, T, K] of candidates; the trajectory's own last token included."""
-    places = torch.arange(batch.candidates.shape[2], device=batch.tokens.device)
-    is_last = (
-        torch.arange(batch.tokens.shape[1], device=batch.tokens.device)
-        == batch.lengths[:, None] - 1
-    )
-    own = is_last[..., None] & (places == batch.chosen[..., None])
+    device = batch.tokens.device
+    places = torch.arange(batch.candidates.shape[2], device=device)
+    times = torch.arange(batch.tokens.shape[1], device=device)
+    is_last = times == batch.lengths[:, None] - 1
+    is_chosen = places == batch.chosen[..., None]
+    own = is_last[..., None] & is_chosen
     reward = torch.where(own, batch.reward[:, None, None], batch.candidate_reward)
     known = ~reward.isnan()
     return torch.where(known, reward, 0.0), known

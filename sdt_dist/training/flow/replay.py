@@ -84,8 +84,8 @@ class ReplayBuffer:
         for i in _draw(rng, totals, num_contexts):
             group = self._groups[contexts[i]]
             keys = list(group)
-            priorities = self._priorities(group)
-            chosen += [self._items[keys[j]] for j in _draw(rng, priorities, per_context)]
+            places = _draw(rng, self._priorities(group), per_context)
+            chosen += [self._items[keys[j]] for j in places]
         return chosen
 
     def drop(self, is_unwanted: Callable[[Trajectory], bool]) -> int:
@@ -106,11 +106,16 @@ class ReplayBuffer:
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """(JSON-able header, arrays) from which `restore` makes an equal buffer."""
         heads, arrays = pack_trajectories(self.trajectories)
-        counters = {
-            n: getattr(self, n) for n in ("capacity", "exponent", "added", "evicted", "_largest")
+        losses = [self._groups[key[0]][key] for key in self._items]
+        head = {
+            "capacity": self.capacity,
+            "exponent": self.exponent,
+            "added": self.added,
+            "evicted": self.evicted,
+            "_largest": self._largest,
+            "trajectories": heads,
         }
-        losses = np.array([self._groups[key[0]][key] for key in self._items], dtype=np.float64)
-        return {**counters, "trajectories": heads}, {**arrays, "losses": losses}
+        return head, {**arrays, "losses": np.array(losses, dtype=np.float64)}
 
     @classmethod
     def restore(cls, head: dict[str, Any], arrays: dict[str, np.ndarray]) -> ReplayBuffer:
@@ -145,11 +150,13 @@ class ReplayBuffer:
 
     def _total(self, context: str) -> float:
         if context not in self._totals:
-            self._totals[context] = float(self._priorities(self._groups[context]).sum())
+            priorities = self._priorities(self._groups[context])
+            self._totals[context] = float(priorities.sum())
         return self._totals[context]
 
     def _priorities(self, group: dict[Key, float]) -> np.ndarray:
-        return (np.array(list(group.values())) + _FLOOR) ** self.exponent
+        losses = np.array(list(group.values()))
+        return (losses + _FLOOR) ** self.exponent
 
 
 def _draw(rng: np.random.Generator, weights: np.ndarray, count: int) -> list[int]:
