@@ -260,10 +260,10 @@ def problems_of(sweep: SweepConfig) -> list[ForecastProblem]:
     base = sweep.base
     problems = cut_problems(base)
     factory = parse_reward(base.reward)
-    try_rewards(factory, problems, base.horizon)
+    try_rewards(base.task, factory, problems, base.horizon)
     for problem in problems:
         try:
-            try_reward(factory, problem.history, base.horizon)
+            try_reward(base.task, factory, problem.context, base.horizon)
             fit_scale(problem.history)
         except SdtError as error:
             raise type(error)(f"problem {problem.name} cannot be searched: {error}") from error

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
 
+    from sdt_dist.parts import Context
     from sdt_dist.rewards.base import Reward
     from sdt_dist.rewards.spec import RewardFactory
     from sdt_dist.search.result import SearchResult
@@ -69,6 +69,7 @@ def forecast(
     from sdt_dist.data.scale import fit_scale
     from sdt_dist.models.loading import load_model
     from sdt_dist.models.spec import check_spec
+    from sdt_dist.parts import SeriesPart
     from sdt_dist.rewards.spec import parse_reward
     from sdt_dist.search.methods import get_method, validate_options
 
@@ -87,7 +88,8 @@ def forecast(
     history = table.iloc[:, -1].to_numpy(float)
     fit_scale(history)
     times = _future(table, horizon)
-    built = _reward(factory, history, horizon)
+    context = (SeriesPart(history),)
+    built = _reward(factory, context, horizon)
     _prepare_outputs(output=output, samples=samples, plot=plot)
 
     from sdt_dist.search.api import search
@@ -96,7 +98,7 @@ def forecast(
     held = flow_of(files, loaded)
     result = search(
         loaded,
-        history,
+        context,
         built,
         method=method,
         max_new_tokens=horizon,
@@ -135,16 +137,17 @@ def _levels(text: str) -> list[float]:
     return levels
 
 
-def _reward(factory: RewardFactory, history: np.ndarray, horizon: int) -> Reward:
-    """The reward of this history, tried out; refused before the model loads where it cannot score such a forecast."""
+def _reward(factory: RewardFactory, context: Context, horizon: int) -> Reward:
+    """The reward of a history, tried out; refused before the model loads where it cannot score such a forecast."""
     from sdt_dist.errors import ConfigurationError
     from sdt_dist.evaluation.plan import try_reward
+    from sdt_dist.tasks.forecast import FORECAST
 
     if not factory.scores_forecasts:
         raise ConfigurationError(
             f"reward: {factory.spec!r} scores text; a forecast needs a reward of series."
         )
-    return try_reward(factory, history, horizon)
+    return try_reward(FORECAST, factory, context, horizon)
 
 
 def _future(table: pd.DataFrame, horizon: int) -> list[str]:

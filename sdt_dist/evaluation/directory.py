@@ -32,7 +32,7 @@ class RunDirectory:
     def __init__(self, path: Path, plan: Plan, *, resume: bool = False) -> None:
         self.path = path
         self._config = plan.config
-        self._problems = problems_text(plan.problems)
+        self._problems = problems_text(plan.config.task, plan.problems)
         has_results = (path / SAMPLES).exists()
         if has_results and not resume:
             raise ResultsError(

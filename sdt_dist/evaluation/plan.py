@@ -11,10 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from sdt_dist.data import check_dataset
-from sdt_dist.data.problems import ForecastProblem, load_problems
+from sdt_dist.data.problems import ForecastProblem
 from sdt_dist.errors import SdtError
 from sdt_dist.evaluation import checks
 from sdt_dist.evaluation.ablation import check_points, expanded
@@ -23,14 +21,14 @@ from sdt_dist.evaluation.method_options import options_of
 from sdt_dist.files import read_mapping
 from sdt_dist.flow.files import FlowFiles
 from sdt_dist.models.spec import check_spec
-from sdt_dist.parts import SeriesPart
-from sdt_dist.protocols import Decoded
+from sdt_dist.parts import Context
 from sdt_dist.rewards.base import Reward
 from sdt_dist.rewards.context import RewardContext
 from sdt_dist.rewards.spec import RewardFactory, parse_reward
 from sdt_dist.search.methods import get_method
 from sdt_dist.search.options import parse_options
 from sdt_dist.search.sharing_plan import SHARING_METHODS
+from sdt_dist.tasks.task import ProblemT, Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +120,7 @@ def with_problems(plan: Plan) -> Plan:
     problems = cut_problems(plan.config)
     rewards = {method.reward.spec: method.reward for method in plan.methods}
     for reward in rewards.values():
-        try_rewards(reward, problems, plan.config.horizon)
+        try_rewards(plan.config.task, reward, problems, plan.config.horizon)
     return replace(plan, problems=problems)
 
 
@@ -158,7 +156,7 @@ def _planned(
 
 def cut_problems(config: EvaluationConfig) -> list[ForecastProblem]:
     """The problems of a configuration; DataError or ContextError for data that cannot be used."""
-    return load_problems(
+    return config.task.problems(
         config.dataset,
         horizon=config.horizon,
         context_length=config.context_length,
@@ -169,12 +167,14 @@ def cut_problems(config: EvaluationConfig) -> list[ForecastProblem]:
     )
 
 
-def try_rewards(factory: RewardFactory, problems: Sequence[ForecastProblem], horizon: int) -> None:
+def try_rewards(
+    task: Task[ProblemT], factory: RewardFactory, problems: Sequence[ProblemT], num_tokens: int
+) -> None:
     """The first problem's error when no problem's reward works; where one does, a run records the others as failed."""
     first: SdtError | None = None
     for problem in problems:
         try:
-            try_reward(factory, problem.history, horizon)
+            try_reward(task, factory, problem.context, num_tokens)
         except SdtError as error:
             first = first or error
         else:
@@ -183,13 +183,14 @@ def try_rewards(factory: RewardFactory, problems: Sequence[ForecastProblem], hor
         raise first
 
 
-def try_reward(factory: RewardFactory, history: np.ndarray, horizon: int) -> Reward:
-    """The reward of a history [L], after it scored the history's end as if that were a forecast [horizon].
+def try_reward(
+    task: Task[Any], factory: RewardFactory, context: Context, num_tokens: int
+) -> Reward:
+    """The reward of a context, after it scored the task's stand-in for a sample of so many tokens.
 
-    So a reward that can score no such forecast is refused before anything is searched, with its own SdtError.
+    So a reward that can score no such sample is refused before anything is searched, with its own SdtError.
     """
-    factory.check_horizon(horizon)
-    reward = factory.build(RewardContext.of((SeriesPart(history),)))
-    end = np.resize(history[-horizon:], horizon)
-    reward.score([Decoded((), series=end.astype(np.float64))])
+    factory.check_horizon(num_tokens)
+    reward = factory.build(RewardContext.of(context))
+    reward.score([task.stand_in(context, num_tokens)])
     return reward

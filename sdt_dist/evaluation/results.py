@@ -14,14 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import yaml
 from pydantic import BaseModel
 
-from sdt_dist.data.problems import ForecastProblem
 from sdt_dist.errors import ResultsError, SdtError
 from sdt_dist.evaluation.config import EvaluationConfig
 from sdt_dist.search.result import SearchResult
+from sdt_dist.tasks.task import ProblemT, Task
 from sdt_dist.tree.snapshot import Snapshot
 
 Line = dict[str, Any]
@@ -111,7 +110,12 @@ def read_lines(directory: Path) -> list[Line]:
 
 
 def result_line(
-    problem: ForecastProblem, method: str, label: str, seed: int, outcome: SearchResult | SdtError
+    task: Task[ProblemT],
+    problem: ProblemT,
+    method: str,
+    label: str,
+    seed: int,
+    outcome: SearchResult | SdtError,
 ) -> Line:
     """The line of one problem and method: all that is needed to compute every metric again."""
     head: Line = {
@@ -132,7 +136,7 @@ def result_line(
     cost = outcome.cost
     return head | {
         "status": "ok",
-        "samples": [_rounded(sample.series) for sample in outcome.samples],
+        "samples": [task.sample_record(sample) for sample in outcome.samples],
         "tokens": [list(sample.tokens) for sample in outcome.samples],
         "rewards": [sample.reward for sample in outcome.samples],
         "components": [sample.components for sample in outcome.samples],
@@ -157,10 +161,6 @@ def result_line(
     }
 
 
-def _rounded(series: np.ndarray | None) -> list[float]:
-    return [] if series is None else [float(f"{value:.8g}") for value in series]
-
-
 def tree_path(directory: Path, label: str) -> Path:
     """Where the first problem's tree of a method is kept."""
     return directory / "trees" / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', label)}.npz"
@@ -171,38 +171,22 @@ def save_tree(directory: Path, label: str, snapshot: Snapshot) -> None:
     snapshot.save(tree_path(directory, label))
 
 
-def problems_text(problems: Sequence[ForecastProblem]) -> str:
-    """problems.json: histories, truths and scales, in the user's units."""
-    records = [
-        {
-            "index": p.index,
-            "name": p.name,
-            "history": p.history.tolist(),
-            "truth": p.truth.tolist(),
-            "season": p.season,
-            "loc": p.loc,
-            "scale": p.scale,
-        }
-        for p in problems
-    ]
-    return json.dumps(records)
+def problems_text(task: Task[ProblemT], problems: Sequence[ProblemT]) -> str:
+    """problems.json: the problems with their truths, as the task records them."""
+    return json.dumps([task.record(problem) for problem in problems])
 
 
-def read_problems(directory: Path) -> list[ForecastProblem]:
-    """The problems of a run; ResultsError when the directory holds none."""
+def read_problems(directory: Path) -> list[Any]:
+    """The problems of a run, of its task's own type; ResultsError when the directory holds none."""
     path = directory / PROBLEMS
     if not path.is_file():
         raise ResultsError(
             f"results: {directory} holds no {PROBLEMS}; give a directory that `sdt evaluate` wrote."
         )
+    task = saved_config(directory).task
     try:
         records = json.loads(path.read_text(encoding="utf-8"))
-        return [
-            ForecastProblem(
-                **(r | {"history": np.array(r["history"]), "truth": np.array(r["truth"])})
-            )
-            for r in records
-        ]
+        return [task.problem_of(record) for record in records]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ResultsError(
             f"results: {path} is damaged ({error}); give a directory that `sdt evaluate` wrote."

@@ -74,7 +74,10 @@ def search_all(
     for task, outcome in executor.run(plan, tasks):
         _keep(task, outcome, output, evidence)
         method = task.method
-        line = result_line(task.problem, method.name, method.label, plan.config.seed, outcome)
+        config = plan.config
+        line = result_line(
+            config.task, task.problem, method.name, method.label, config.seed, outcome
+        )
         log.append(line)
         progress.done(line)
 

@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 
 from sdt_dist.data.problems import ForecastProblem, load_problems
-from sdt_dist.protocols import Sample
+from sdt_dist.parts import Context
+from sdt_dist.protocols import Decoded, Sample
+from sdt_dist.rewards.context import RewardContext
 from sdt_dist.tasks.task import Column, Row
 
 _COLUMNS = (
@@ -51,6 +53,13 @@ class ForecastTask:
     def problems(self, dataset: str, **choice: Any) -> list[ForecastProblem]:
         """Windows of a dataset; `choice` are the settings of `load_problems`."""
         return load_problems(dataset, **choice)
+
+    def stand_in(self, context: Context, num_tokens: int) -> Decoded:
+        """The history's end, as if it were a forecast."""
+        history = RewardContext.of(context).history
+        assert history is not None, "a forecast's context has one series"
+        end = np.resize(history[-num_tokens:], num_tokens)
+        return Decoded((), series=end.astype(np.float64))
 
     def record(self, problem: ForecastProblem) -> dict[str, Any]:
         """History, truth and scale, in the user's units."""

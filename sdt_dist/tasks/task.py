@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from sdt_dist.parts import Context
-from sdt_dist.protocols import Sample
+from sdt_dist.protocols import Decoded, Sample
 
 Row = dict[str, float]  # measures by name
 
@@ -63,6 +63,10 @@ class Task(Protocol[ProblemT]):
 
     def problems(self, dataset: str, **choice: Any) -> list[ProblemT]:
         """The problems of a dataset; SdtError names what is wrong with it, or with the choice."""
+        ...
+
+    def stand_in(self, context: Context, num_tokens: int) -> Decoded:
+        """A sample of `num_tokens` tokens made of a context alone, on which a reward can be tried before a model runs."""
         ...
 
     def record(self, problem: ProblemT) -> dict[str, Any]:
