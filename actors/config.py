@@ -16,8 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from sdt_dist.errors import ConfigurationError
 from sdt_dist.files import read_mapping
-from sdt_dist.models.loading import check_flow_backend, split_spec
 from sdt_dist.models.remote.http_api import check_url
+from sdt_dist.models.spec import check_flow_backend, split_spec
 from sdt_dist.search.options import parse_options
 
 

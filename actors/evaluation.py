@@ -152,7 +152,7 @@ def _work_of(plan: Plan, task: Task, start: int) -> list[Work]:
     alone = Work(
         name=f"{method.label}/{problem.index}",
         problem=problem.index,
-        context=problem.history,
+        context=problem.context,
         reward=SpecReward.of(method.reward.spec),
         method=method.name,
         options=method.options,

@@ -21,12 +21,12 @@ from sdt_dist.actors.learner import LearningPlan
 from sdt_dist.actors.work import LATEST, Loader, RewardRecipe, SpecReward, Work, load_spec
 from sdt_dist.errors import ConfigurationError, SdtError
 from sdt_dist.extras import check_package
-from sdt_dist.models.forecaster.spec import ForecasterSpec, forecaster_directory
-from sdt_dist.models.loading import check_flow_backend, split_spec
+from sdt_dist.models.spec import check_flow_backend, outlook_of
 from sdt_dist.search.result import SearchResult
 from sdt_dist.training.flow.config import TrainFlowConfig
 from sdt_dist.training.flow.contexts import ContextSource
 from sdt_dist.training.flow.learner import STATE_FILE, check_directory
+from sdt_dist.training.flow.progress import Progress
 from sdt_dist.training.flow.rounds import parts_of
 from sdt_dist.training.flow.train import contexts_of
 from sdt_dist.training.flow.trainer import read_notes
@@ -124,7 +124,7 @@ def train_live(
     contexts and the reward that the configuration names. Raises SdtError.
     """
     next_round = check_live(config, output, fleet, resume=resume)
-    contexts = contexts or contexts_of(config, context_length(config.model))
+    contexts = contexts or contexts_of(config, outlook_of(config.model).context_length)
     recipe = SpecReward.of(config.reward)
     stream = SearchStream(config, contexts, reward_of or (lambda _: recipe), fleet, next_round)
     last: dict[str, Any] = {}
@@ -165,10 +165,6 @@ def check_live(config: TrainFlowConfig, output: Path, fleet: FleetConfig, *, res
         )
     if not check_directory(output, config.identity(), resume=resume):
         return 0
-    return read_notes(output / STATE_FILE)["facts"].get("next_round", 0)
-
-
-def context_length(model: str) -> int | None:
-    """How many values a forecaster sees, without loading it; None for a language model."""
-    directory = forecaster_directory(split_spec(model)[1])
-    return None if directory is None else ForecasterSpec.load(directory).context_length
+    state = output / STATE_FILE
+    progress = Progress.of(read_notes(state)["facts"], str(state))
+    return 0 if progress.intake is None else progress.intake.next_round

@@ -30,7 +30,7 @@ from sdt_dist.dispatch import join, split
 from sdt_dist.errors import FleetError, SdtError
 from sdt_dist.models.card import ModelCard, states_of
 from sdt_dist.protocols import ModelReply, Root, prompt_digest
-from sdt_dist.rewards.spec import RewardContext
+from sdt_dist.rewards.context import RewardContext
 from sdt_dist.search.api import open_search
 from sdt_dist.search.driver import Crew, Ended, Round
 from sdt_dist.search.methods import validate_options
@@ -72,7 +72,6 @@ class _Lane:
 
     def __init__(self, searcher: Searcher, settings: SearcherSettings, number: int) -> None:
         self.model = RemoteModel(settings.card)
-        self.is_forecaster = settings.card.kind == "forecaster"
         self.states = states_of(
             settings.card, self.model, settings.max_new_tokens, **settings.law_options
         )
@@ -172,9 +171,7 @@ class Searcher:
             lane.task.add_done_callback(lambda task: self._abandon(lane, task))
 
     def _open(self, lane: _Lane, work: Work) -> tuple[Session, Any]:
-        history = work.context if lane.is_forecaster else None  # token ids are no history
-        prompt = work.context if isinstance(work.context, str) else None
-        reward = work.reward.build(RewardContext(history, prompt))
+        reward = work.reward.build(RewardContext.of(work.context))
         problem = SearchProblem(work.problem, lane.states.root(work.context), reward)
         options = validate_options(work.method, work.options)
         return open_search(

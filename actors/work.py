@@ -8,8 +8,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from sdt_dist.parts import Context
 from sdt_dist.rewards.base import Reward
-from sdt_dist.rewards.spec import RewardContext, parse_reward
+from sdt_dist.rewards.context import RewardContext
+from sdt_dist.rewards.spec import parse_reward
 from sdt_dist.search.result import SearchResult
 from sdt_dist.values.records import Membership
 
@@ -62,7 +64,7 @@ class GivenReward:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One search. `name` is unique within a run; `context` is a history [L], token ids or a prompt.
+    """One search. `name` is unique within a run; `context` is what is continued, in parts.
 
     `attempt` counts the times it was started before. `keep_tree` returns the finished search as arrays too. `membership`:
     its place in a team that shares evidence. `flow`: identity of the flow that it proposes with, or LATEST for the newest
@@ -72,7 +74,7 @@ class Work:
 
     name: str
     problem: int
-    context: Any
+    context: Context
     reward: RewardRecipe
     method: str
     options: dict[str, Any] = field(default_factory=dict)

@@ -29,6 +29,7 @@ from sdt_dist.evaluation.summary import tabulate, truth_measures
 from sdt_dist.files import replace_file, write_text
 from sdt_dist.metrics.aggregate import summarise
 from sdt_dist.report.figures.axes import subplots
+from sdt_dist.tasks.forecast import FORECAST
 
 HORIZON = 48
 LAMBDA = 20.0
@@ -113,7 +114,7 @@ def curves(output: Path) -> dict[str, Curve]:
     found: dict[str, Curve] = {}
     for dataset in DATASETS:
         problems = load_problems(dataset, split="test", horizon=HORIZON, num_problems=CONTEXTS)
-        truth = truth_measures(problems)["problems"]
+        truth = truth_measures(FORECAST, problems)["problems"]
         own = {problem.index: truth[problem.name]["spec_w1"] for problem in problems}
         for label, rows in tabulate(output / dataset).items():
             name, budget = label.split(" @")

@@ -27,6 +27,7 @@ from sdt_dist.actors.config import FleetConfig, fleet_config
 from sdt_dist.actors.remote.controller import ControllerActor
 from sdt_dist.actors.work import GivenReward, Work
 from sdt_dist.noise import mix64
+from sdt_dist.parts import TokensPart
 from sdt_dist.protocols import (
     Cost,
     Decoded,
@@ -121,7 +122,7 @@ def _work(searchers: int, shared: bool) -> list[Work]:
     options = {"num_rollouts": 100_000, "wave_size": WAVE, "inverse_temperature": 1.0}
     return [
         Work(
-            f"p{i}", i, [0], GivenReward(MeanToken()), "residual_ts", options,
+            f"p{i}", i, (TokensPart((0,)),), GivenReward(MeanToken()), "residual_ts", options,
             membership=Membership(f"key{i // 4}", f"run/{i // 4}", i % 4, 4) if shared else None,
         )
         for i in range(count)

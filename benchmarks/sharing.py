@@ -21,6 +21,7 @@ from sdt_dist.actors.config import FleetConfig, fleet_config
 from sdt_dist.actors.fleet import run_fleet
 from sdt_dist.actors.work import GivenReward, Work
 from sdt_dist.models.toy import Toy
+from sdt_dist.parts import TokensPart
 from sdt_dist.protocols import PriorLaw, Rollout, RolloutRequest
 from sdt_dist.search.result import SearchResult
 from sdt_dist.search.sharing_plan import SharingPlan, merge_members
@@ -43,7 +44,9 @@ class SlowToy(Toy):
 def searches(problem: int, searchers: int, num_rollouts: int, wave_size: int) -> list[Work]:
     """The searches of one problem: one, or a team with one budget."""
     options = {"inverse_temperature": 20.0, "num_rollouts": num_rollouts, "wave_size": wave_size}
-    work = Work(f"{problem}", problem, [0], GivenReward(Toy(*TOY)), "residual_ts", options)  # type: ignore[arg-type]
+    work = Work(
+        f"{problem}", problem, (TokensPart((0,)),), GivenReward(Toy(*TOY)), "residual_ts", options
+    )  # type: ignore[arg-type]
     members = SharingPlan(f"run{wave_size}", {problem: f"key{problem}"}, searchers).members(problem)
     return [
         work

@@ -49,9 +49,11 @@ from sdt_dist.errors import SdtError
 from sdt_dist.files import write_text
 from sdt_dist.models.loading import load_model
 from sdt_dist.noise import stream_key
+from sdt_dist.parts import TokensPart
 from sdt_dist.protocols import Rollout, RolloutRequest, Root
 from sdt_dist.rewards.base import as_reward
-from sdt_dist.rewards.spec import RewardContext, parse_reward
+from sdt_dist.rewards.context import RewardContext
+from sdt_dist.rewards.spec import parse_reward
 from sdt_dist.search.api import run_searches
 from sdt_dist.search.session import SearchProblem
 
@@ -326,17 +328,18 @@ def make_job(loaded: Any, arguments: argparse.Namespace) -> Job:
     """The problems of a loaded model: ETTh1 windows with a spectral reward, or random prompts with `mean_token`."""
     process = loaded.process(arguments.horizon)
     rng = np.random.default_rng(0)
-    if getattr(loaded, "is_forecaster", False):
+    if process.sample_view == "series":
         windows = load_problems(
             arguments.dataset, horizon=arguments.horizon, num_problems=arguments.num_problems
         )
         factory = parse_reward(arguments.reward)
-        contexts = [window.history for window in windows]
-        rewards: list[Any] = [factory.build(RewardContext(history=history)) for history in contexts]
+        contexts = [window.context for window in windows]
+        rewards: list[Any] = [factory.build(RewardContext.of(context)) for context in contexts]
     else:
         low, high = process.law.allowed
         tokens = np.setdiff1d(np.arange(low, high), process.law.end_tokens)
-        contexts = rng.choice(tokens, (arguments.num_problems, arguments.prompt_tokens)).tolist()
+        prompts = rng.choice(tokens, (arguments.num_problems, arguments.prompt_tokens)).tolist()
+        contexts = [(TokensPart(tuple(prompt)),) for prompt in prompts]
         rewards = [as_reward(partial(mean_token, high), "tokens")] * arguments.num_problems
     options = {
         "num_rollouts": arguments.rounds * arguments.wave_size,

@@ -69,18 +69,18 @@ def check_auth(state: AuthState) -> Finding:
 
 def model_files(spec: str) -> ModelFiles:
     """Where this host has a MODEL SPEC's weights, and how large they are."""
-    from sdt_dist.models.forecaster.spec import forecaster_directory
-    from sdt_dist.models.loading import check_spec, split_spec
+    from sdt_dist.models.spec import HTTP, check_spec, outlook_of
 
     check_spec(spec)
-    backend, name = split_spec(spec)
-    if backend in ("http", "https"):
+    outlook = outlook_of(spec)
+    name = outlook.name
+    if outlook.backend in HTTP:
         from sdt_dist.models.remote.http_client import HttpModel
 
         HttpModel(name, timeout_s=10.0, attempts=1)
         return ModelFiles(name, None, elsewhere="a model server that answers")
-    local = forecaster_directory(name) or Path(name)
-    if local.exists():
+    local = outlook.path
+    if local is not None:
         readable = local.is_dir() and os.access(local, os.R_OK | os.X_OK)
         return ModelFiles(str(local), weight_bytes(local) if readable else None)
     from huggingface_hub import try_to_load_from_cache

@@ -19,6 +19,8 @@ from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
+from sdt_dist.parts import Context, Form
+
 FinishReason = Literal["eos", "length"]
 
 
@@ -276,7 +278,17 @@ class States(Protocol):
     @property
     def top_k(self) -> int | None: ...
 
-    def root(self, context: Any) -> Root: ...
+    @property
+    def takes(self) -> tuple[Form, ...]:
+        """The forms of context that it can continue."""
+        ...
+
+    @property
+    def sample_view(self) -> Form:
+        """What of a sample a plain function is given as a reward."""
+        ...
+
+    def root(self, context: Context) -> Root: ...
 
     def is_finished(self, tokens: Sequence[int]) -> bool: ...
 

@@ -22,6 +22,7 @@ from sdt_dist.flow.files import FlowFiles
 from sdt_dist.models.card import card_of
 from sdt_dist.models.process import TokenProcess
 from sdt_dist.models.toy import Toy
+from sdt_dist.parts import TokensPart
 from sdt_dist.protocols import Flow, PriorLaw, RolloutRequest, Root
 from sdt_dist.search.api import run_searches
 from sdt_dist.search.result import SearchResult
@@ -260,7 +261,7 @@ def toy_work(model: Toy, methods: dict[str, dict[str, Any]], num_problems: int) 
         Work(
             f"{method}/{index}",
             index,
-            [0],
+            (TokensPart((0,)),),
             GivenReward(model),
             method,
             {"inverse_temperature": model.inverse_temperature} | options,

@@ -18,7 +18,8 @@ from sdt_dist.data.problems import ForecastProblem
 from sdt_dist.errors import ConfigurationError, ResultsError, unknown_name
 from sdt_dist.evaluation.results import read_lines, read_problems
 from sdt_dist.evaluation.summary import tabulate
-from sdt_dist.evaluation.tables import Row
+from sdt_dist.tasks.forecast import FORECAST
+from sdt_dist.tasks.task import Row
 
 Rows = dict[int, Row]
 Measured = dict[str, dict[str, float]]
@@ -143,11 +144,4 @@ def measure_rows(
 
 def truth_rows(problems: list[ForecastProblem]) -> Rows:
     """The true futures' own spectral measures by problem."""
-    from sdt_dist.metrics.forecast import spectral_measures
-
-    return {
-        p.index: spectral_measures(
-            ((p.truth - p.loc) / p.scale)[None], (p.history - p.loc) / p.scale
-        )
-        for p in problems
-    }
+    return {problem.index: FORECAST.truth(problem) for problem in problems}

@@ -21,11 +21,12 @@ from sdt_dist.data.problems import ForecastProblem
 from sdt_dist.errors import ConfigurationError
 from sdt_dist.evaluation.config import EvaluationConfig
 from sdt_dist.evaluation.evidence import EVIDENCE, evidence_keys, load_evidence
-from sdt_dist.evaluation.tables import Row
 from sdt_dist.files import write_text
-from sdt_dist.models.forecaster.spec import ForecasterSpec, forecaster_directory
-from sdt_dist.models.loading import split_spec
-from sdt_dist.rewards.spec import RewardContext, parse_reward, with_gamma
+from sdt_dist.models.spec import outlook_of
+from sdt_dist.rewards.base import series_of
+from sdt_dist.rewards.context import RewardContext
+from sdt_dist.rewards.spec import parse_reward, with_gamma
+from sdt_dist.tasks.task import Row
 from sdt_dist.tree.resample import systematic
 from sdt_dist.tune.config import SweepConfig, quality
 from sdt_dist.tune.objectives import OBJECTIVES, Measured, measure_rows
@@ -90,7 +91,7 @@ class Screen:
         rows = {}
         ess = []
         for problem in self._problems:
-            multipliers = factory.build(RewardContext(history=problem.history)).multipliers
+            multipliers = factory.build(RewardContext.of(problem.context)).multipliers
             law = reweigh(self._walks[problem.index], multipliers, float(inverse_temperature))
             rows[problem.index] = row_of_law(
                 law, problem, self._decode, self._config.num_samples, self._config.seed
@@ -124,19 +125,17 @@ def row_of_law(
 
 def decoder_of(config: EvaluationConfig) -> Decode:
     """Tokens [S, H] of a problem to series, as the forecaster's process decodes them, without its weights."""
-    directory = forecaster_directory(split_spec(config.model)[1])
-    if directory is None:
+    outlook = outlook_of(config.model)
+    if outlook.sample_view != "series":
         raise ConfigurationError(
             f"screen: model {config.model!r} is no forecaster on this machine, whose tokenizer reads kept walks; leave "
             "screen out, or give bundled or a directory."
         )
-    spec = ForecasterSpec.load(directory)
+    states = outlook.states(config.horizon)
 
     def decode(problem: ForecastProblem, tokens: np.ndarray) -> np.ndarray:
-        _, scale = spec.tokenizer.encode(
-            np.asarray(problem.history, dtype=np.float64)[-spec.context_length :]
-        )
-        return spec.tokenizer.decode(tokens, scale)
+        root = states.root(problem.context)
+        return series_of(states.decode(root, [tuple(row) for row in tokens.tolist()]))
 
     return decode
 

@@ -5,9 +5,7 @@ have their own concurrency group, so that a probe is answered while a batch runs
 To add an actor: a plain class in `actors/`, its wrapper here, its kind in the table of `backend.py`.
 """
 
-from __future__ import annotations
-
 from sdt_dist.extras import packages_of
 
 with packages_of("cluster", "the fleet"):
-    import ray as _ray  # noqa: F401
+    import ray  # noqa: F401  (first, so that every module of this room may import it plainly)

@@ -148,15 +148,14 @@ def _fleet_size(
     from sdt_dist.actors.config import load_fleet
     from sdt_dist.cluster.connect import has_ray
     from sdt_dist.extras import missing_extra
-    from sdt_dist.models.forecaster.spec import forecaster_directory
+    from sdt_dist.models.spec import outlook_of
 
     if not has_ray():
         asked = [f"--{name}" for name in sizes] + ["--fleet"] * (path is not None)
         if asked:
             raise missing_extra(", ".join(asked), "ray", "cluster")
         return None
-    is_forecaster = forecaster_directory(config.model) is not None
-    size = load_fleet(path, sizes, small_model=is_forecaster)
+    size = load_fleet(path, sizes, small_model=outlook_of(config.model).is_small)
     if config.flow is not None:
         size.check_flows()
     return size

@@ -20,7 +20,7 @@ def read_flow(
 ) -> FlowFiles | None:
     """The checkpoint, if one was given; SdtError unless method, backend, reward, lambda and length go with it."""
     from sdt_dist.flow.files import FlowFiles
-    from sdt_dist.models.loading import check_flow_backend
+    from sdt_dist.models.spec import check_flow_backend
     from sdt_dist.search.methods import get_method
 
     get_method(method).check_flow(path is not None)

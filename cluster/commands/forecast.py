@@ -65,9 +65,10 @@ def forecast(
       sdt forecast sales.csv --horizon 12 --reward "spectral:gamma=1+nonneg" --quantiles 0.05,0.5,0.95
     """
     from sdt_dist.cluster.commands.flow_option import flow_of, read_flow
+    from sdt_dist.data.reader import read_csv
     from sdt_dist.data.scale import fit_scale
-    from sdt_dist.data.series import read_csv
-    from sdt_dist.models.loading import check_spec, load_model
+    from sdt_dist.models.loading import load_model
+    from sdt_dist.models.spec import check_spec
     from sdt_dist.rewards.spec import parse_reward
     from sdt_dist.search.methods import get_method, validate_options
 

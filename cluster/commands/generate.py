@@ -47,8 +47,11 @@ def generate(
     """
     from sdt_dist.cluster.commands.flow_option import flow_of, read_flow
     from sdt_dist.errors import ConfigurationError, ContextError
-    from sdt_dist.models.loading import check_spec, load_model
-    from sdt_dist.rewards.spec import RewardContext, parse_reward
+    from sdt_dist.models.loading import load_model
+    from sdt_dist.models.spec import check_spec
+    from sdt_dist.parts import TextPart
+    from sdt_dist.rewards.context import RewardContext
+    from sdt_dist.rewards.spec import parse_reward
     from sdt_dist.search.methods import get_method, validate_options
 
     options: dict[str, object] = {
@@ -68,15 +71,16 @@ def generate(
     if not prompt:
         raise ContextError("prompt: empty; a prompt needs at least one token.")
     loaded = load_model(model)
-    if loaded.is_forecaster:
+    if loaded.sample_view == "series":
         raise ConfigurationError(f"model: {model!r} is a forecaster; use `sdt forecast`.")
 
     from sdt_dist.search.api import search
 
+    context = (TextPart(prompt),)
     result = search(
         loaded,
-        prompt,
-        factory.build(RewardContext(prompt=prompt)),
+        context,
+        factory.build(RewardContext.of(context)),
         method=method,
         max_new_tokens=max_new_tokens,
         sampling_temperature=sampling_temperature,

@@ -58,8 +58,9 @@ def serve(
     """
     from sdt_dist.flow.files import FlowFiles
     from sdt_dist.models.card import card_of
-    from sdt_dist.models.loading import check_flow_backend, check_spec, load_model
+    from sdt_dist.models.loading import load_model
     from sdt_dist.models.remote.http_token import server_token
+    from sdt_dist.models.spec import check_flow_backend, check_spec
     from sdt_dist.serving.hold_flow import hold_flow
     from sdt_dist.serving.http import ModelService, ServerLimits, check_bind, tls_context
 

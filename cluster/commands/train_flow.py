@@ -142,9 +142,9 @@ def train_flow(
 
 def _load_fleet(path: str | None, sizes: dict[str, Any], model: str) -> Any:
     from sdt_dist.actors.config import load_fleet
-    from sdt_dist.models.forecaster.spec import forecaster_directory
+    from sdt_dist.models.spec import outlook_of
 
-    return load_fleet(path, sizes, small_model=forecaster_directory(model) is not None)
+    return load_fleet(path, sizes, small_model=outlook_of(model).is_small)
 
 
 def _settings(pairs: list[str]) -> dict[str, Any]:
@@ -194,7 +194,7 @@ def _train(settings: Any, output: Path, resume: bool) -> None:
     finally:
         bar.stop()
     _finish(learner, output)
-    for found in learner.facts["held_out"][-1:]:
+    for found in learner.progress.held_out[-1:]:
         verdict = (
             "F helps"
             if found["flow"] < found["prior"]

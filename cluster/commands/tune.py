@@ -79,7 +79,7 @@ def tune(
     """
     from sdt_dist.actors.config import load_fleet
     from sdt_dist.extras import check_package
-    from sdt_dist.models.forecaster.spec import forecaster_directory
+    from sdt_dist.models.spec import outlook_of
     from sdt_dist.tune.config import load_sweep, problems_of
 
     check_package("optuna", "tune", "a sweep")
@@ -97,8 +97,8 @@ def tune(
     sizes = {"address": address, "servers": servers, "searchers": searchers}
     shared = _given({"dataset": dataset, "num_problems": num_problems})
     sweep = load_sweep(_source(config, output, resume), _given(given) | {"evaluation": shared})
-    is_forecaster = forecaster_directory(sweep.base.model) is not None
-    size = load_fleet(fleet, _given(sizes), small_model=is_forecaster)
+    is_small = outlook_of(sweep.base.model).is_small
+    size = load_fleet(fleet, _given(sizes), small_model=is_small)
     if sweep.base.flow is not None:
         size.check_flows()
     problems = problems_of(sweep)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Join a Mac to a Ray cluster: an experiment, not a supported way. Use `sdt serve` on the Mac instead (docs/cluster.md).
+# Join a Mac to a Ray cluster: an experiment, not a supported way. Use `sdt serve` on the Mac instead (docs/guides/clusters.md#macs).
 #
 # Ray does not support clusters of several machines on macOS. What is known:
 #   - RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=1 must be set for every Ray process on the Mac, drivers included (this script

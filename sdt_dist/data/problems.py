@@ -11,6 +11,7 @@ from sdt_dist.data.registry import load_series
 from sdt_dist.data.scale import MIN_HISTORY, Scale, fit_scale
 from sdt_dist.data.series import Series
 from sdt_dist.errors import ConfigurationError, ContextError, DataError
+from sdt_dist.parts import Context, SeriesPart
 
 SPLITS = ("train", "val", "test")
 
@@ -30,6 +31,11 @@ class ForecastProblem:
     loc: float
     scale: float
     timestamps: pd.DatetimeIndex | None = None
+
+    @property
+    def context(self) -> Context:
+        """What a model continues and a reward may see: the history."""
+        return (SeriesPart(self.history),)
 
 
 def load_problems(

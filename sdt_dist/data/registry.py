@@ -17,7 +17,8 @@ from types import ModuleType
 import numpy as np
 import pandas as pd
 
-from sdt_dist.data.series import Series, read_csv
+from sdt_dist.data.reader import read_csv
+from sdt_dist.data.series import Series
 from sdt_dist.errors import ConfigurationError, DataError, ResultsError, unknown_name
 from sdt_dist.files import replace_file
 

@@ -11,7 +11,7 @@ from sdt_dist.evaluation.config import EvaluationConfig, MethodConfig
 from sdt_dist.evaluation.evidence import evidence_files
 from sdt_dist.evaluation.method_options import options_of
 from sdt_dist.flow.files import FlowFiles
-from sdt_dist.models.loading import check_flow_backend
+from sdt_dist.models.spec import check_flow_backend
 from sdt_dist.rewards.spec import RewardFactory, parse_reward
 from sdt_dist.search.methods import get_method, validate_options
 from sdt_dist.search.sharing_plan import SHARING_METHODS, check_sharing

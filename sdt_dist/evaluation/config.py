@@ -10,6 +10,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from sdt_dist.search.methods import get_method, method_names
+from sdt_dist.tasks.registry import get_task
+from sdt_dist.tasks.task import Task
 
 EXECUTION_FIELDS = ("problems_in_flight", "flow")  # flow_identity says which flow, wherever it lies
 _WITH_FLOW = "+flow"
@@ -104,6 +106,11 @@ class EvaluationConfig(BaseModel):
     def reward_of(self, method: MethodConfig) -> str:
         """REWARD SPEC of one method: its own, or the evaluation's."""
         return self.reward if method.reward is None else method.reward
+
+    @property
+    def task(self) -> Task[Any]:
+        """What kind of problem is searched."""
+        return get_task("forecast")
 
     @property
     def shares_evidence(self) -> bool:

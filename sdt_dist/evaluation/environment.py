@@ -23,7 +23,7 @@ import psutil
 from sdt_dist.errors import ResultsError
 from sdt_dist.evaluation.evidence import model_identity
 from sdt_dist.files import write_text
-from sdt_dist.models.loading import split_spec
+from sdt_dist.models.spec import split_spec
 
 ENVIRONMENT = "environment.json"
 _PACKAGES = (

@@ -18,8 +18,7 @@ import numpy as np
 from sdt_dist.data.problems import ForecastProblem
 from sdt_dist.errors import ConfigurationError
 from sdt_dist.evaluation.config import EvaluationConfig
-from sdt_dist.models.forecaster.spec import forecaster_directory
-from sdt_dist.models.loading import split_spec
+from sdt_dist.models.spec import outlook_of
 from sdt_dist.rewards.spec import reward_identity
 from sdt_dist.tree.snapshot import Snapshot
 from sdt_dist.values.extract import walks_of
@@ -55,17 +54,17 @@ def evidence_keys(
 
 def model_identity(spec: str) -> str:
     """A MODEL SPEC that pins the weights: a digest of a directory's files; a hub id or an address as it is."""
-    backend, name = split_spec(spec)
-    directory = forecaster_directory(name) or Path(name)
-    if not directory.is_dir():
-        return f"{backend}:{name}"
+    outlook = outlook_of(spec)
+    directory = outlook.path
+    if directory is None or not directory.is_dir():
+        return f"{outlook.backend}:{outlook.name}"
     digest = hashlib.blake2b(digest_size=16)
     for path in sorted(path for path in directory.iterdir() if path.suffix in _WEIGHTS):
         digest.update(path.name.encode() + b"\0")
         with path.open("rb") as handle:
             while chunk := handle.read(1 << 20):
                 digest.update(chunk)
-    return f"{backend}:{digest.hexdigest()}"
+    return f"{outlook.backend}:{digest.hexdigest()}"
 
 
 def evidence_path(output: Path, label: str, problem: int) -> Path:

@@ -14,7 +14,7 @@ from sdt_dist.errors import SdtError
 from sdt_dist.evaluation.plan import Plan, PlannedMethod
 from sdt_dist.flow.files import FlowFiles
 from sdt_dist.protocols import Flow, Process
-from sdt_dist.rewards.spec import RewardContext
+from sdt_dist.rewards.context import RewardContext
 from sdt_dist.search.api import run_searches
 from sdt_dist.search.result import SearchResult
 from sdt_dist.search.session import SearchProblem
@@ -86,8 +86,8 @@ def _search(
         problem = task.problem
         by_index[problem.index] = task
         try:
-            reward = method.reward.build(RewardContext(history=problem.history))
-            root = process.root(problem.history)
+            reward = method.reward.build(RewardContext.of(problem.context))
+            root = process.root(problem.context)
         except SdtError as error:
             yield task, error
             continue

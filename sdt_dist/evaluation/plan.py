@@ -22,10 +22,12 @@ from sdt_dist.evaluation.config import EvaluationConfig, MethodConfig
 from sdt_dist.evaluation.method_options import options_of
 from sdt_dist.files import read_mapping
 from sdt_dist.flow.files import FlowFiles
-from sdt_dist.models.loading import check_spec
+from sdt_dist.models.spec import check_spec
+from sdt_dist.parts import SeriesPart
 from sdt_dist.protocols import Decoded
 from sdt_dist.rewards.base import Reward
-from sdt_dist.rewards.spec import RewardContext, RewardFactory, parse_reward
+from sdt_dist.rewards.context import RewardContext
+from sdt_dist.rewards.spec import RewardFactory, parse_reward
 from sdt_dist.search.methods import get_method
 from sdt_dist.search.options import parse_options
 from sdt_dist.search.sharing_plan import SHARING_METHODS
@@ -187,7 +189,7 @@ def try_reward(factory: RewardFactory, history: np.ndarray, horizon: int) -> Rew
     So a reward that can score no such forecast is refused before anything is searched, with its own SdtError.
     """
     factory.check_horizon(horizon)
-    reward = factory.build(RewardContext(history=history))
+    reward = factory.build(RewardContext.of((SeriesPart(history),)))
     end = np.resize(history[-horizon:], horizon)
     reward.score([Decoded((), series=end.astype(np.float64))])
     return reward

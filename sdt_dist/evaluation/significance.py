@@ -7,14 +7,15 @@ It works on tables of measures and must not know files.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from sdt_dist.evaluation.tables import Row, Table
+from sdt_dist.evaluation.tables import Table
 from sdt_dist.metrics.aggregate import paired_difference
+from sdt_dist.tasks.task import Row
 
-METRICS = ("crps", "mase", "coverage_80", "spec_w1", "spec_w1_half", "log_l1", "reward_mean")
 Pairs = list[tuple[int, int]]
 
 
@@ -37,28 +38,33 @@ class Difference(NamedTuple):
 Differences = dict[str, dict[str, Difference]]
 
 
-def between_methods(table: Table, reference: str) -> Differences:
+def between_methods(table: Table, reference: str, metrics: Sequence[str]) -> Differences:
     """{label: {metric: difference to the reference}} of a run; Holm's correction is over all of them."""
     base = table[reference]
     others = [label for label in table if label != reference]
     return _corrected(
-        {label: _differences(table[label], base, [(i, i) for i in base]) for label in others}
+        {
+            label: _differences(table[label], base, [(i, i) for i in base], metrics)
+            for label in others
+        }
     )
 
 
-def between_runs(before: Table, after: Table, pairs: Pairs) -> Differences:
+def between_runs(before: Table, after: Table, pairs: Pairs, metrics: Sequence[str]) -> Differences:
     """{label: {metric: after minus before}} of labels that both have; pairs: indices of the same problem in each."""
     shared = [label for label in after if label in before]
     turned = [(new, old) for old, new in pairs]
     return _corrected(
-        {label: _differences(after[label], before[label], turned) for label in shared}
+        {label: _differences(after[label], before[label], turned, metrics) for label in shared}
     )
 
 
-def _differences(rows: dict[int, Row], base: dict[int, Row], pairs: Pairs) -> dict[str, Difference]:
+def _differences(
+    rows: dict[int, Row], base: dict[int, Row], pairs: Pairs, metrics: Sequence[str]
+) -> dict[str, Difference]:
     """{metric: difference}, not yet corrected, over the pairs in which both have the metric."""
     found = {}
-    for metric in METRICS:
+    for metric in metrics:
         both = [
             (own, other)
             for own, other in pairs

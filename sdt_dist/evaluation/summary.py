@@ -8,51 +8,46 @@ Metrics are imported where they are computed: their libraries load torch, which 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sdt_dist.data.problems import ForecastProblem
 from sdt_dist.errors import ResultsError
-from sdt_dist.evaluation.results import SAMPLES, Line, read_lines, read_problems
-from sdt_dist.evaluation.tables import Row, Summary, Table, to_markdown
+from sdt_dist.evaluation.results import SAMPLES, Line, read_lines, read_problems, saved_config
+from sdt_dist.evaluation.tables import Summary, Table, to_markdown
 from sdt_dist.files import write_text
+from sdt_dist.tasks.task import ProblemT, Row, Task
 
 _COSTS = ("nfe", "model_calls", "rollouts", "reward_calls", "recomputed_tokens", "wall_s")
 
 
-def measures_of(line: Line, problem: ForecastProblem) -> Row:
-    """All measures of one result line; a failed line has success_rate 0 and nothing else."""
+def measures_of(task: Task[ProblemT], line: Line, problem: ProblemT) -> Row:
+    """All measures of one result line, the task's and every search's; a failed line has success_rate 0 and nothing else."""
     if line["status"] != "ok" or not line["samples"]:
         return {"success_rate": 0.0}
-    from sdt_dist.metrics.forecast import forecast_measures, spectral_measures
+    return task.measures(line["samples"], problem) | _of_search(line, task.length_of(problem))
+
+
+def _of_search(line: Line, true_length: int) -> Row:
+    """What every search has: rewards, variety and length of its samples, costs, estimates, the shape of its tree."""
     from sdt_dist.metrics.text import distinct_n, perplexity
 
-    samples = np.array(line["samples"], dtype=np.float64)
-    row = forecast_measures(
-        samples, problem.truth, problem.history, problem.season, problem.loc, problem.scale
-    )
-    mean = (samples.mean(axis=0, keepdims=True) - problem.loc) / problem.scale
     lengths = [len(tokens) for tokens in line["tokens"]]
-    of_mean = spectral_measures(mean, (problem.history - problem.loc) / problem.scale)
-    row |= {f"{name}_of_mean": value for name, value in of_mean.items() if name == "log_l1"}
-    row |= {
+    row = {
         "reward_mean": float(np.mean(line["rewards"])),
         "reward_best": line["best_reward"],
         "distinct_samples": float(len({tuple(tokens) for tokens in line["tokens"]})),
         "perplexity": perplexity(line["log_probs"], lengths),
         "success_rate": 1.0,
         "length": float(np.mean(lengths)),
-        "length_ratio": float(np.mean(lengths) / len(problem.truth)),
+        "length_ratio": float(np.mean(lengths) / true_length),
         **{f"distinct_{n}": distinct_n(line["tokens"], n) for n in (1, 2, 3)},
         **{name: float(line[name]) for name in _COSTS},
     }
-    row |= {
-        name: float(line[name])
-        for name in ("log_z", "log_z_error", "ess")
-        if line[name] is not None
-    }
+    estimates = {name: line[name] for name in ("log_z", "log_z_error", "ess")}
+    row |= {name: float(value) for name, value in estimates.items() if value is not None}
     stats = line["tree_stats"]
     names = {"nodes": "nodes", "depth_max": "depth", "branching_mean": "branching"}
     return row | {target: stats[source] for source, target in names.items() if source in stats}
@@ -60,6 +55,7 @@ def measures_of(line: Line, problem: ForecastProblem) -> Row:
 
 def tabulate(directory: Path) -> Table:
     """Measures by label and problem, recomputed from the result files."""
+    task = saved_config(directory).task
     problems = {problem.index: problem for problem in read_problems(directory)}
     table: Table = {}
     for line in read_lines(directory):
@@ -67,15 +63,14 @@ def tabulate(directory: Path) -> Table:
             raise ResultsError(
                 f"results: {directory} has a result of problem {line['problem']}, which it does not hold."
             )
-        table.setdefault(line["label"], {})[line["problem"]] = _checked_measures(
-            line, problems[line["problem"]], directory
-        )
+        row = _checked_measures(task, line, problems[line["problem"]], directory)
+        table.setdefault(line["label"], {})[line["problem"]] = row
     return table
 
 
-def _checked_measures(line: Line, problem: ForecastProblem, directory: Path) -> Row:
+def _checked_measures(task: Task[ProblemT], line: Line, problem: ProblemT, directory: Path) -> Row:
     try:
-        return measures_of(line, problem)
+        return measures_of(task, line, problem)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ResultsError(
             f"results: the line of problem {line['problem']} and {line['label']} in {directory / SAMPLES} is damaged "
@@ -83,34 +78,30 @@ def _checked_measures(line: Line, problem: ForecastProblem, directory: Path) -> 
         ) from error
 
 
-def summarise_table(table: Table) -> Summary:
-    """{label: {metric: {mean, low, high}}}; each metric over the problems that have it, WQL as a ratio of sums."""
+def summarise_table(task: Task[Any], table: Table) -> Summary:
+    """{label: {metric: {mean, low, high}}}; each metric over the problems that have it, the task's ratios as ratios of sums."""
     from sdt_dist.metrics.aggregate import ratio_of_sums, summarise
 
     summary: Summary = {}
+    summands = {name for pair in task.ratios.values() for name in pair}
     for label, rows in table.items():
-        names = sorted({name for row in rows.values() for name in row} - {"wql_loss", "wql_scale"})
+        names = sorted({name for row in rows.values() for name in row} - summands)
         summary[label] = {
             n: summarise(np.array([row[n] for row in rows.values() if n in row])) for n in names
         }
-        scored = [row for row in rows.values() if "wql_loss" in row]
-        if scored:
-            losses, scales = (
-                np.array([row[key] for row in scored]) for key in ("wql_loss", "wql_scale")
-            )
-            summary[label]["wql"] = ratio_of_sums(losses, scales)
+        for name, pair in task.ratios.items():
+            scored = [row for row in rows.values() if pair[0] in row]
+            if scored:
+                above, below = (np.array([row[key] for row in scored]) for key in pair)
+                summary[label][name] = ratio_of_sums(above, below)
     return summary
 
 
-def truth_measures(problems: list[ForecastProblem]) -> dict[str, Any]:
-    """The true futures' own spectral measures against their histories: where a method should come near."""
+def truth_measures(task: Task[ProblemT], problems: Sequence[ProblemT]) -> dict[str, Any]:
+    """The truth's own measures, where a method should come near: their means, and by problem."""
     from sdt_dist.metrics.aggregate import summarise
-    from sdt_dist.metrics.forecast import spectral_measures
 
-    rows = [
-        spectral_measures(((p.truth - p.loc) / p.scale)[None], (p.history - p.loc) / p.scale)
-        for p in problems
-    ]
+    rows = [task.truth(problem) for problem in problems]
     means = {name: summarise(np.array([row[name] for row in rows])) for name in rows[0]}
     return {
         "summary": means,
@@ -125,9 +116,10 @@ def recompute(directory: Path) -> Summary:
 
 def write_summary(directory: Path, table: Table) -> Summary:
     """Write the three documents of a run whose measures are at hand; returns the summary."""
-    summary = summarise_table(table)
-    truth = truth_measures(read_problems(directory))
+    task = saved_config(directory).task
+    summary = summarise_table(task, table)
+    truth = truth_measures(task, read_problems(directory))
     write_text(directory / "summary.json", json.dumps(summary, indent=1))
     write_text(directory / "truth.json", json.dumps(truth, indent=1))
-    write_text(directory / "summary.md", to_markdown(summary, truth, table))
+    write_text(directory / "summary.md", to_markdown(task, summary, truth, table))
     return summary

@@ -6,35 +6,19 @@ See docs/guides/evaluate.md.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from sdt_dist.metrics.aggregate import paired_difference, ratio_of_means
+from sdt_dist.tasks.task import Column, Row, Task
 
-Row = dict[str, float]
 Summary = dict[str, dict[str, dict[str, float]]]
 Table = dict[str, dict[int, Row]]
 BASE = "sample"
 
 
-class Column(NamedTuple):
-    """A metric's name in summary.json, its headings in Markdown and in a terminal, and which values are good."""
-
-    metric: str
-    title: str
-    short: str
-    better: str
-
-
-COLUMNS = [
-    Column("crps", "CRPS", "CRPS", "lower"),
-    Column("wql", "WQL", "WQL", "lower"),
-    Column("mase", "MASE", "MASE", "lower"),
-    Column("coverage_80", "80% coverage", "cov80", "near .80"),
-    Column("spec_w1", "Spec-W1 (L)", "specW1", "near the truth's"),
-    Column("spec_w1_half", "Spec-W1 (L/2)", "specW1/2", "near the truth's"),
-    Column("log_l1", "log-L1", "logL1", "near the truth's"),
+SEARCH_COLUMNS = (
     Column("reward_mean", "reward", "reward", "higher"),
     Column("reward_best", "best reward", "best", "higher"),
     Column("ess", "ESS", "ESS", "higher"),
@@ -42,10 +26,22 @@ COLUMNS = [
     Column("distinct_samples", "distinct", "distinct", "higher"),
     Column("nfe", "NFE", "NFE", "matched"),
     Column("wall_s", "s/problem", "s", "lower"),
-]
-_TITLES = {column.metric: column.title for column in COLUMNS}
-_INTERVALS = ("crps", "spec_w1", "log_l1")
-_SPECTRAL_AND_CRPS = ("crps", "spec_w1", "spec_w1_half", "log_l1")
+)
+
+
+def columns_of(task: Task[Any]) -> tuple[Column, ...]:
+    """The columns of a task's tables: its own measures, then what every search has."""
+    return (*task.columns, *SEARCH_COLUMNS)
+
+
+def columns_of_tests(task: Task[Any]) -> list[Column]:
+    """The columns of a task's paired tests."""
+    by_metric = {column.metric: column for column in columns_of(task)}
+    return [by_metric[metric] for metric in task.tested]
+
+
+def _titles(task: Task[Any]) -> dict[str, str]:
+    return {column.metric: column.title for column in columns_of(task)}
 
 
 def cell(summary: Summary, label: str, metric: str) -> str:
@@ -66,12 +62,16 @@ def number(value: float) -> str:
     )
 
 
-def to_markdown(summary: Summary, truth: dict[str, Any], table: Table) -> str:
-    """The table of means with the truth's own spectra below it, intervals, and comparisons with `sample`."""
+def to_markdown(task: Task[Any], summary: Summary, truth: dict[str, Any], table: Table) -> str:
+    """The table of means with the truth's own measures below it, intervals, and comparisons with `sample`."""
     known: dict[str, dict[str, float]] = truth["summary"]
-    shown = [column for column in COLUMNS if any(column.metric in row for row in summary.values())]
+    shown = [
+        column
+        for column in columns_of(task)
+        if any(column.metric in row for row in summary.values())
+    ]
     rows = {label: [cell(summary, label, column.metric) for column in shown] for label in summary}
-    rows["*true future*"] = [
+    rows[f"*{task.truth_name}*"] = [
         number(known[c.metric]["mean"]) if c.metric in known else "" for c in shown
     ]
     problems = len({index for found in table.values() for index in found})
@@ -80,8 +80,8 @@ def to_markdown(summary: Summary, truth: dict[str, Any], table: Table) -> str:
         f"Means over {problems} problems; intervals of all metrics are in summary.json. `greedy` and `sample` are reference "
         "lines outside the matched budget.",
         "### 95% intervals",
-        _intervals(summary, known),
-        *_compared(table),
+        _intervals(task, summary, known),
+        *_compared(task, table),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -93,41 +93,51 @@ def _grid(titles: list[str], rows: dict[str, list[str]]) -> str:
     )
 
 
-def _intervals(summary: Summary, truth: dict[str, dict[str, float]]) -> str:
+def _intervals(task: Task[Any], summary: Summary, truth: dict[str, dict[str, float]]) -> str:
     """Mean [low, high] of the main metrics: 95% bootstrap over problems."""
 
     def cells(found: dict[str, dict[str, float]]) -> list[str]:
-        return [_interval(found[metric]) if metric in found else "–" for metric in _INTERVALS]
+        return [_interval(found[metric]) if metric in found else "–" for metric in task.intervals]
 
-    rows = {label: cells(summary[label]) for label in summary} | {"*true future*": cells(truth)}
-    return _grid([_TITLES[metric] for metric in _INTERVALS], rows)
+    rows = {label: cells(summary[label]) for label in summary} | {
+        f"*{task.truth_name}*": cells(truth)
+    }
+    titles = _titles(task)
+    return _grid([titles[metric] for metric in task.intervals], rows)
 
 
 def _interval(found: dict[str, float], sign: str = "") -> str:
     return f"{found['mean']:{sign}.3f} [{found['low']:{sign}.3f}, {found['high']:{sign}.3f}]"
 
 
-def _compared(table: Table) -> list[str]:
+def _compared(task: Task[Any], table: Table) -> list[str]:
     """Ratios of means and mean differences to plain sampling on the same problems; none without a `sample`."""
     if BASE not in table or len(table) < 2:
         return []
     return [
         f"### Compared with `{BASE}`",
-        f"Mean divided by the mean of `{BASE}` on the same problems [95% interval]; CRPS is better below 1.",
+        f"Mean divided by the mean of `{BASE}` on the same problems [95% interval]; {task.comparison}.",
         _comparison(
-            table, _SPECTRAL_AND_CRPS, lambda values, base: _interval(ratio_of_means(values, base))
+            task,
+            table,
+            task.compared,
+            lambda values, base: _interval(ratio_of_means(values, base)),
         ),
         f"Mean of the paired differences to `{BASE}` [95% interval].",
         _comparison(
+            task,
             table,
-            (*_SPECTRAL_AND_CRPS, "reward_mean"),
+            (*task.compared, "reward_mean"),
             lambda values, base: _interval(paired_difference(values, base), "+"),
         ),
     ]
 
 
 def _comparison(
-    table: Table, metrics: tuple[str, ...], compare: Callable[[np.ndarray, np.ndarray], str]
+    task: Task[Any],
+    table: Table,
+    metrics: tuple[str, ...],
+    compare: Callable[[np.ndarray, np.ndarray], str],
 ) -> str:
     base = table[BASE]
     rows = {}
@@ -142,4 +152,5 @@ def _comparison(
             )
             cells.append(compare(values, others) if both and others.any() else "–")
         rows[label] = cells
-    return _grid([_TITLES[metric] for metric in metrics], rows)
+    titles = _titles(task)
+    return _grid([titles[metric] for metric in metrics], rows)

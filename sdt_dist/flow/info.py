@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from sdt_dist.errors import CheckpointError, ConfigurationError
-from sdt_dist.flow.spec import FlowSpec, allowed_of
+from sdt_dist.flow.spec import FlowSpec
 from sdt_dist.models.card import ModelCard
 
 FORMAT = "sdt-flow/1"
@@ -143,9 +143,9 @@ def check_model(spec: FlowSpec, info: FlowInfo, card: ModelCard) -> None:
         raise CheckpointError(
             f"flow: vocab_size {spec.vocab_size}, model {card.name!r} has {card.vocab_size}; {_FIX}"
         )
-    if spec.allowed != allowed_of(card):
+    if spec.allowed != card.allowed:
         raise CheckpointError(
-            f"flow: allowed tokens {spec.allowed}, model {card.name!r} has {allowed_of(card)}; {_FIX}"
+            f"flow: allowed tokens {spec.allowed}, model {card.name!r} has {card.allowed}; {_FIX}"
         )
     if info.model != card.identity:
         raise CheckpointError(

@@ -8,8 +8,6 @@ from typing import Any, TypeGuard
 
 from sdt_dist.errors import CheckpointError, ConfigurationError
 from sdt_dist.models.card import ModelCard
-from sdt_dist.models.forecaster.spec import ForecasterSpec
-from sdt_dist.models.forecaster.tokenizer import FIRST_BIN
 
 MIN_SEGMENT = 4
 _PATCH = 8  # values of a forecaster's history that the context encoder reads at once
@@ -68,14 +66,14 @@ class FlowSpec:
 
         The segment is that of a spectral reward for samples of max_new_tokens values: half of them.
         """
-        if card.kind == "forecaster":
-            spec = ForecasterSpec.of(card.spec, f"model card of {card.name!r}:")
-            sizes.setdefault("values", (-float(spec.limit), float(spec.limit)))
+        values = card.token_values
+        if values is not None:
+            sizes.setdefault("values", values)
             sizes.setdefault("segment", max(MIN_SEGMENT, max_new_tokens // 2))
-            sizes.setdefault("context_length", spec.context_length)
+            sizes.setdefault("context_length", card.context_length)
             sizes.setdefault("patch", _PATCH)
             sizes.setdefault("hidden_size", 96)
-        return cls(card.vocab_size, allowed_of(card), max_new_tokens, **sizes)
+        return cls(card.vocab_size, card.allowed, max_new_tokens, **sizes)
 
     @classmethod
     def of(cls, values: dict[str, Any], owner: str) -> FlowSpec:
@@ -121,19 +119,6 @@ class FlowSpec:
             raise ConfigurationError(
                 f"flow spec: values: {self.values!r}, allowed: None or two finite rising floats."
             )
-
-
-def allowed_of(card: ModelCard) -> tuple[int, int]:
-    """The range [low, high) of tokens that a model of this card generates; ConfigurationError where it has none."""
-    if card.kind == "forecaster":
-        return FIRST_BIN, card.vocab_size
-    try:
-        low, high = card.spec["allowed"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ConfigurationError(
-            f"model card of {card.name!r}: no range of allowed tokens ({error})."
-        ) from error
-    return int(low), int(high)
 
 
 def _is_pair(value: Any, kind: type[Any]) -> TypeGuard[tuple[Any, Any]]:

@@ -12,18 +12,16 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 
 from sdt_dist.errors import ConfigurationError
-from sdt_dist.models.forecaster.process import ForecastStates
-from sdt_dist.models.forecaster.spec import ForecasterSpec
-from sdt_dist.models.process import LawfulStates, ModelProcess, TokenStates
-from sdt_dist.models.text import TextCodec
+from sdt_dist.models.kinds import KINDS, law_spec
+from sdt_dist.models.process import LawfulStates, ModelProcess
+from sdt_dist.parts import Form
 from sdt_dist.protocols import LogitsModel, ModelFacts, PriorLaw
 
-Kind = Literal["forecaster", "language", "tokens"]
 _NOT_THE_MODEL = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "architectures")
 _TYPES = {"kind": str, "name": str, "identity": str, "vocab_size": int, "max_context": int, "deterministic": bool,
           "spec": dict}  # fmt: skip
@@ -38,13 +36,33 @@ class ModelCard:
     else the `allowed` range and the `end_tokens` of p, and a language model's `tokenizer`.
     """
 
-    kind: Kind
+    kind: str
     name: str
     identity: str
     vocab_size: int
     max_context: int
     deterministic: bool
     spec: dict[str, Any]
+
+    @property
+    def sample_view(self) -> Form:
+        """What of a sample a plain function is given as a reward."""
+        return KINDS[self.kind].sample_view
+
+    @property
+    def allowed(self) -> tuple[int, int]:
+        """The range [low, high) of tokens that the model generates; ConfigurationError where it has none."""
+        return KINDS[self.kind].allowed(self)
+
+    @property
+    def token_values(self) -> tuple[float, float] | None:
+        """The numbers that the first and the last allowed token stand for, evenly spaced between; None without numbers."""
+        return KINDS[self.kind].token_values(self)
+
+    @property
+    def context_length(self) -> int | None:
+        """How many of a series' last values count; None for a model that takes no series."""
+        return KINDS[self.kind].context_length(self)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -62,9 +80,9 @@ class ModelCard:
         for name, kind in _TYPES.items():
             if type(values[name]) is not kind:
                 raise ConfigurationError(f"model card: {name} must be of type {kind.__name__}.")
-        if values["kind"] not in get_args(Kind):
+        if values["kind"] not in KINDS:
             raise ConfigurationError(
-                f"model card: kind {values['kind']!r}, allowed: {', '.join(get_args(Kind))}."
+                f"model card: kind {values['kind']!r}, allowed: {', '.join(KINDS)}."
             )
         return cls(**values)
 
@@ -77,8 +95,8 @@ class ServedModel:
         self.model = model
 
     @property
-    def is_forecaster(self) -> bool:
-        return self.card.kind == "forecaster"
+    def sample_view(self) -> Form:
+        return self.card.sample_view
 
     def process(self, max_new_tokens: int, **law_options: Any) -> ModelProcess:
         """What search works on; `law_options` are sampling_temperature, top_k and top_p of p."""
@@ -116,45 +134,21 @@ def states_of(
     card: ModelCard, facts: ModelFacts, max_new_tokens: int, **law_options: Any
 ) -> LawfulStates:
     """How the states of the card's model read, wherever the model is; `facts` are the card's, or a backend's own."""
-    if card.kind == "forecaster":
-        spec = ForecasterSpec.of(card.spec, f"model card of {card.name!r}:")
-        return ForecastStates(facts, spec, max_new_tokens, **law_options)
-    try:
-        law = PriorLaw(tuple(card.spec["allowed"]), tuple(card.spec["end_tokens"]), **law_options)
-    except (KeyError, TypeError) as error:
-        raise ConfigurationError(
-            f"model card of {card.name!r}: its definition of p is malformed ({error})."
-        ) from error
-    if card.kind == "tokens":
-        return TokenStates(facts, law, max_new_tokens)
-    codec = TextCodec.load(card.spec.get("tokenizer"))
-    return TokenStates(
-        facts, law, max_new_tokens, encode_text=codec.encode, decode_text=codec.decode
-    )
+    return KINDS[card.kind].states(card, facts, max_new_tokens, **law_options)
 
 
-def _describe(loaded: Any) -> tuple[Kind, Any, dict[str, Any]]:
-    """(kind, backend, spec) of a loaded model."""
-    is_forecaster = getattr(loaded, "is_forecaster", None)
-    if is_forecaster:
-        return "forecaster", loaded.model, asdict(loaded.spec)
-    if is_forecaster is not None:
-        return (
-            "language",
-            loaded.model,
-            {**_law_spec(loaded.law()), "tokenizer": asdict(loaded.codec())},
-        )
+def _describe(loaded: Any) -> tuple[str, Any, dict[str, Any]]:
+    """(kind, backend, spec) of a loaded model, as it says itself; what has a law and no more is one of token ids."""
+    if hasattr(loaded, "card_spec"):
+        kind, spec = loaded.card_spec()
+        return kind, loaded.model, spec
     law = getattr(loaded, "law", None)
     if not isinstance(law, PriorLaw):
         raise ConfigurationError(
             f"model: {type(loaded).__name__} cannot be served; allowed: what sdt.load_model returns, or a LogitsModel "
             "with a `law` (a PriorLaw)."
         )
-    return "tokens", loaded, _law_spec(law)
-
-
-def _law_spec(law: PriorLaw) -> dict[str, Any]:
-    return {"allowed": list(law.allowed), "end_tokens": list(law.end_tokens)}
+    return "tokens", loaded, law_spec(law)
 
 
 def _identity(model: Any, described: dict[str, Any]) -> str:
@@ -162,7 +156,7 @@ def _identity(model: Any, described: dict[str, Any]) -> str:
     given = getattr(model, "identity", None)
     if given is not None:
         described = {**described, "identity": str(given)}
-    elif hasattr(model, "config_values") and described["kind"] != "forecaster":
+    elif hasattr(model, "config_values") and not KINDS[described["kind"]].spec_is_whole:
         config = model.config_values()
         described = {
             **described,

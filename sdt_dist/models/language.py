@@ -6,14 +6,17 @@ See docs/architecture/search.md.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from scipy.special import log_softmax
 
 from sdt_dist.models.interface import end_tokens
+from sdt_dist.models.kinds import law_spec
 from sdt_dist.models.process import TokenProcess
 from sdt_dist.models.text import TextCodec
+from sdt_dist.parts import Form
 from sdt_dist.protocols import LogitsModel, PriorLaw
 
 if TYPE_CHECKING:
@@ -34,7 +37,7 @@ class TextBackend(LogitsModel, Protocol):
 class LanguageModel:
     """A backend and a tokenizer; implements `LLMInterface`, and `process` gives what search works on."""
 
-    is_forecaster = False
+    sample_view: Form = "tokens"
 
     def __init__(self, model: TextBackend, tokenizer: PreTrainedTokenizerBase) -> None:
         self.model = model
@@ -77,6 +80,10 @@ class LanguageModel:
         """The definition of p; vocabulary rows beyond the tokenizer's are masked, as part of p."""
         real = min(len(self.tokenizer), self.vocab_size)
         return PriorLaw((0, real), end_tokens(self.eos_token_id), **law_options)
+
+    def card_spec(self) -> tuple[str, dict[str, Any]]:
+        """What a card says of it: the name of its kind, and that kind's spec."""
+        return "language", {**law_spec(self.law()), "tokenizer": asdict(self.codec())}
 
     def codec(self) -> TextCodec:
         """What this model's tokenizer does, without Transformers; ConfigurationError when it is no fast tokenizer."""

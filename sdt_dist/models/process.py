@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from sdt_dist.errors import ConfigurationError, ContextError
+from sdt_dist.parts import Context, Form, TextPart, TokensPart, as_context, only_part
 from sdt_dist.protocols import (
     Decoded,
     ExpandRequest,
@@ -59,6 +60,16 @@ class LawfulStates(States, Protocol):
     @property
     def law(self) -> PriorLaw: ...
 
+    @property
+    def are_tokens_ordered(self) -> bool:
+        """Whether tokens are values, neighbours next to each other."""
+        ...
+
+    @property
+    def context_length(self) -> int | None:
+        """How many of a series' last values count; None where it takes no series."""
+        ...
+
 
 class TokenStates:
     """States that are the tokens generated after a prompt, of a backend with these facts.
@@ -94,15 +105,30 @@ class TokenStates:
         """The law's top_k: to how many most probable tokens p is cut, or None."""
         return self.law.top_k
 
+    @property
+    def takes(self) -> tuple[Form, ...]:
+        """The forms of context that it can continue."""
+        return ("tokens",) if self._encode_text is None else ("text", "tokens")
+
+    @property
+    def sample_view(self) -> Form:
+        """What of a sample a plain function is given as a reward."""
+        return "tokens"
+
+    @property
+    def are_tokens_ordered(self) -> bool:
+        return False
+
+    @property
+    def context_length(self) -> int | None:
+        return None
+
     def root(self, context: Any) -> Root:
-        """The root of a prompt: a string, or token ids. ContextError when empty or too long."""
-        if isinstance(context, str):
-            if self._encode_text is None:
-                raise ContextError(
-                    "prompt: a string, but this model has no tokenizer; pass a list of token ids."
-                )
-            context = self._encode_text(context)
-        prompt = tuple(int(token) for token in context)
+        """The root of a context, or of what `as_context` reads as one: a string, or token ids.
+
+        ContextError when it is empty, too long, or of a form that this process does not take.
+        """
+        prompt = self._prompt(as_context(context, self.takes))
         if not prompt:
             raise ContextError("prompt: empty; a prompt needs at least one token.")
         if len(prompt) + self.max_new_tokens > self.facts.max_context:
@@ -116,6 +142,15 @@ class TokenStates:
                 f"prompt: token id {bad[0]}, allowed 0 to {self.facts.vocab_size - 1}."
             )
         return Root(prompt, prompt_digest(prompt))
+
+    def _prompt(self, context: Context) -> tuple[int, ...]:
+        match only_part(context, self.takes):
+            case TextPart(text=text):
+                assert self._encode_text is not None
+                return tuple(self._encode_text(text))
+            case TokensPart(ids=ids):
+                return ids
+        raise AssertionError("only_part lets no other form through")
 
     def is_finished(self, tokens: Sequence[int]) -> bool:
         return len(tokens) >= self.max_new_tokens or (
@@ -158,6 +193,14 @@ class ModelProcess:
     @property
     def top_k(self) -> int | None:
         return self.states.top_k
+
+    @property
+    def takes(self) -> tuple[Form, ...]:
+        return self.states.takes
+
+    @property
+    def sample_view(self) -> Form:
+        return self.states.sample_view
 
     def root(self, context: Any) -> Root:
         return self.states.root(context)

@@ -12,6 +12,7 @@ import numpy as np
 
 from sdt_dist.evaluation.environment import backends_of, environment_facts
 from sdt_dist.evaluation.significance import Pairs, between_runs
+from sdt_dist.evaluation.tables import columns_of_tests
 from sdt_dist.report.blocks import (
     Block,
     Bullets,
@@ -149,9 +150,9 @@ def _measures(before: RunFiles, after: RunFiles) -> list[Block]:
                 "between their problems, and none is tested. Their means are side by side below."
             )
         ]
-    found = {
-        label: row for label, row in between_runs(before.table, after.table, pairs).items() if row
-    }
+    task = after.config.task
+    differences = between_runs(before.table, after.table, pairs, task.tested)
+    found = {label: row for label, row in differences.items() if row}
     if not found:
         return [
             Text("The runs share no method that solved a shared problem, so nothing is compared.")
@@ -162,8 +163,8 @@ def _measures(before: RunFiles, after: RunFiles) -> list[Block]:
     )
     return [
         Text(f"{count} {_alike(before, after, list(found), pairs)}"),
-        Bullets(in_words(found, f" in {after.name}")),
-        differences_grid(found, "changes", after.key),
+        Bullets(in_words(found, columns_of_tests(task), f" in {after.name}")),
+        differences_grid(found, columns_of_tests(task), "changes", after.key),
         Text(explain(found, f"{after.name} minus {before.name} on the same problem")),
     ]
 

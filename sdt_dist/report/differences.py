@@ -5,21 +5,20 @@ It must not know files.
 
 from __future__ import annotations
 
-from sdt_dist.evaluation.significance import METRICS, Difference, Differences
-from sdt_dist.evaluation.tables import COLUMNS, Column
-from sdt_dist.report.blocks import Cell, Grid, Row, by_rows, decimals_for, fixed
+from collections.abc import Sequence
 
-_BY_METRIC = {column.metric: column for column in COLUMNS}
+from sdt_dist.evaluation.significance import Difference, Differences
+from sdt_dist.report.blocks import Cell, Grid, Row, by_rows, decimals_for, fixed
+from sdt_dist.tasks.task import Column
+
 _SIGNIFICANT = 0.05
 _MOST_NAMED = 8  # methods in a sentence
 _FEW = 10  # problems; percentile bootstrap intervals cover too rarely below
 
 
-def differences_grid(found: Differences, name: str, run: str) -> Grid:
-    """A table of paired differences: the mean, its interval, p; in bold where the interval excludes 0."""
-    shown = [
-        _BY_METRIC[metric] for metric in METRICS if any(metric in row for row in found.values())
-    ]
+def differences_grid(found: Differences, tested: Sequence[Column], name: str, run: str) -> Grid:
+    """A table of paired differences in the tested measures: the mean, its interval, p; in bold where the interval excludes 0."""
+    shown = [column for column in tested if any(column.metric in row for row in found.values())]
     columns = []
     for metric in (column.metric for column in shown):
         values = [row[metric] for row in found.values() if metric in row]
@@ -51,12 +50,12 @@ def probability(p: float) -> str:
     return "<.001" if p < 0.001 else f"{p:.2g}"
 
 
-def in_words(found: Differences, than: str) -> list[str]:
+def in_words(found: Differences, tested: Sequence[Column], than: str) -> list[str]:
     """One sentence a metric that differs by more than its interval, for which methods; and one on all that do not."""
     sentences = []
     unchanged = []
-    for metric in METRICS:
-        column = _BY_METRIC[metric]
+    for column in tested:
+        metric = column.metric
         higher = [label for label, row in found.items() if metric in row and row[metric].low > 0]
         lower = [label for label, row in found.items() if metric in row and row[metric].high < 0]
         named = (("higher", higher), ("lower", lower))

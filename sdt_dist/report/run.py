@@ -20,7 +20,7 @@ from sdt_dist.evaluation.method_options import options_of
 from sdt_dist.evaluation.results import CONFIG, read_lines, saved_config
 from sdt_dist.evaluation.significance import between_methods
 from sdt_dist.evaluation.summary import tabulate, write_summary
-from sdt_dist.evaluation.tables import BASE, COLUMNS, Column, Summary, Table
+from sdt_dist.evaluation.tables import BASE, Summary, Table, columns_of, columns_of_tests
 from sdt_dist.report.blocks import (
     Block,
     Bullets,
@@ -39,8 +39,8 @@ from sdt_dist.report.blocks import (
 from sdt_dist.report.differences import differences_grid, explain, hint, in_words
 from sdt_dist.report.figures.run import Run
 from sdt_dist.search.methods import get_method
+from sdt_dist.tasks.task import Column
 
-TRUE_FUTURE = "true future"
 COSTS = [
     Column("nfe", "NFE", "", "matched"),
     Column("model_calls", "model calls", "", "fewer"),
@@ -54,7 +54,6 @@ COST_RATIOS = [
     Column("problems", "problems", "", ""),
     Column("failed", "failed", "", "none"),
 ]
-FORECAST = ("crps", "wql", "mase", "coverage_80", "spec_w1", "spec_w1_half", "log_l1")
 SEARCH = ("reward_mean", "reward_best", "ess", "log_z", "distinct_samples")
 _ABLATIONS = "Ablations"
 _FIGURES: dict[str, tuple[str, str]] = {
@@ -205,7 +204,8 @@ def _setting(config: EvaluationConfig, name: str) -> str:
 def _results(files: RunFiles) -> list[Block]:
     """Means with intervals of every method, and the true futures' own spectra."""
     truth: dict[str, dict[str, float]] = files.run.truth["summary"]
-    grids = [means_grid(files, FORECAST, truth), means_grid(files, SEARCH, {})]
+    own = [column.metric for column in files.config.task.columns]
+    grids = [means_grid(files, own, truth), means_grid(files, SEARCH, {})]
     if not any(grid.titles for grid in grids):
         return [Text("Every search failed; see the costs below.")]
     return [
@@ -222,10 +222,10 @@ def means_grid(files: RunFiles, metrics: Sequence[str], truth: dict[str, dict[st
     """Means and intervals of those metrics that the run has, one row a method; the true futures' where they have any."""
     columns = [
         c
-        for c in COLUMNS
+        for c in columns_of(files.config.task)
         if c.metric in metrics and any(c.metric in row for row in files.summary.values())
     ]
-    rows = dict(files.summary) | ({TRUE_FUTURE: truth} if truth else {})
+    rows = dict(files.summary) | ({files.config.task.truth_name: truth} if truth else {})
     cells = [
         interval_cells(column.metric, [row.get(column.metric) for row in rows.values()])
         for column in columns
@@ -266,12 +266,13 @@ def _paired(files: RunFiles, reference: str) -> list[Block]:
             }
             for label, rows in table.items()
         }
-    found = between_methods(table, reference)
+    found = between_methods(table, reference, files.config.task.tested)
+    tested = columns_of_tests(files.config.task)
     if not any(found.values()):
         return [Text("No problem was solved by two methods, so there is nothing to compare.")]
     return [
-        Bullets(in_words(found, f" than `{reference}`")),
-        differences_grid(found, "paired", files.key),
+        Bullets(in_words(found, tested, f" than `{reference}`")),
+        differences_grid(found, tested, "paired", files.key),
         Text(explain(found, f"a method minus `{reference}` on the same problem")),
     ]
 

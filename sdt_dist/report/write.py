@@ -18,8 +18,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from sdt_dist.errors import ResultsError
-from sdt_dist.evaluation.results import SAMPLES, methods_by_label
-from sdt_dist.evaluation.tables import COLUMNS, cell, number
+from sdt_dist.evaluation.results import SAMPLES, methods_by_label, saved_config
+from sdt_dist.evaluation.tables import cell, columns_of, number
 from sdt_dist.files import write_text
 from sdt_dist.report.blocks import Section, Text
 from sdt_dist.report.changes import sections_of_several
@@ -64,7 +64,8 @@ def print_table(directory: Path) -> None:
     summary = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
     truth = json.loads((directory / "truth.json").read_text(encoding="utf-8"))["summary"]
     methods = methods_by_label(directory)
-    columns = [column for column in COLUMNS if column.metric in _TERMINAL]
+    task = saved_config(directory).task
+    columns = [column for column in columns_of(task) if column.metric in _TERMINAL]
     table = Table(box=SIMPLE, padding=(0, 0, 0, 1), pad_edge=False)
     table.add_column("method")
     for column in columns:
@@ -76,7 +77,7 @@ def print_table(directory: Path) -> None:
         )
     table.add_section()
     table.add_row(
-        "true future",
+        task.truth_name,
         *(number(truth[c.metric]["mean"]) if c.metric in truth else "" for c in columns),
     )
     console = Console()

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from sdt_dist.errors import ConfigurationError, RewardError
+from sdt_dist.parts import Form
 from sdt_dist.protocols import Decoded
 from sdt_dist.rewards.checking import checked_partial, checked_terms, weighted_sum
 
-View = Literal["tokens", "text", "series"]
+View = Form
 
 
 class Reward(ABC):

@@ -17,7 +17,9 @@ from typing import Any, Literal
 import numpy as np
 
 from sdt_dist.errors import ConfigurationError, ContextError, unknown_name
+from sdt_dist.parts import Form, SeriesPart
 from sdt_dist.rewards.base import CallableReward, Reward, SumReward, View
+from sdt_dist.rewards.context import RewardContext
 from sdt_dist.rewards.forecast import Bounds, DtwTemplate, Smoothness, Total, nonneg
 from sdt_dist.rewards.options import read_options, read_value, write_number
 from sdt_dist.rewards.spectral import SpectralReward
@@ -26,6 +28,7 @@ from sdt_dist.rewards.user_file import load_function, wants_context
 
 _TERM = re.compile(r"^(?:(?P<factor>[-+\w.]+)\*)?(?P<name>[A-Za-z_]\w*)(?::(?P<options>.*))?$")
 _PLUS = re.compile(r"(?<![0-9.][eE])\+(?=\s*(?:[-+\w.]+\*)?[A-Za-z_])")  # not the one of 1e+2
+_STAND_IN = (SeriesPart(np.sin(np.arange(512.0))),)
 
 FORECAST_TERMS: dict[str, Callable[..., Reward]] = {
     "spectral": SpectralReward,
@@ -46,14 +49,6 @@ FREE_TEXT_TERMS = (
 
 
 @dataclass(frozen=True, slots=True)
-class RewardContext:
-    """What a reward may see of a problem: its history [L] (forecasts) or prompt. Never the truth."""
-
-    history: np.ndarray | None = None
-    prompt: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class RewardFactory:
     """A parsed REWARD SPEC, for refusing what cannot work before a model runs.
 
@@ -66,15 +61,19 @@ class RewardFactory:
     _make: Callable[[RewardContext], Reward]
     min_horizon: int = 1
 
+    def scores(self, sample_view: Form) -> bool:
+        """Whether it may score samples of a model with this `sample_view`: series or not, text and tokens go together."""
+        return self.view == "any" or (self.view == "series") == (sample_view == "series")
+
     @property
     def scores_forecasts(self) -> bool:
         """Whether it may score the samples of a forecaster."""
-        return self.view in ("series", "any")
+        return self.scores("series")
 
     @property
     def scores_text(self) -> bool:
         """Whether it may score the samples of a language model."""
-        return self.view != "series"
+        return self.scores("text")
 
     def check_horizon(self, horizon: int) -> None:
         """ContextError for forecasts too short for this reward."""
@@ -105,7 +104,7 @@ def parse_reward(spec: str) -> RewardFactory:
         return rewards[0][1] if len(rewards) == 1 and rewards[0][0] == 1.0 else SumReward(rewards)
 
     # so that option values out of range are found now
-    stand_in = RewardContext(history=np.sin(np.arange(512.0)))
+    stand_in = RewardContext.of(_STAND_IN)
     return RewardFactory(
         spec, "tokens" if all(is_text) else "series", make, make(stand_in).min_horizon
     )

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from sdt_dist.errors import ConfigurationError, SdtError
+from sdt_dist.parts import Context, as_context
 from sdt_dist.protocols import Flow, Process, States
 from sdt_dist.search.driver import Progress, Search, drive
 from sdt_dist.search.methods import get_method, validate_options
@@ -162,7 +163,7 @@ def open_search(
 
 def search(
     model: Any,
-    prompt: str | Sequence[int] | np.ndarray,
+    prompt: str | Sequence[int] | np.ndarray | Context,
     reward: Any,
     *,
     method: str = "residual_ts",
@@ -179,7 +180,7 @@ def search(
     """Samples of p(x|prompt) exp(lambda r(x)) by one method.
 
     model: from `load_model`, or any object with `LLMInterface`. prompt: a string or token ids for language models, a
-    1-D float array (the history) for forecasters, whose horizon is max_new_tokens. reward: a Reward, or a callable
+    1-D array (the history) for forecasters, whose horizon is max_new_tokens; or parts (`sdt_dist.parts`). reward: a Reward, or a callable
     that takes a list of finished samples (token lists, generated part only; arrays [B, horizon] for forecasters)
     and returns floats. options: the method's (num_rollouts, inverse_temperature, num_samples, wave_size, ...).
     resume: a tree method's saved search of the same prompt and reward, to go on with up to a larger budget.
@@ -197,8 +198,8 @@ def search(
         if hasattr(model, "process")
         else interface_process(model, max_new_tokens, **law)
     )
-    default_view = "series" if getattr(model, "is_forecaster", False) else "tokens"
-    problem = SearchProblem(0, process.root(prompt), as_reward(reward, default_view))
+    context = as_context(prompt, process.takes)
+    problem = SearchProblem(0, process.root(context), as_reward(reward, process.sample_view))
     ((_, outcome),) = run_searches(
         process,
         [problem],

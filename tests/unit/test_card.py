@@ -143,7 +143,7 @@ def test_served_models_pass_their_card_on():
     toy = Toy(5, 6, 1.0)
     served = ServedModel(card_of(toy, "toy"), toy)
     assert card_of(served) is served.card
-    assert not served.is_forecaster
+    assert served.sample_view == "tokens"
     assert served.process(6).max_new_tokens == 6
 
 

@@ -14,9 +14,9 @@ import pandas as pd
 import pytest
 
 from sdt_dist.data import check_dataset, dataset_names, load_problems, load_series, registry
+from sdt_dist.data.reader import read_csv
 from sdt_dist.data.registry import find_file
 from sdt_dist.data.scale import MIN_HISTORY
-from sdt_dist.data.series import read_csv
 from sdt_dist.errors import ConfigurationError, ContextError, DataError
 
 WINDOWS = [

@@ -31,7 +31,8 @@ from sdt_dist.evaluation.summary import recompute, tabulate
 from sdt_dist.models.loading import load_model
 from sdt_dist.protocols import Decoded
 from sdt_dist.report.figures.draw import draw_all
-from sdt_dist.rewards.spec import RewardContext, parse_reward
+from sdt_dist.rewards.context import RewardContext
+from sdt_dist.rewards.spec import parse_reward
 from sdt_dist.search.methods import get_method, method_names
 from tests.evaluation_helpers import evaluate_into
 

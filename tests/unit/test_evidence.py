@@ -18,7 +18,8 @@ from sdt_dist.evaluation.evidence import (
 )
 from sdt_dist.evaluation.plan import Plan, plan_on, resolve
 from sdt_dist.evaluation.run_evidence import RunEvidence
-from sdt_dist.rewards.spec import RewardContext, parse_reward, reward_identity
+from sdt_dist.rewards.context import RewardContext
+from sdt_dist.rewards.spec import parse_reward, reward_identity
 from sdt_dist.values.reweigh import reweigh
 from tests.search_helpers import run_toy, toy
 from tests.sharing_helpers import run_teams

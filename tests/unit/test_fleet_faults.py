@@ -16,6 +16,7 @@ from sdt_dist.actors.controller.controller import Controller
 from sdt_dist.actors.work import GivenReward
 from sdt_dist.errors import ConfigurationError, FleetError
 from sdt_dist.models.toy import Toy
+from sdt_dist.parts import TokensPart
 from tests.fleet_helpers import (
     QUICK,
     TOY,
@@ -119,7 +120,7 @@ class FragileBackend(PlainBackend):
 @pytest.mark.parametrize(("searchers", "servers"), [(1, 1), (2, 1), (3, 2)])
 def test_a_request_that_kills_model_servers_fails_only_its_own_problem(searchers, servers):
     work = toy_work(_load(), METHODS, 12)
-    work[3] = replace(work[3], context=[POISON])
+    work[3] = replace(work[3], context=(TokensPart((POISON,)),))
     backend = FragileBackend(lambda: Fragile(*TOY))
     outcomes = _run(work, backend, searchers=searchers, servers=servers, problems_per_searcher=4)
     message = _check_all_but(work[3].name, work, outcomes)
@@ -155,7 +156,7 @@ def test_a_search_that_no_server_answers_ends_at_its_deadline_and_says_what_it_w
     deadlines, words
 ):
     work = toy_work(_load(), METHODS, 3)
-    work[1] = replace(work[1], context=[POISON])
+    work[1] = replace(work[1], context=(TokensPart((POISON,)),))
     outcomes = _run(work, SilentBackend(_load), max_attempts=3, **deadlines)
     message = _check_all_but(work[1].name, work, outcomes)
     assert all(word in message for word in ["set aside after 3 attempts", *words]), message

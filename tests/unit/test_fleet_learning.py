@@ -26,6 +26,7 @@ from sdt_dist.actors.work import GivenReward
 from sdt_dist.errors import ConfigurationError, FleetError, ResultsError
 from sdt_dist.flow.flow import Flow
 from sdt_dist.models.process import TokenProcess
+from sdt_dist.parts import TokensPart
 from sdt_dist.search.api import run_searches
 from sdt_dist.search.result import SearchResult
 from sdt_dist.search.session import SearchProblem
@@ -62,7 +63,7 @@ class Members:
 
     def draw(self, seed: int, round_number: int, count: int) -> list[Any]:
         rng = np.random.default_rng(round_number % 3)
-        return [tuple(rng.integers(0, 5, 5).tolist()) for _ in range(count)]
+        return [(TokensPart(tuple(rng.integers(0, 5, 5).tolist())),) for _ in range(count)]
 
 
 class Run:
@@ -116,7 +117,10 @@ class Run:
             self.fleet, self.backend, [], max_new_tokens=4, learns=True, policy=QUICK
         )
         stream = SearchStream(
-            self.config, Members(), lambda prompt: GivenReward(FamilyMember(prompt)), self.fleet
+            self.config,
+            Members(),
+            lambda context: GivenReward(FamilyMember(context[0].ids)),
+            self.fleet,
         )
         controller.start()
         side = asyncio.create_task(meanwhile(self)) if meanwhile else None

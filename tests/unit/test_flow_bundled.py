@@ -10,11 +10,12 @@ from sdt_dist.errors import CheckpointError, ConfigurationError
 from sdt_dist.flow.files import BUNDLED, FlowFiles
 from sdt_dist.flow.flow import Flow
 from sdt_dist.models.card import card_of
+from sdt_dist.rewards.context import RewardContext
 from sdt_dist.rewards.spec import parse_reward
 from sdt_dist.search.session import SearchProblem
 from sdt_dist.training.flow.collect import collect
 from sdt_dist.training.flow.config import load_train_config
-from sdt_dist.training.flow.contexts import SyntheticContexts, reward_context
+from sdt_dist.training.flow.contexts import SyntheticContexts
 from sdt_dist.training.flow.held_out import divergences
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -46,7 +47,7 @@ def test_its_proposal_is_nearer_to_the_target_than_p_on_series_that_it_never_saw
     factory = parse_reward("spectral:gamma=1")
     contexts = SyntheticContexts(512).draw(OTHER_SEED, 0, 5)
     problems = [
-        SearchProblem(i, process.root(context), factory.build(reward_context(context)))
+        SearchProblem(i, process.root(context), factory.build(RewardContext.of(context)))
         for i, context in enumerate(contexts)
     ]
     options = {"inverse_temperature": 10.0, "num_rollouts": 40}

@@ -17,6 +17,7 @@ from sdt_dist.flow.checkpoint import INFO_FILE, WEIGHTS_FILE, FlowInfo, load_flo
 from sdt_dist.flow.spec import FlowSpec
 from sdt_dist.models.process import TokenProcess
 from sdt_dist.models.toy import Toy
+from sdt_dist.parts import Context, TextPart
 from sdt_dist.protocols import Sample
 from sdt_dist.search.session import SearchProblem
 from sdt_dist.training.flow.collect import collect, trajectories_of_samples
@@ -67,10 +68,10 @@ def opened(directory: Path, *, resume: bool = False, **changes: Any) -> Learner:
 def go_on(learner: Learner) -> Learner:
     """To the end from wherever it is: three versions, each after 4 steps on new trajectories of the last version."""
     while learner.version < 3:
-        if learner.facts.get("rounds", 0) == learner.version:
+        if len(learner.progress.rounds) == learner.version:
             learner.add(sequences(learner.version), None)
             learner.add(sequences(learner.version + 7, 1), learner.version)
-            learner.facts["rounds"] = learner.version + 1
+            learner.progress.rounds.append([])
             learner.save()
         learner.train(PART * (learner.version + 1) - learner.step)
         learner.publish()
@@ -149,7 +150,7 @@ def test_losses_are_cut_back_to_the_saved_step(whole: Path, tmp_path: Path) -> N
     learner = opened(tmp_path / "run")
     learner.add(sequences(0), None)
     learner.add(sequences(7, 1), 0)
-    learner.facts["rounds"] = 1
+    learner.progress.rounds.append([])
     learner.save()
     learner.train(3)
     learner.trainer.train_step()  # what a kill takes back
@@ -341,11 +342,16 @@ def test_searches_become_trajectories(method: str) -> None:
     found = collect(
         process, problems, method, {"num_rollouts": 6, "inverse_temperature": 5.0}, seed=1
     )
-    assert len(found.rewards) == 3 and not found.errors and found.facts["searches"] == 3
+    assert len(found.rewards) == 3 and not found.errors and found.brought("snis").searches == 3
     assert {t.source["problem"] for t in found.trajectories} == {0, 1, 2}
     for t in found.trajectories:
         assert t.reward == model.rewards[model.index(t.key[1])]
         assert (np.diff(t.candidates.ends, prepend=0) == 5).all() and t.source["method"] == method
+
+
+def _given(contexts: list[Context]) -> list[Any]:
+    """The series or texts of contexts of one part."""
+    return [part.text if isinstance(part, TextPart) else part.values for (part,) in contexts]  # type: ignore[union-attr]
 
 
 def test_contexts_of_a_round_depend_on_seed_and_round_alone(tmp_path: Path) -> None:
@@ -356,10 +362,10 @@ def test_contexts_of_a_round_depend_on_seed_and_round_alone(tmp_path: Path) -> N
         PromptContexts(tmp_path / "prompts.txt"),
     ]
     for source in sources:
-        first, again, other = (source.draw(3, number, 2) for number in (0, 0, 1))
+        first, again, other = (_given(source.draw(3, number, 2)) for number in (0, 0, 1))
         assert all(map(np.array_equal, first, again)) and not all(map(np.array_equal, first, other))
         assert source.description
-    assert sorted(sources[2].draw(0, 0, 9)) == ["one", "three", "two"]  # type: ignore[type-var]
+    assert sorted(_given(sources[2].draw(0, 0, 9))) == ["one", "three", "two"]
 
 
 def test_datasets_are_used_before_the_cut_off_only(tmp_path: Path) -> None:
@@ -367,8 +373,8 @@ def test_datasets_are_used_before_the_cut_off_only(tmp_path: Path) -> None:
     path.write_text("load\n" + "\n".join(map(str, range(200))))
     whole = DatasetContexts(str(path), 50)
     cut = DatasetContexts(str(path), 50, end_row=100)
-    ends = [float(np.max(c)) for c in whole.draw(0, 0, 300)]  # type: ignore[arg-type]
+    ends = [float(np.max(c)) for c in _given(whole.draw(0, 0, 300))]
     assert max(ends) == 149.0 and min(ends) == 49.0
-    assert max(float(np.max(c)) for c in cut.draw(0, 0, 300)) == 99.0  # type: ignore[arg-type]
+    assert max(float(np.max(c)) for c in _given(cut.draw(0, 0, 300))) == 99.0
     with pytest.raises(DataError, match="before row 3"):
         DatasetContexts(str(path), 50, end_row=3)

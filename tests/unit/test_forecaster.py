@@ -36,7 +36,8 @@ from sdt_dist.models.forecaster.spec import BUNDLED, FORMAT, SPEC_FILE, Forecast
 from sdt_dist.models.forecaster.tokenizer import FIRST_BIN, ValueTokenizer
 from sdt_dist.models.loading import load_model
 from sdt_dist.protocols import RolloutRequest
-from sdt_dist.rewards.spec import RewardContext, parse_reward
+from sdt_dist.rewards.context import RewardContext
+from sdt_dist.rewards.spec import parse_reward
 from sdt_dist.search.api import run_searches
 from sdt_dist.search.session import SearchProblem
 from sdt_dist.training.forecaster import batches, train, trainer

@@ -120,7 +120,7 @@ def test_a_search_over_http_draws_the_same_samples_at_the_same_cost(method, monk
     with RunningServer(local.model, card_of(local, "bundled")) as server:
         monkeypatch.setenv("SDT_HTTP_TOKEN", TOKEN)
         remote = load_model(server.url)
-        assert isinstance(remote, ServedModel) and remote.is_forecaster
+        assert isinstance(remote, ServedModel) and remote.sample_view == "series"
         have = sdt.search(remote, history, reward, **options)
         remote.model.close()
     want = sdt.search(load_model("bundled"), history, reward, **options)

@@ -26,7 +26,8 @@ from transformers import (
 import sdt_dist as sdt
 from sdt_dist.errors import CheckpointError, ConfigurationError, ContextError, MissingExtraError
 from sdt_dist.models.card import card_of, process_of
-from sdt_dist.models.loading import check_spec, load_model
+from sdt_dist.models.loading import load_model
+from sdt_dist.models.spec import check_spec
 from sdt_dist.protocols import ExpandRequest, PriorLaw, RolloutRequest, Root, prompt_digest
 from tests.conformance.conftest import BACKENDS
 

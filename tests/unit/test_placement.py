@@ -62,9 +62,9 @@ def test_shards_are_asked_for_only_when_evidence_is_shared():
 
 
 def test_every_group_of_a_mixed_fleet_is_placed_by_its_own_wishes():
-    """The fleet that docs/cluster.md shows, on nodes as it describes them."""
+    """The fleet that docs/guides/clusters.md shows, on nodes as it describes them."""
     (shown,) = re.findall(
-        r"```yaml\n(.*?)```", (ROOT / "docs/cluster.md").read_text(), flags=re.DOTALL
+        r"```yaml\n(.*?)```", (ROOT / "docs/guides/clusters.md").read_text(), flags=re.DOTALL
     )
     config = fleet_config(yaml.safe_load(shown))
     nodes = [

@@ -1,47 +1,44 @@
-"""The README is true: its Python example runs, its commands and reward names exist."""
+"""The README is short and true: its example prints what it says, what it names exists."""
 
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import numpy as np
+import pytest
 
 from sdt_dist.cluster.cli import app
-from sdt_dist.rewards.spec import FORECAST_TERMS, TEXT_TERMS
 from sdt_dist.search.methods import method_names
+from tests.docs_helpers import ROOT, blocks, run_page, same_output
 
-ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+MOST_WORDS = 900
 
 
-def test_the_python_example_runs() -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+@pytest.mark.usefixtures("one_thread")
+def test_the_seven_lines_print_what_they_say() -> None:
+    (code,) = [block.text for block in blocks("README.md") if block.kind == "python"]
+    assert len(code.splitlines()) == 7
     scope: dict = {}
-    exec(code, scope)
+    ((said, printed),) = run_page("README.md", scope)
+    assert same_output(said, printed), printed
     assert scope["paths"].shape == (8, 48)
     assert np.isfinite(scope["result"].log_z_error)
-    assert scope["result"].rollouts == 100
 
 
-def test_every_command_and_method_is_named() -> None:
+def test_it_is_at_most_900_words() -> None:
+    assert len(README.split()) <= MOST_WORDS
+
+
+def test_methods_and_the_commands_of_a_newcomer_are_named() -> None:
+    assert all(f"`{name}`" in README for name in (*method_names(), "s_adt"))
+    named = set(re.findall(r"\bsdt ([a-z-]+)", README))
     commands = {info.name for info in [*app.registered_commands, *app.registered_groups]}
-    assert set(re.findall(r"^    sdt ([a-z-]+)", README, flags=re.MULTILINE)) == commands
-    assert all(f"`{name}`" in README for name in method_names())
+    assert {"forecast", "generate", "evaluate"} <= named <= commands
 
 
-def test_reward_names_in_the_readme_exist() -> None:
-    line = README[README.index("REWARD SPEC:") :].split("\n\n")[0]
-    terms = set(
-        re.findall(
-            r"`(?:[\d.]+\*)?([a-z_]+)(?::[^`]*)?`",
-            line.replace("spectral:gamma=1+0.5*nonneg", "spectral`, `nonneg"),
-        )
-    )
-    assert {"spectral", "nonneg", "bounds", "regex"} <= terms
-    assert terms <= {*FORECAST_TERMS, *TEXT_TERMS, "regex", "answer", "reward_model"}
-
-
-def test_the_readme_has_no_gaps() -> None:
-    assert "@@" not in README
-    assert all((ROOT / target).exists() for target in re.findall(r"\]\(((?!http)[^)]+)\)", README))
+def test_targets_that_set_themselves_up_are_named_and_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in ("evaluate", "test"):
+        assert f"make {target}" in README
+        assert re.search(rf"^{target}: install$", makefile, flags=re.MULTILINE)

@@ -19,6 +19,7 @@ from sdt_dist.evaluation.config import EvaluationConfig
 from sdt_dist.evaluation.environment import note_environment, read_environment, server_record
 from sdt_dist.evaluation.results import tree_path
 from sdt_dist.evaluation.significance import Difference, between_methods
+from sdt_dist.evaluation.tables import columns_of_tests
 from sdt_dist.report.blocks import Section
 from sdt_dist.report.changes import sections_of_several
 from sdt_dist.report.differences import in_words
@@ -28,6 +29,7 @@ from sdt_dist.report.run import RunFiles, run_section
 from sdt_dist.report.tree import Choice, problem_section
 from sdt_dist.report.value_error import ValueErrors
 from sdt_dist.report.write import write_report
+from sdt_dist.tasks.forecast import FORECAST
 from sdt_dist.tree.snapshot import Snapshot
 from tests.evaluation_helpers import evaluate_into
 from tests.report_helpers import (
@@ -45,6 +47,7 @@ from tests.report_helpers import (
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 METHODS = ["sample", "snis", "residual_ts"]
+TESTED = columns_of_tests(FORECAST)
 
 
 def _run(directory: Path, **settings) -> Path:
@@ -370,7 +373,7 @@ def test_a_difference_has_the_sign_of_the_method_and_needs_the_metric():
         "base": {0: {"crps": 1.0}, 1: {"crps": 2.0}, 2: {"crps": 5.0}},
         "own": {0: {"crps": 1.5}, 1: {}, 2: {"crps": 6.0}},
     }
-    found = between_methods(table, "base")
+    found = between_methods(table, "base", FORECAST.tested)
     assert list(found) == ["own"] and list(found["own"]) == ["crps"]
     assert found["own"]["crps"].mean == 0.75 and found["own"]["crps"].num == 2
     assert found["own"]["crps"].p == found["own"]["crps"].p_holm == 0.5
@@ -418,7 +421,7 @@ def test_one_pair_has_no_small_p_and_is_no_error():
         label: {0: {"crps": value}}
         for label, value in (("sample", 1.0), ("same", 1.0), ("better", 0.5))
     }
-    found = between_methods(table, "sample")
+    found = between_methods(table, "sample", FORECAST.tested)
     assert {label: (row["crps"].mean, row["crps"].p) for label, row in found.items()} == {
         "same": (0, 1),
         "better": (-0.5, 1),
@@ -430,7 +433,9 @@ def test_many_methods_are_counted_instead_of_named():
     alike = Difference(0.0, -1.0, 1.0, 1.0, 1.0, 5)
     few = {f"m{i}": {"crps": apart if i < 2 else alike} for i in range(9)}
     many = {f"m{i}": {"crps": apart} for i in range(9)} | {"other": {"crps": alike}}
-    assert in_words(few, " than x") == ["CRPS (good: lower) is higher than x for `m0`, `m1`."]
-    assert in_words(many, " than x") == [
+    assert in_words(few, TESTED, " than x") == [
+        "CRPS (good: lower) is higher than x for `m0`, `m1`."
+    ]
+    assert in_words(many, TESTED, " than x") == [
         "CRPS (good: lower) is higher than x for 9 of 10 (in bold below)."
     ]

@@ -9,8 +9,9 @@ import pytest
 
 from sdt_dist.errors import CheckpointError, ConfigurationError, ContextError, RewardError
 from sdt_dist.protocols import Decoded
+from sdt_dist.rewards.context import RewardContext
 from sdt_dist.rewards.forecast import Bounds, DtwTemplate, Smoothness, Total
-from sdt_dist.rewards.spec import RewardContext, parse_reward, reward_identity, with_gamma
+from sdt_dist.rewards.spec import parse_reward, reward_identity, with_gamma
 from sdt_dist.rewards.spectral import SpectralReward
 from sdt_dist.rewards.text import Answer, Length, Regex, RewardModel
 from tests.reward_helpers import HISTORY, SERIES, decoded, texts

@@ -19,9 +19,10 @@ from typer.testing import CliRunner
 from sdt_dist.cluster.cli import app
 from sdt_dist.errors import ConfigurationError
 from sdt_dist.models.card import card_of
-from sdt_dist.models.loading import check_spec, load_model
+from sdt_dist.models.loading import load_model
 from sdt_dist.models.remote.http_client import HttpModel
 from sdt_dist.models.remote.http_token import client_token, server_token
+from sdt_dist.models.spec import check_spec
 from sdt_dist.models.toy import Toy
 from sdt_dist.protocols import PriorLaw, RolloutRequest, Root
 from sdt_dist.serving.http import check_bind, tls_context

@@ -16,7 +16,8 @@ from sdt_dist.errors import ConfigurationError, DataError, MissingExtraError, Sd
 from sdt_dist.evaluation.config import EvaluationConfig
 from sdt_dist.evaluation.method_options import options_of
 from sdt_dist.evaluation.plan import load_config, resolve
-from sdt_dist.rewards.spec import RewardContext, parse_reward
+from sdt_dist.rewards.context import RewardContext
+from sdt_dist.rewards.spec import parse_reward
 from sdt_dist.tune.choice import (
     BEST,
     HELDOUT,

@@ -6,6 +6,7 @@ See docs/architecture/search.md.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any, Literal
 
 import numpy as np
@@ -14,6 +15,7 @@ from sdt_dist.errors import ConfigurationError
 from sdt_dist.models.forecaster.spec import ForecasterSpec
 from sdt_dist.models.forecaster.tokenizer import FIRST_BIN
 from sdt_dist.models.process import ModelProcess, check_law
+from sdt_dist.parts import Form, SeriesPart, as_context, only_part
 from sdt_dist.protocols import Decoded, LogitsModel, ModelFacts, PriorLaw, Root, prompt_digest
 
 
@@ -42,6 +44,26 @@ class ForecastStates:
         self.spec = spec
 
     @property
+    def takes(self) -> tuple[Form, ...]:
+        """The forms of context that it can continue."""
+        return ("series",)
+
+    @property
+    def sample_view(self) -> Form:
+        """What of a sample a plain function is given as a reward."""
+        return "series"
+
+    @property
+    def are_tokens_ordered(self) -> bool:
+        """Whether tokens are values, neighbours next to each other."""
+        return True
+
+    @property
+    def context_length(self) -> int | None:
+        """How many of a series' last values count."""
+        return self.spec.context_length
+
+    @property
     def deterministic(self) -> bool:
         return self.facts.deterministic
 
@@ -51,11 +73,13 @@ class ForecastStates:
         return self.law.top_k
 
     def root(self, context: Any) -> Root:
-        """The root of a history [L] float, of which the last context_length values count.
+        """The root of a series [L], the history, of which the last context_length values count.
 
-        ContextError when those are too few, not finite or constant.
+        ContextError when those are too few, not finite or constant, and for a context of another form.
         """
-        history = np.asarray(context, dtype=np.float64)
+        part = only_part(as_context(context, self.takes), self.takes)
+        assert isinstance(part, SeriesPart)
+        history = np.asarray(part.values, dtype=np.float64)
         tokens, scale = self.spec.tokenizer.encode(
             history[-self.spec.context_length :] if history.ndim == 1 else history
         )
@@ -81,7 +105,7 @@ class ForecastStates:
 class Forecaster:
     """A loaded forecaster: `process(horizon)` gives what search works on, `model` the backend behind it."""
 
-    is_forecaster = True
+    sample_view: Form = "series"
 
     def __init__(self, model: LogitsModel, spec: ForecasterSpec) -> None:
         self.model = model
@@ -91,3 +115,7 @@ class Forecaster:
         """The process for a horizon; `law_options` are sampling_temperature, top_k and top_p of p."""
         states = ForecastStates(self.model, self.spec, max_new_tokens, **law_options)
         return ModelProcess(states, self.model)
+
+    def card_spec(self) -> tuple[str, dict[str, Any]]:
+        """What a card says of it: the name of its kind, and that kind's spec."""
+        return "forecaster", asdict(self.spec)

@@ -18,6 +18,19 @@ from sdt_dist.report.figures.run import Run
 from sdt_dist.report.figures.samples import fans, log_z_and_ess, reward_distributions, spectra
 from sdt_dist.report.figures.tree import first_tree
 
+Painter = Callable[[Run], Figure | None]
+PAINTERS: dict[str, Painter] = {
+    "ablation": ablation,
+    "quality_cost": quality_against_cost,
+    "rewards": reward_distributions,
+    "spectra": spectra,
+    "fans": fans,
+    "diversity": diversity_against_reward,
+    "log_z": log_z_and_ess,
+    "tree": first_tree,
+}
+OF_EVERY_SEARCH = ("ablation", "rewards", "diversity", "log_z", "tree")
+
 
 def draw_all(
     directory: Path, folder: Path | None = None, suffixes: Sequence[str] = (".png",)
@@ -31,16 +44,6 @@ def draw_all(
     folder = folder or directory / "figures"
     if not run.lines:
         return []
-    painters: dict[str, Callable[[Run], Figure | None]] = {
-        "ablation": ablation,
-        "quality_cost": quality_against_cost,
-        "rewards": reward_distributions,
-        "spectra": spectra,
-        "fans": fans,
-        "diversity": diversity_against_reward,
-        "log_z": log_z_and_ess,
-        "tree": first_tree,
-    }
-    return draw(
-        {name: partial(painter, run) for name, painter in painters.items()}, folder, suffixes
-    )
+    wanted = (*OF_EVERY_SEARCH, *run.config.task.figures)
+    painters = {name: partial(PAINTERS[name], run) for name in PAINTERS if name in wanted}
+    return draw(painters, folder, suffixes)

@@ -18,6 +18,11 @@ from sdt_dist.training.flow.options import FlowTrainOptions, LearnerOptions, Los
 
 EXECUTION_FIELDS = ("device", "threads")
 _HORIZON = 24
+_SCORED = {
+    "series": "forecasts; give one that scores series",
+    "text": "text; give one that scores text",
+    "tokens": "text; give one that scores text",
+}
 _ONLY_LIVE = ("dataset", "end_row", "prompts")
 _SIZES = ("hidden_size", "num_layers", "key_size", "context_length", "patch")
 
@@ -195,35 +200,28 @@ class TrainFlowConfig(LossOptions, LearnerOptions):
 
     def check(self) -> None:
         """Everything that can be refused without loading a model; SdtError names the setting."""
-        from sdt_dist.models.forecaster.spec import forecaster_directory
-        from sdt_dist.models.loading import check_spec, split_spec
+        from sdt_dist.models.spec import check_spec, outlook_of
         from sdt_dist.rewards.spec import parse_reward
 
         self.training()
         check_spec(self.model)
         reward = parse_reward(self.reward)
-        is_forecaster = forecaster_directory(split_spec(self.model)[1]) is not None
-        if not (reward.scores_forecasts if is_forecaster else reward.scores_text):
-            kind = (
-                "forecasts; give one that scores series"
-                if is_forecaster
-                else "text; give one that scores text"
-            )
-            raise ConfigurationError(f"reward: {self.reward!r} cannot score {kind}.")
-        if is_forecaster:
-            reward.check_horizon(self.horizon)
+        view = outlook_of(self.model).sample_view
+        if not reward.scores(view):
+            raise ConfigurationError(f"reward: {self.reward!r} cannot score {_SCORED[view]}.")
+        reward.check_horizon(self.horizon)
         if self.trees is None:
-            self._check_contexts(is_forecaster)
+            self._check_contexts(of_series=view == "series")
             self._check_methods()
 
-    def _check_contexts(self, is_forecaster: bool) -> None:
+    def _check_contexts(self, *, of_series: bool) -> None:
         from sdt_dist.data.registry import check_dataset
 
-        if is_forecaster and self.prompts is not None:
+        if of_series and self.prompts is not None:
             raise ConfigurationError(
                 f"prompts: {self.prompts!r}, but {self.model!r} is a forecaster; use dataset."
             )
-        if not is_forecaster and self.prompts is None:
+        if not of_series and self.prompts is None:
             raise ConfigurationError(
                 f"prompts: none, but {self.model!r} is a language model; give a file, one a line."
             )

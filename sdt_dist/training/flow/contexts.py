@@ -15,9 +15,7 @@ from sdt_dist.data.registry import load_series
 from sdt_dist.data.scale import MIN_HISTORY
 from sdt_dist.data.series import Series
 from sdt_dist.errors import DataError
-from sdt_dist.rewards.spec import RewardContext
-
-Context = np.ndarray | str  # a history [L] or a prompt
+from sdt_dist.parts import Context, SeriesPart, TextPart
 
 
 class ContextSource(Protocol):
@@ -29,15 +27,6 @@ class ContextSource(Protocol):
     def draw(self, seed: int, round_number: int, count: int) -> list[Context]:
         """The contexts of a round, up to `count`."""
         ...
-
-
-def reward_context(context: Context) -> RewardContext:
-    """What a reward may see of a context."""
-    return (
-        RewardContext(prompt=context)
-        if isinstance(context, str)
-        else RewardContext(history=context)
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +46,7 @@ class SyntheticContexts:
 
         number = int(np.random.SeedSequence([seed, round_number]).generate_state(1)[0])
         series = generate(count, self.length, torch.Generator().manual_seed(number))
-        return list(series.double().numpy())
+        return [(SeriesPart(values),) for values in series.double().numpy()]
 
 
 class DatasetContexts:
@@ -93,7 +82,8 @@ class DatasetContexts:
         for _ in range(count):
             _, past = self._pasts[rng.integers(len(self._pasts))]
             end = int(rng.integers(min(self._length, len(past)), len(past) + 1))
-            found.append(past[max(0, end - self._length) : end].astype(np.float64))
+            values = past[max(0, end - self._length) : end].astype(np.float64)
+            found.append((SeriesPart(values),))
         return found
 
 
@@ -118,7 +108,8 @@ class PromptContexts:
 
     def draw(self, seed: int, round_number: int, count: int) -> list[Context]:
         rng = np.random.default_rng([seed, round_number])
-        return [self._prompts[i] for i in rng.permutation(len(self._prompts))[:count]]
+        chosen = rng.permutation(len(self._prompts))[:count]
+        return [(TextPart(self._prompts[i]),) for i in chosen]
 
 
 def _end_of_training(series: Series) -> int:

@@ -14,7 +14,8 @@ from sdt_dist.evaluation.evidence import EVIDENCE, evidence_keys, load_evidence,
 from sdt_dist.evaluation.results import read_problems, saved_config, tree_path
 from sdt_dist.models.process import ModelProcess
 from sdt_dist.protocols import Root
-from sdt_dist.rewards.spec import RewardContext, parse_reward
+from sdt_dist.rewards.context import RewardContext
+from sdt_dist.rewards.spec import parse_reward
 from sdt_dist.training.flow.extract import trajectories_of, with_rows
 from sdt_dist.training.flow.trajectories import Candidates, Trajectory
 from sdt_dist.tree.snapshot import Snapshot
@@ -75,7 +76,7 @@ def saved_trajectories(
             *_from_trees(directory, problems, process),
             *_from_evidence(directory, problems, process),
         ]:
-            root = process.root(problem.history)
+            root = process.root(problem.context)
             found = with_rows(process, root, plain, num_children, seed, ordered=ordered)
             process.release(root)
             _check_rows(plain, found, directory)
@@ -101,7 +102,7 @@ def _from_trees(
                 f"trees: {path} is of problem {snapshot.header['problem']}, which its run does not have."
             )
         if not snapshot.blocks:
-            yield problem, trajectories_of(snapshot, process.root(problem.history))
+            yield problem, trajectories_of(snapshot, process.root(problem.context))
 
 
 def _from_evidence(
@@ -117,8 +118,8 @@ def _from_evidence(
         walks = {walk.sequence: walk for walk in store.walks(key)}
         if not walks:
             continue
-        root = process.root(problems[index].history)
-        multipliers = factory.build(RewardContext(history=problems[index].history)).multipliers
+        root = process.root(problems[index].context)
+        multipliers = factory.build(RewardContext.of(problems[index].context)).multipliers
         prefixes = list(dict.fromkeys(s[:t] for s in walks for t in range(len(s) + 1)))
         values = store.soft_values(key, prefixes, config.inverse_temperature, multipliers)
         known = dict(zip(prefixes, np.where(np.isfinite(values), values, np.nan), strict=True))

@@ -9,7 +9,7 @@ of rounds that brought theirs is saved with the learner's state: killed at any i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,8 +22,8 @@ from sdt_dist.flow.checkpoint import FlowInfo
 from sdt_dist.flow.flow import Flow
 from sdt_dist.flow.spec import FlowSpec
 from sdt_dist.models.card import ModelCard, card_of
-from sdt_dist.models.forecaster.process import ForecastStates
 from sdt_dist.models.process import ModelProcess
+from sdt_dist.rewards.context import RewardContext
 from sdt_dist.rewards.spec import parse_reward
 from sdt_dist.search.session import SearchProblem
 from sdt_dist.training.flow.collect import Collected, collect
@@ -33,9 +33,9 @@ from sdt_dist.training.flow.contexts import (
     DatasetContexts,
     PromptContexts,
     SyntheticContexts,
-    reward_context,
 )
 from sdt_dist.training.flow.learner import Learner, check_directory
+from sdt_dist.training.flow.progress import Brought
 from sdt_dist.training.flow.rounds import Part, parts_of
 from sdt_dist.training.flow.saved import saved_trajectories
 from sdt_dist.training.flow.trajectories import Trajectory
@@ -46,11 +46,11 @@ _HELD_OUT_DRAWS = 64  # of each held-out context
 
 @dataclass(frozen=True, slots=True)
 class Harvest:
-    """Trajectories that one version of the flow drew (None: drawn from p), and facts for the record."""
+    """Trajectories that one version of the flow drew (None: drawn from p), and what they are for the record."""
 
     trajectories: list[Trajectory]
     version: int | None
-    facts: dict[str, Any]
+    brought: Brought
 
 
 class Source(Protocol):
@@ -100,9 +100,9 @@ class SavedTrees:
             self._process,
             config.num_children,
             config.seed,
-            ordered=is_ordered(self._process),
+            ordered=self._process.states.are_tokens_ordered,
         ):
-            yield Harvest(found, None, {"trajectories": len(found)})
+            yield Harvest(found, None, Brought(len(found)))
 
     def held_out(self) -> list[Trajectory]:
         return []
@@ -137,7 +137,7 @@ class LiveSearches:
             errors += found.errors
             done += len(found.rewards)
             version = flow.info.version if part.with_flow and flow is not None else None
-            yield Harvest(found.trajectories, version, {"method": part.method, **found.facts})
+            yield Harvest(found.trajectories, version, found.brought(part.method))
         if flow is not None:
             flow.forget()
         if not done:
@@ -171,7 +171,7 @@ class LiveSearches:
                 errors.append(error)
         found = collect(
             self._process, problems, part.method, part.options,
-            seed=config.seed, flow=flow, num_children=config.num_children, ordered=is_ordered(self._process),
+            seed=config.seed, flow=flow, num_children=config.num_children, ordered=self._process.states.are_tokens_ordered,
         )  # fmt: skip
         found.errors.extend(errors)
         return found
@@ -235,28 +235,27 @@ def finish(learner: Learner, config: TrainFlowConfig, data: str) -> None:
 
 def run_rounds(learner: Learner, source: Source, config: TrainFlowConfig, watch: Watch) -> None:
     """Go on from wherever the learner's state is to the last version; version k + 1 has seen rounds 0 to k + rounds_ahead."""
-    harvested = learner.facts.setdefault("rounds", [])
-    quality = learner.facts.setdefault("held_out", [])
+    rounds = learner.progress.rounds
     unseen = source.held_out() if learner.version < config.rounds else []
     while learner.version < config.rounds:
-        while len(harvested) <= learner.version + config.rounds_ahead:
-            watch.searching(len(harvested))
-            facts = []
-            for harvest in source.gather(len(harvested), learner.flow()):
-                new = learner.add(harvest.trajectories, harvest.version)
-                facts.append({**harvest.facts, "new": new})
-            harvested.append(facts)
+        while len(rounds) <= learner.version + config.rounds_ahead:
+            watch.searching(len(rounds))
+            rounds.append(_gather(learner, source, len(rounds)))
             learner.save()
         target = config.steps_per_round * (learner.version + 1)
         learner.train(target - learner.step, on_step=lambda step, _: watch.step(step))
         if unseen:
-            quality.append(learner.divergences(unseen))
+            learner.progress.held_out.append(learner.divergences(unseen))
         learner.publish()
 
 
-def is_ordered(process: ModelProcess) -> bool:
-    """Whether tokens are values, neighbours next to each other."""
-    return isinstance(process.states, ForecastStates)
+def _gather(learner: Learner, source: Source, round_number: int) -> list[Brought]:
+    """Let the learner have a round's trajectories; what they were."""
+    found = []
+    for harvest in source.gather(round_number, learner.flow()):
+        new = learner.add(harvest.trajectories, harvest.version)
+        found.append(replace(harvest.brought, new=new))
+    return found
 
 
 def _source(config: TrainFlowConfig, process: ModelProcess) -> Source:
@@ -270,15 +269,14 @@ def _source(config: TrainFlowConfig, process: ModelProcess) -> Source:
     factory = parse_reward(config.reward)
 
     def problem_of(index: int, context: Any) -> SearchProblem:
-        return SearchProblem(index, process.root(context), factory.build(reward_context(context)))
+        return SearchProblem(index, process.root(context), factory.build(RewardContext.of(context)))
 
-    states = process.states
-    length = states.spec.context_length if isinstance(states, ForecastStates) else None
-    return LiveSearches(config, process, contexts_of(config, length), problem_of)
+    contexts = contexts_of(config, process.states.context_length)
+    return LiveSearches(config, process, contexts, problem_of)
 
 
 def contexts_of(config: TrainFlowConfig, length: int | None) -> ContextSource:
-    """The contexts that the configuration names; length: that of a forecaster's, None for a language model."""
+    """The contexts that the configuration names; length: that of a forecaster's, None for a model that takes no series."""
     if config.prompts is not None:
         return PromptContexts(Path(config.prompts))
     assert length is not None, "contexts without prompts are a forecaster's"
