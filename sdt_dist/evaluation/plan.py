@@ -108,8 +108,8 @@ def resolve(config: EvaluationConfig, flow: FlowFiles | None = None) -> Plan:
 
 
 def make_plan(config: EvaluationConfig) -> Plan:
-    """The whole plan of a configuration: `resolve`, then `with_problems`."""
-    return with_problems(resolve(config))
+    """The whole plan of a configuration made in Python, whose ablation may still be as it was written."""
+    return with_problems(resolve(expanded(config)))
 
 
 def with_problems(plan: Plan) -> Plan:
