@@ -23,7 +23,8 @@ with packages_of("cluster", "the fleet"):
 from sdt_dist.actors.config import FleetConfig
 from sdt_dist.actors.controller.controller import Report
 from sdt_dist.actors.learner import LearningPlan
-from sdt_dist.actors.remote import ControllerActor, reason
+from sdt_dist.actors.remote.controller import ControllerActor
+from sdt_dist.actors.remote.endpoint import reason
 from sdt_dist.actors.searcher import Outcome
 from sdt_dist.actors.work import Loader, Work
 from sdt_dist.errors import FleetError, SdtError

@@ -186,6 +186,7 @@ class LiveLearner:
         if self._stopped.is_set():
             raise _Stopped
         step, moment = self._opened_at
+        intake = learner.progress.intake
         self._status |= {
             "step": learner.step,
             "loss": learner.metrics.get("loss/total", 0.0),
@@ -193,7 +194,7 @@ class LiveLearner:
             "staleness": learner.staleness[0],
             "steps_per_s": (learner.step - step) / max(self._clock() - moment, 1e-9),
             "replay": len(learner.replay),
-            "received": learner.facts.get("received", 0),
+            "received": 0 if intake is None else intake.received,
             "stale": learner.dropped + learner.expired,
             "metrics": learner.metrics,
         }
@@ -260,41 +261,38 @@ class LiveLearner:
 
 
 class _Intake:
-    """What comes from the buffer: into the learner's replay, and into its facts for the record.
-
-    Facts: `buffer` (its token, and the numbers of records which it may still have), `received` (finished samples), `searches`,
-    `next_round` (of theirs),
-    `tally` (sums of the round under way by method) and `rounds` (what the card says of each).
-    """
+    """What comes from the buffer: into the learner's replay, and into its progress for the record."""
 
     def __init__(self, owner: LiveLearner, learner: Learner, settings: SearcherSettings) -> None:
+        from sdt_dist.training.flow.progress import Intake
+
         self._owner = owner
         self._learner = learner
         self._config = owner.plan.config
         self._process = owner.process_of(settings)
-        learner.facts = {
-            "buffer": ["", []], "received": 0, "searches": 0, "next_round": 0, "tally": {}, "rounds": [], "held_out": [],
-        } | learner.facts  # fmt: skip
+        self._intake = learner.progress.intake or Intake()
+        learner.progress.intake = self._intake
 
     @property
     def steps_allowed(self) -> int:
         """The step that may be reached with what has come so far."""
-        facts = self._learner.facts
-        ready = facts["searches"] >= self._config.contexts_per_round
-        return int(self._config.step_ratio * facts["received"]) if ready else 0
+        if self._intake.searches < self._config.contexts_per_round:
+            return 0
+        return int(self._config.step_ratio * self._intake.received)
 
     def take(self) -> None:
         """Take some records in, waiting a moment for the first."""
-        facts = self._learner.facts
+        intake = self._intake
         owner = self._owner
-        token, held = facts["buffer"]
-        of_token, saved = self._learner.saved_facts.get("buffer", ["", []])
-        kept = saved if of_token == token else []
-        taken = owner.wait(owner.ask_buffer(token, held, kept))
+        kept = self._kept()
+        taken = owner.wait(owner.ask_buffer(intake.token, intake.held, kept))
         if taken is None:
             return
-        left = [number for number in held if number not in kept] if taken.token == token else []
-        facts["buffer"] = [taken.token, left]
+        left: list[int] = []
+        if taken.token == intake.token:
+            left = [number for number in intake.held if number not in kept]
+        intake.token = taken.token
+        intake.held = left
         for number, record in taken.records.items():
             error = None
             try:
@@ -304,48 +302,44 @@ class _Intake:
             left.append(number)
             owner.count_unusable(record, error)
 
+    def _kept(self) -> list[int]:
+        """Numbers of the buffer's records that are saved, and which it need not have any more."""
+        saved = self._learner.saved_progress.intake
+        if saved is None or saved.token != self._intake.token:
+            return []
+        return saved.held
+
     def close_round(self) -> None:
-        """The round under way is over: its sums become facts."""
-        facts = self._learner.facts
-        facts["rounds"].append(
-            [
-                {
-                    "method": method, "trajectories": sums["trajectories"], "searches": sums["searches"],
-                    "reward": sums["reward"] / sums["searches"],
-                    "ess": sums["ess"] / sums["with_ess"] if sums["with_ess"] else None, "new": sums["new"],
-                }
-                for method, sums in facts["tally"].items()
-            ]
-        )  # fmt: skip
-        facts["tally"] = {}
+        """The round under way is over: its sums become part of the record."""
+        tally = self._intake.tally
+        brought = [sums.brought(method) for method, sums in tally.items()]
+        self._learner.progress.rounds.append(brought)
+        self._intake.tally = {}
 
     def _add(self, record: SearchRecord) -> None:
         """One search's trajectories, with rows of p that model servers compute."""
+        from sdt_dist.training.flow.progress import Tally
+        from sdt_dist.training.flow.train import is_ordered
+
         config = self._config
         process = self._process
         search = record.search
-        from sdt_dist.training.flow.train import is_ordered
-
         found = search.trajectories(
             process, config.num_children, config.seed, ordered=is_ordered(process)
         )
         if found:
             process.release(search.root)
         new = self._learner.add(found, record.version)
-        facts = self._learner.facts
-        facts["received"] += len(found)
-        facts["searches"] += 1
-        facts["next_round"] = max(
-            facts["next_round"], round_of(config, search.source["problem"]) + 1
-        )
-        sums = facts["tally"].setdefault(
-            search.source["method"],
-            {"trajectories": 0, "searches": 0, "new": 0, "reward": 0.0, "ess": 0.0, "with_ess": 0},
-        )
-        sums["trajectories"] += len(found)
-        sums["searches"] += 1
-        sums["new"] += new
-        sums["reward"] += search.reward
+        intake = self._intake
+        intake.received += len(found)
+        intake.searches += 1
+        next_round = round_of(config, search.source["problem"]) + 1
+        intake.next_round = max(intake.next_round, next_round)
+        sums = intake.tally.setdefault(search.source["method"], Tally())
+        sums.trajectories += len(found)
+        sums.searches += 1
+        sums.new += new
+        sums.reward += search.reward
         if search.ess is not None:
-            sums["ess"] += search.ess
-            sums["with_ess"] += 1
+            sums.ess += search.ess
+            sums.with_ess += 1

@@ -27,6 +27,7 @@ from sdt_dist.search.result import SearchResult
 from sdt_dist.training.flow.config import TrainFlowConfig
 from sdt_dist.training.flow.contexts import ContextSource
 from sdt_dist.training.flow.learner import STATE_FILE, check_directory
+from sdt_dist.training.flow.progress import Progress
 from sdt_dist.training.flow.rounds import parts_of
 from sdt_dist.training.flow.train import contexts_of
 from sdt_dist.training.flow.trainer import read_notes
@@ -165,7 +166,9 @@ def check_live(config: TrainFlowConfig, output: Path, fleet: FleetConfig, *, res
         )
     if not check_directory(output, config.identity(), resume=resume):
         return 0
-    return read_notes(output / STATE_FILE)["facts"].get("next_round", 0)
+    state = output / STATE_FILE
+    progress = Progress.of(read_notes(state)["facts"], str(state))
+    return 0 if progress.intake is None else progress.intake.next_round
 
 
 def context_length(model: str) -> int | None:

@@ -26,6 +26,7 @@ import yaml
 
 from sdt_dist.data import load_problems
 from sdt_dist.evaluation.summary import tabulate, truth_measures
+from sdt_dist.files import replace_file, write_text
 from sdt_dist.metrics.aggregate import summarise
 from sdt_dist.report.figures.axes import subplots
 
@@ -94,9 +95,7 @@ def run(flow: str, output: Path, resume: bool) -> None:
     output.mkdir(parents=True, exist_ok=True)
     for dataset in DATASETS:
         path = output / f"{dataset}.yaml"
-        path.write_text(
-            yaml.safe_dump(configuration(dataset, flow), sort_keys=False), encoding="utf-8"
-        )
+        write_text(path, yaml.safe_dump(configuration(dataset, flow), sort_keys=False))
         command = [
             sys.executable,
             "-m",
@@ -297,7 +296,7 @@ def draw(found: dict[str, Curve], path: Path) -> None:
     figure.suptitle(
         f"{num} held-out contexts, horizon 48, λ = 20; bands of two methods: 95% bootstrap over contexts"
     )
-    figure.savefig(path, dpi=130)
+    replace_file(path, lambda temporary: figure.savefig(temporary, dpi=130, format="png"))
 
 
 def main() -> None:

@@ -29,6 +29,7 @@ from rich.table import Table
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from sdt_dist.errors import SdtError
+from sdt_dist.files import write_text
 from sdt_dist.models.hf.model import HFModel
 from sdt_dist.models.process import TokenProcess
 from sdt_dist.protocols import PriorLaw
@@ -211,7 +212,7 @@ def main() -> None:
     )
     Console().print(table(records))
     if arguments.output is not None:
-        arguments.output.write_text(json.dumps(records, indent=2) + "\n")
+        write_text(arguments.output, json.dumps(records, indent=2) + "\n")
 
 
 if __name__ == "__main__":

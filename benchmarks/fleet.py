@@ -24,7 +24,7 @@ import psutil
 import ray
 
 from sdt_dist.actors.config import FleetConfig, fleet_config
-from sdt_dist.actors.remote import ControllerActor
+from sdt_dist.actors.remote.controller import ControllerActor
 from sdt_dist.actors.work import GivenReward, Work
 from sdt_dist.noise import mix64
 from sdt_dist.protocols import (

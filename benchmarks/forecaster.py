@@ -40,6 +40,7 @@ from sdt_dist.evaluation.baselines import (
     seasonal_naive_residuals,
     statsforecast_samples,
 )
+from sdt_dist.files import write_text
 from sdt_dist.metrics.aggregate import ratio_of_means, ratio_of_sums
 from sdt_dist.metrics.forecast import coverage_80, crps, mase, quantile_loss
 
@@ -359,7 +360,7 @@ def main(arguments: list[str] | None = None) -> None:
     result["targets"] = report_targets(options, scores)
     result["problems"] = scores.records()
     if options.output is not None:
-        options.output.write_text(json.dumps(result, indent=1) + "\n")
+        write_text(options.output, json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

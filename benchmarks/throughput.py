@@ -46,6 +46,7 @@ import torch
 
 from sdt_dist.data.problems import load_problems
 from sdt_dist.errors import SdtError
+from sdt_dist.files import write_text
 from sdt_dist.models.loading import load_model
 from sdt_dist.noise import stream_key
 from sdt_dist.protocols import Rollout, RolloutRequest, Root
@@ -494,7 +495,7 @@ def main() -> None:
         finally:
             getattr(loaded.model, "close", bool)()  # engines in processes of their own
     if arguments.output is not None:
-        arguments.output.write_text(json.dumps(records, indent=2) + "\n")
+        write_text(arguments.output, json.dumps(records, indent=2) + "\n")
 
 
 if __name__ == "__main__":

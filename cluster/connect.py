@@ -23,7 +23,7 @@ from sdt_dist.actors.placement import check_placement, cluster_nodes, fleet_requ
 from sdt_dist.cluster.auth import create_private_token
 from sdt_dist.cluster.probe import OUTSIDE, ClusterFacts, check_address, check_answers, probe
 from sdt_dist.errors import FleetError
-from sdt_dist.extras import packages_of
+from sdt_dist.extras import check_package, packages_of
 
 
 def has_ray() -> bool:
@@ -114,6 +114,7 @@ def attached(
     """
     from sdt_dist.cluster.dashboard import place_dashboard
 
+    check_package("ray", "cluster", "a fleet")
     requests = fleet_requests(size, shards=shards)
     needed = sum(request.count * request.placement.cpus for request in requests) + 1
     num_cpus = max(os.cpu_count() or 1, math.ceil(needed))

@@ -12,8 +12,8 @@ import torch
 
 from sdt_dist.flow.checkpoint import save_flow
 from sdt_dist.flow.files import FlowFiles
+from sdt_dist.flow.heads import build_network
 from sdt_dist.flow.info import FlowInfo
-from sdt_dist.flow.network import FlowNetwork
 from sdt_dist.flow.spec import FlowSpec
 from sdt_dist.models.card import ModelCard
 from sdt_dist.models.toy import Toy
@@ -54,7 +54,7 @@ def save_small_flow(
     spec = FlowSpec.of_card(card, max_new_tokens, hidden_size=16, key_size=16, context_length=16)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        network = FlowNetwork(spec)
+        network = build_network(spec)
     network.set_scale(0.5, 0.5)
     save_flow(
         directory, network, FlowInfo(card.identity, reward, inverse_temperatures, version=seed)

@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from sdt_dist.data.problems import ForecastProblem
 from sdt_dist.data.scale import fit_scale
 from sdt_dist.errors import ConfigurationError, SdtError
-from sdt_dist.evaluation.budget import options_of
 from sdt_dist.evaluation.config import EvaluationConfig, MethodConfig
+from sdt_dist.evaluation.method_options import options_of
 from sdt_dist.evaluation.plan import cut_problems, resolve, try_reward, try_rewards
 from sdt_dist.files import read_mapping
 from sdt_dist.flow.files import FlowFiles

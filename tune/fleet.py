@@ -13,7 +13,8 @@ from typing import Any
 
 from sdt_dist.actors.config import FleetConfig
 from sdt_dist.actors.fleet import Watch, ask, run_fleet
-from sdt_dist.actors.remote import ExchangeActor, beside_us
+from sdt_dist.actors.remote.backend import beside_us
+from sdt_dist.actors.remote.exchange import ExchangeActor
 from sdt_dist.actors.work import Loader, Work
 from sdt_dist.errors import FleetError, SdtError
 from sdt_dist.flow.files import FlowFiles

@@ -14,7 +14,7 @@ with packages_of("tune", "a sweep"):
     import ray
 
 from sdt_dist.actors.fleet import ask
-from sdt_dist.actors.remote import beside_us
+from sdt_dist.actors.remote.backend import beside_us
 from sdt_dist.evaluation.summary import recompute
 from sdt_dist.tune.objectives import Measured, measure_directory
 

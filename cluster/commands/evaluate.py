@@ -147,16 +147,13 @@ def _fleet_size(
     """
     from sdt_dist.actors.config import load_fleet
     from sdt_dist.cluster.connect import has_ray
-    from sdt_dist.errors import MissingExtraError
+    from sdt_dist.extras import missing_extra
     from sdt_dist.models.forecaster.spec import forecaster_directory
 
     if not has_ray():
-        asked = [*sizes, *(["fleet"] if path is not None else [])]
+        asked = [f"--{name}" for name in sizes] + ["--fleet"] * (path is not None)
         if asked:
-            raise MissingExtraError(
-                f"{', '.join(f'--{name}' for name in asked)}: given, but Ray is not installed; pip install "
-                "'sdt-dist[cluster]', or leave it out, and this process makes the searches."
-            )
+            raise missing_extra(", ".join(asked), "ray", "cluster")
         return None
     is_forecaster = forecaster_directory(config.model) is not None
     size = load_fleet(path, sizes, small_model=is_forecaster)

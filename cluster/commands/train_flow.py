@@ -194,7 +194,7 @@ def _train(settings: Any, output: Path, resume: bool) -> None:
     finally:
         bar.stop()
     _finish(learner, output)
-    for found in learner.facts["held_out"][-1:]:
+    for found in learner.progress.held_out[-1:]:
         verdict = (
             "F helps"
             if found["flow"] < found["prior"]

@@ -18,7 +18,8 @@ import numpy as np
 import pandas as pd
 
 from sdt_dist.data.series import Series, read_csv
-from sdt_dist.errors import ConfigurationError, DataError, unknown_name
+from sdt_dist.errors import ConfigurationError, DataError, ResultsError, unknown_name
+from sdt_dist.files import replace_file
 
 _ETT_URL = "https://raw.githubusercontent.com/zhouhaoyi/ETDataset/main/ETT-small/"
 _M4_URL = "https://raw.githubusercontent.com/Mcompetitions/M4-methods/master/Dataset/"
@@ -195,12 +196,9 @@ def _download(name: str) -> bytes:
 
 def _keep(content: bytes, target: Path) -> None:
     """Write a whole file or none."""
-    temporary = target.with_suffix(".part")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        temporary.replace(target)
-    except OSError as error:
+        replace_file(target, lambda temporary: temporary.write_bytes(content))
+    except ResultsError as error:
         raise DataError(
-            f"dataset file {target.name}: cannot be kept in {target.parent} ({error.strerror})."
+            f"dataset file {target.name}: cannot be kept in {target.parent} ({error.__cause__})."
         ) from error

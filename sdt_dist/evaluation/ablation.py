@@ -12,9 +12,9 @@ from itertools import product
 from typing import Any
 
 from sdt_dist.errors import ConfigurationError, unknown_name
-from sdt_dist.evaluation.budget import matched_budget, options_of
 from sdt_dist.evaluation.config import EvaluationConfig, MethodConfig
 from sdt_dist.evaluation.labels import family, suffix
+from sdt_dist.evaluation.method_options import matched_budget, options_of
 from sdt_dist.rewards.spec import with_gamma
 from sdt_dist.search.methods import get_method, validate_options
 

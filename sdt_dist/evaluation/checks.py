@@ -7,9 +7,9 @@ says in which order. Those that read something on the way return it, so that nob
 from __future__ import annotations
 
 from sdt_dist.errors import CheckpointError, ConfigurationError
-from sdt_dist.evaluation.budget import options_of
 from sdt_dist.evaluation.config import EvaluationConfig, MethodConfig
 from sdt_dist.evaluation.evidence import evidence_files
+from sdt_dist.evaluation.method_options import options_of
 from sdt_dist.flow.files import FlowFiles
 from sdt_dist.models.loading import check_flow_backend
 from sdt_dist.rewards.spec import RewardFactory, parse_reward

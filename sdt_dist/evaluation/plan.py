@@ -18,8 +18,8 @@ from sdt_dist.data.problems import ForecastProblem, load_problems
 from sdt_dist.errors import SdtError
 from sdt_dist.evaluation import checks
 from sdt_dist.evaluation.ablation import check_points, expanded
-from sdt_dist.evaluation.budget import options_of
 from sdt_dist.evaluation.config import EvaluationConfig, MethodConfig
+from sdt_dist.evaluation.method_options import options_of
 from sdt_dist.files import read_mapping
 from sdt_dist.flow.files import FlowFiles
 from sdt_dist.models.loading import check_spec

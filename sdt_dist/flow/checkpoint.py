@@ -16,6 +16,7 @@ from safetensors.torch import load, save_file
 from sdt_dist.errors import CheckpointError, ResultsError
 from sdt_dist.files import replace_file
 from sdt_dist.flow.files import FlowFiles
+from sdt_dist.flow.heads import build_network
 from sdt_dist.flow.info import (
     FORMAT,
     INFO_FILE,
@@ -71,7 +72,7 @@ def network_of(files: FlowFiles) -> tuple[FlowNetwork, FlowInfo, str]:
     weights = load(files.weights)
     with torch.device("meta"):  # shapes only, so that a damaged spec fills no memory
         expected = {
-            name: value.shape for name, value in FlowNetwork(head.spec).state_dict().items()
+            name: value.shape for name, value in build_network(head.spec).state_dict().items()
         }
     found = {name: value.shape for name, value in weights.items()}
     if found != expected:
@@ -79,7 +80,7 @@ def network_of(files: FlowFiles) -> tuple[FlowNetwork, FlowInfo, str]:
         raise CheckpointError(
             f"flow: {files.source}/{WEIGHTS_FILE} does not fit its spec, first differences {different}; it is foreign."
         )
-    network = FlowNetwork(head.spec)
+    network = build_network(head.spec)
     network.load_state_dict(weights)
     return network.eval(), head.info, head.weights
 

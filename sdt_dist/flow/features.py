@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 FLOOR_SHARE = 1e-3  # spectra are floored at this share of their mean, as in `metrics.spectrum`
+TILT_FEATURES = 2  # what a network is told of lambda
 _LEAST_POWER = 1e-6
 
 
@@ -33,19 +34,32 @@ def welch_basis(length: int, segment: int) -> np.ndarray:
 
     The sum over segments of |X|^2 is the power spectral density of `metrics.spectrum.power_spectrum`, 1 <= segment <= T.
     """
-    window = (
-        0.5 - 0.5 * np.cos(2 * np.pi * np.arange(segment) / segment) if segment > 1 else np.ones(1)
-    )
+    # 1. A windowed segment's transform, detrended (which is linear too).
+    window = _hann(segment)
+    times = np.arange(segment)[:, None]
     frequency = np.arange(num_frequencies(segment))
-    rows = window[:, None] * np.exp(-2j * np.pi * np.arange(segment)[:, None] * frequency / segment)
-    rows = rows - rows.sum(axis=0) / segment  # constant detrending is linear too
-    sided = np.where((frequency == 0) | (2 * frequency == segment), 1.0, 2.0)
+    waves = np.exp(-2j * np.pi * times * frequency / segment)
+    rows = window[:, None] * waves
+    rows = rows - rows.sum(axis=0) / segment
+    # 2. One-sided density: all frequencies but the ends stand for their negatives too.
+    is_end = (frequency == 0) | (2 * frequency == segment)
+    sided = np.where(is_end, 1.0, 2.0)
     count = num_segments(length, segment)
-    rows = rows * np.sqrt(sided / (2 * max((window**2).sum(), 1e-12) * count))
+    window_power = max((window**2).sum(), 1e-12)
+    rows = rows * np.sqrt(sided / (2 * window_power * count))
+    # 3. Every segment has the same rows at its own times.
     basis = np.zeros((length, count, len(frequency)), dtype=np.complex128)
     for j in range(count):
-        basis[j * _hop(segment) : j * _hop(segment) + segment, j] = rows
+        begin = j * _hop(segment)
+        basis[begin : begin + segment, j] = rows
     return basis
+
+
+def _hann(segment: int) -> np.ndarray:
+    """The periodic Hann window [segment]."""
+    if segment == 1:
+        return np.ones(1)
+    return 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(segment) / segment)
 
 
 def reference_power(
@@ -60,14 +74,20 @@ def reference_power(
     padded = torch.nn.functional.pad(values, (size, 0))  # so that every series has one piece
     found = []
     for row, length in zip(padded, lengths.tolist(), strict=True):
-        count = -(-max(length, size) // size)
-        first = size + length - max(length, size)
-        starts = np.linspace(first, size + length - size, count).round().astype(int)
-        pieces = torch.stack([row[start : start + size] for start in starts.tolist()])
+        pieces = torch.stack([row[start : start + size] for start in _starts(length, size)])
         coefficients = torch.einsum("pt,tsfc->psfc", pieces, basis)
         found.append((coefficients**2).sum((1, 3)).mean(0))
     power = torch.stack(found)
-    return power.clamp(min=_LEAST_POWER) + FLOOR_SHARE * power.mean(-1, keepdim=True)
+    floor = FLOOR_SHARE * power.mean(-1, keepdim=True)
+    return power.clamp(min=_LEAST_POWER) + floor
+
+
+def _starts(length: int, size: int) -> list[int]:
+    """Where pieces of `size` values begin in a series of `length` values with `size` zeros before it."""
+    spanned = max(length, size)
+    count = -(-spanned // size)
+    first = size + length - spanned
+    return np.linspace(first, length, count).round().astype(int).tolist()
 
 
 def moments(log_weight: torch.Tensor, values: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,6 @@ import torch
 
 from sdt_dist.errors import ConfigurationError
 from sdt_dist.flow.checkpoint import network_of, weights_digest
-from sdt_dist.flow.features import moments
 from sdt_dist.flow.files import FlowFiles
 from sdt_dist.flow.info import (
     FlowHead,
@@ -56,6 +55,7 @@ class Flow:
         self.identity = FlowHead(self.spec, info, weights_digest(network.state_dict())).identity
         with torch.inference_mode():
             self._keys = _padded(network.keys(), _NARROWEST)
+            self._token_values = network.values_of(torch.arange(*self.spec.allowed)).double()
         self._sizes = [self.spec.num_layers * self.spec.hidden_size, network.context_size]
         self._most_states = max(1, cache_bytes // (4 * (sum(self._sizes) + network.hidden_size)))
         # trunk states, context, what the heads read
@@ -108,15 +108,10 @@ class Flow:
             )
         return tilts
 
-    def _moments(self, log_prob: np.ndarray) -> torch.Tensor | None:
-        """Moments [B', 2] of the next value under rows [B, V'] of p, padded to B' rows; None where tokens have no values."""
-        if self.spec.values is None:
-            return None
-        found = moments(
-            torch.from_numpy(np.ascontiguousarray(log_prob)),
-            self._keys[: self.spec.num_tokens, 0].double(),
-        ).float()
-        return _padded(found)
+    def _moments(self, log_prob: np.ndarray) -> torch.Tensor:
+        """What heads are told of rows [B, V'] of p (`FlowNetwork.moments`), padded to whole rows."""
+        log_weight = torch.from_numpy(np.ascontiguousarray(log_prob))
+        return _padded(self.network.moments(log_weight, self._token_values).float())
 
     def values(self, states: Sequence[State], inverse_temperature: float) -> np.ndarray:
         """F(s) [B] float64 of states, the root's included; of a finished state it is the network's guess of r.

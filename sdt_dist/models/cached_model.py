@@ -204,7 +204,7 @@ class _Run:
         self.prompt: Prompt
         self.pending: list[int] = []
         self.generated: list[int] = []
-        self.steps: list[Step] = []
+        self.steps: list[Step[float]] = []
         self.reused = 0
         self._nfe = self._recomputed = 0
         self._calls: set[int] = set()

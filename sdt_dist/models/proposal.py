@@ -9,8 +9,8 @@ what was drawn are reported, so that searches can weight by p/q whatever F is. I
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -20,9 +20,7 @@ from sdt_dist.noise import proposal_key
 from sdt_dist.protocols import Cost, Expansion, FinishReason, Flow, Rollout, State, Tilt
 
 _WIDEST = 64.0  # nats between the tilts of two tokens; more would make no difference to a draw, and could make q 0
-
-# log p, log mass outside, count outside; with a tilt also log q, its log mass outside, lambda F
-Step = tuple[Any, ...]
+Column = TypeVar("Column", float, np.ndarray)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +31,32 @@ class RowAsk:
     key: int | None
     excluded: tuple[int, ...]
     tilt: Tilt | None
+
+
+@dataclass(frozen=True, slots=True)
+class UnderProposal(Generic[Column]):
+    """Of the tokens chosen from a row that has a tilt: log q, the log mass of q outside them, lambda F."""
+
+    log_prob: Column
+    log_residual: float
+    log_tilt: Column
+
+
+@dataclass(frozen=True, slots=True)
+class Step(Generic[Column]):
+    """Of the tokens chosen from one row: log p, the log mass of p outside them, how many tokens are there.
+
+    Columns are numbers for the one token of a draw, and arrays [K] for children. proposal: None without a tilt.
+    """
+
+    log_prob: Column
+    log_residual: float
+    num_remaining: int
+    proposal: UnderProposal[Column] | None = None
+
+
+Draw = tuple[int, Step[float]]
+Children = tuple[np.ndarray, Step[np.ndarray]]  # tokens [K] int32
 
 
 class Flows:
@@ -48,62 +72,40 @@ class Flows:
         """Forget a flow; harmless where it is not held."""
         self._flows.pop(identity, None)
 
-    def draw(self, scores: np.ndarray, asks: Sequence[RowAsk]) -> tuple[list[int], list[Step]]:
+    def draw(
+        self, scores: np.ndarray, asks: Sequence[RowAsk]
+    ) -> tuple[list[int], list[Step[float]]]:
         """One token a row, as `reduction.draw`, and what is reported of it. scores [B, V] as from `law_scores`.
 
         ConfigurationError for a tilt by a flow that is not held, or that returns what is no tilt.
         """
-        tokens: list[int] = [0] * len(asks)
-        steps: list[Step] = [()] * len(asks)
-        plain = [i for i, ask in enumerate(asks) if ask.tilt is None]
+        found: dict[int, Draw] = {}
+        plain, tilted = _by_tilt(asks)
         if plain:
-            rows = scores if len(plain) == len(asks) else scores[plain]
-            found, *columns = draw(
-                rows, [asks[i].key for i in plain], [asks[i].excluded for i in plain]
-            )
-            for i, token, *step in zip(
-                plain, found.tolist(), *(c.tolist() for c in columns), strict=True
-            ):
-                tokens[i], steps[i] = token, tuple(step)
-        tilted = [i for i, ask in enumerate(asks) if ask.tilt is not None]
+            draws = _draws_from_p(_rows(scores, plain), [asks[i] for i in plain])
+            found |= zip(plain, draws, strict=True)
         if tilted:
             laws = _Laws(self, scores[tilted], [asks[i] for i in tilted])
-            found, *_ = draw(laws.chosen, laws.keys, laws.excluded)
-            for i, token, step in zip(
-                tilted, found.tolist(), laws.report(found[:, None].tolist()), strict=True
-            ):
-                log_p, log_rest, count, log_q, log_rest_q, log_tilt = step
-                tokens[i], steps[i] = (
-                    token,
-                    (log_p[0], log_rest, count, log_q[0], log_rest_q, log_tilt[0]),
-                )
+            found |= zip(tilted, laws.draws(), strict=True)
+        tokens = [found[i][0] for i in range(len(asks))]
+        steps = [found[i][1] for i in range(len(asks))]
         return tokens, steps
 
     def largest(
         self, scores: np.ndarray, num_children: Sequence[int], asks: Sequence[RowAsk]
-    ) -> list[tuple[np.ndarray, Step]]:
+    ) -> list[Children]:
         """Tokens [K] a row, as `reduction.largest`, and what is reported of them; errors as in `draw`."""
-        replies: list[tuple[np.ndarray, Step]] = [(np.empty(0, np.int32), ())] * len(asks)
-        plain = [i for i, ask in enumerate(asks) if ask.tilt is None]
+        found: dict[int, Children] = {}
+        plain, tilted = _by_tilt(asks)
         if plain:
-            rows = scores if len(plain) == len(asks) else scores[plain]
-            keys = [asks[i].key for i in plain]
-            excluded = [asks[i].excluded for i in plain]
-            found = largest(rows, [num_children[i] for i in plain], keys, excluded)
-            for i, (tokens, *step) in zip(plain, found, strict=True):
-                replies[i] = tokens, tuple(step)
-        tilted = [i for i, ask in enumerate(asks) if ask.tilt is not None]
+            wanted = [num_children[i] for i in plain]
+            children = _children_under_p(_rows(scores, plain), wanted, [asks[i] for i in plain])
+            found |= zip(plain, children, strict=True)
         if tilted:
             laws = _Laws(self, scores[tilted], [asks[i] for i in tilted])
-            found = largest(
-                laws.chosen, [num_children[i] for i in tilted], laws.keys, laws.excluded
-            )
-            chosen = [tokens for tokens, *_ in found]
-            for i, tokens, step in zip(
-                tilted, chosen, laws.report([t.tolist() for t in chosen]), strict=True
-            ):
-                replies[i] = tokens, step
-        return replies
+            children = laws.children([num_children[i] for i in tilted])
+            found |= zip(tilted, children, strict=True)
+        return [found[i] for i in range(len(asks))]
 
     def log_tilts(self, asks: Sequence[RowAsk], log_prob: np.ndarray) -> np.ndarray:
         """lambda F [B, V] of the children of rows that all have a tilt; 0 where p is 0; log_prob [B, V]."""
@@ -116,14 +118,7 @@ class Flows:
         for (name, inverse_temperature), rows in groups.items():
             states = [asks[i].state for i in rows]
             found = self._named(name).log_tilts(states, inverse_temperature, log_prob[rows])
-            if (
-                found.shape != (len(rows), possible.shape[1])
-                or not np.isfinite(found[possible[rows]]).all()
-            ):
-                raise ConfigurationError(
-                    f"flow {name!r}: log_tilts returned shape {found.shape} for {len(rows)} states of {possible.shape[1]} "
-                    "tokens, or NaN or infinity; allowed: [B, V], finite wherever p > 0."
-                )
+            _check_tilts(found, possible[rows], name)
             tilts[rows] = np.where(possible[rows], found, 0.0)
         return tilts
 
@@ -143,43 +138,142 @@ class _Laws:
         self.p = scores.astype(np.float64)
         self.excluded = [ask.excluded for ask in asks]
         self.log_tilt = flows.log_tilts(asks, self.p)
-        highest = np.where(self.p > -np.inf, self.log_tilt, -np.inf).max(axis=1, keepdims=True)
+        possible_tilt = np.where(self.p > -np.inf, self.log_tilt, -np.inf)
+        highest = possible_tilt.max(axis=1, keepdims=True)
         self.q = self.p + np.maximum(self.log_tilt, highest - _WIDEST)
-        from_q = np.array([ask.tilt is not None and ask.tilt.draws == "q" for ask in asks])
+        from_q = np.array([_draws_from_q(ask) for ask in asks])
         self.chosen = np.where(from_q[:, None], self.q, self.p)
-        self.keys = [
-            proposal_key(ask.key, ask.tilt.flow)
-            if q and ask.key is not None and ask.tilt is not None
-            else ask.key
-            for ask, q in zip(asks, from_q.tolist(), strict=True)
-        ]
+        self.keys = [_key_of(ask) for ask in asks]
 
-    def report(self, chosen: list[list[int]]) -> list[Step]:
-        """For K tokens a row: log p [K], log mass and count outside; log q [K], its log mass outside; lambda F [K]."""
-        under_p, under_q = (measure(law, chosen, self.excluded) for law in (self.p, self.q))
-        return [
-            (*of_p, *of_q[:2], tilts[tokens])
-            for of_p, of_q, tilts, tokens in zip(
-                under_p, under_q, self.log_tilt, chosen, strict=True
+    def draws(self) -> list[Draw]:
+        """One token a row."""
+        tokens, *_ = draw(self.chosen, self.keys, self.excluded)
+        found = []
+        for token, step in zip(
+            tokens.tolist(), self._report(tokens[:, None].tolist()), strict=True
+        ):
+            assert step.proposal is not None
+            of_proposal = UnderProposal(
+                step.proposal.log_prob[0],
+                step.proposal.log_residual,
+                step.proposal.log_tilt[0],
             )
-        ]
+            step = Step(step.log_prob[0], step.log_residual, step.num_remaining, of_proposal)
+            found.append((token, step))
+        return found
+
+    def children(self, num_children: Sequence[int]) -> list[Children]:
+        """Tokens [K] a row."""
+        found = largest(self.chosen, num_children, self.keys, self.excluded)
+        chosen = [tokens for tokens, *_ in found]
+        steps = self._report([tokens.tolist() for tokens in chosen])
+        return list(zip(chosen, steps, strict=True))
+
+    def _report(self, chosen: list[list[int]]) -> list[Step[np.ndarray]]:
+        """What is reported of K tokens a row, whichever law chose them."""
+        under_p = measure(self.p, chosen, self.excluded)
+        under_q = measure(self.q, chosen, self.excluded)
+        steps = []
+        for row, tokens in enumerate(chosen):
+            log_p, log_rest, count = under_p[row]
+            log_q, log_rest_q, _ = under_q[row]
+            of_proposal = UnderProposal(log_q, log_rest_q, self.log_tilt[row, tokens])
+            steps.append(Step(log_p, log_rest, count, of_proposal))
+        return steps
 
 
-def expansion(children: np.ndarray, step: Step, cost: Cost) -> Expansion:
+def _by_tilt(asks: Sequence[RowAsk]) -> tuple[list[int], list[int]]:
+    """(rows without a tilt, rows with one)."""
+    plain = [i for i, ask in enumerate(asks) if ask.tilt is None]
+    tilted = [i for i, ask in enumerate(asks) if ask.tilt is not None]
+    return plain, tilted
+
+
+def _rows(scores: np.ndarray, rows: list[int]) -> np.ndarray:
+    """Some of the scores [B, V]; all of them without a copy."""
+    return scores if len(rows) == len(scores) else scores[rows]
+
+
+def _draws_from_p(scores: np.ndarray, asks: Sequence[RowAsk]) -> list[Draw]:
+    keys = [ask.key for ask in asks]
+    excluded = [ask.excluded for ask in asks]
+    columns = draw(scores, keys, excluded)
+    rows = zip(*(column.tolist() for column in columns), strict=True)
+    return [(token, Step(log_p, log_rest, count)) for token, log_p, log_rest, count in rows]
+
+
+def _children_under_p(
+    scores: np.ndarray, num_children: Sequence[int], asks: Sequence[RowAsk]
+) -> list[Children]:
+    keys = [ask.key for ask in asks]
+    excluded = [ask.excluded for ask in asks]
+    rows = largest(scores, num_children, keys, excluded)
+    return [(tokens, Step(log_p, log_rest, count)) for tokens, log_p, log_rest, count in rows]
+
+
+def _draws_from_q(ask: RowAsk) -> bool:
+    return ask.tilt is not None and ask.tilt.draws == "q"
+
+
+def _key_of(ask: RowAsk) -> int | None:
+    """The noise of a row: draws from q have their own, by the flow's name."""
+    if ask.tilt is None or ask.tilt.draws != "q" or ask.key is None:
+        return ask.key
+    return proposal_key(ask.key, ask.tilt.flow)
+
+
+def _check_tilts(tilts: np.ndarray, possible: np.ndarray, name: str) -> None:
+    """ConfigurationError unless tilts are [B, V] as `possible`, and finite wherever that is true."""
+    if tilts.shape != possible.shape or not np.isfinite(tilts[possible]).all():
+        num_rows, vocab_size = possible.shape
+        raise ConfigurationError(
+            f"flow {name!r}: log_tilts returned shape {tilts.shape} for {num_rows} states of {vocab_size} "
+            "tokens, or NaN or infinity; allowed: [B, V], finite wherever p > 0."
+        )
+
+
+def expansion(children: np.ndarray, step: Step[np.ndarray], cost: Cost) -> Expansion:
     """The reply of children [K] and what was reported of them."""
-    log_prob, log_residual, count, *of_proposal = step
-    return Expansion(children, log_prob, log_prob, log_residual, count, cost, *of_proposal)
+    of_proposal = step.proposal
+    if of_proposal is None:
+        return Expansion(
+            children, step.log_prob, step.log_prob, step.log_residual, step.num_remaining, cost
+        )
+    return Expansion(
+        children,
+        step.log_prob,
+        step.log_prob,
+        step.log_residual,
+        step.num_remaining,
+        cost,
+        of_proposal.log_prob,
+        of_proposal.log_residual,
+        of_proposal.log_tilt,
+    )
 
 
 def rollout(
-    tokens: Sequence[int],
-    steps: Sequence[Step],
+    tokens: Sequence[int],  # [n]
+    steps: Sequence[Step[float]],  # [n]
     reason: FinishReason,
     cost: Cost,
     tilt: Tilt | None,
 ) -> Rollout:
     """The reply of n tokens and what was reported of each."""
-    kinds = [np.float64, np.float64, np.int32, *[np.float64] * (3 if tilt is not None else 0)]
-    columns = [np.array([step[i] for step in steps], dtype=kind) for i, kind in enumerate(kinds)]
-    found, (log_prob, log_residual, count, *of_proposal) = np.array(tokens, dtype=np.int32), columns
-    return Rollout(found, log_prob, log_residual, count, reason, cost, *of_proposal)
+    plain = Rollout(
+        np.array(tokens, dtype=np.int32),
+        np.array([step.log_prob for step in steps], dtype=np.float64),
+        np.array([step.log_residual for step in steps], dtype=np.float64),
+        np.array([step.num_remaining for step in steps], dtype=np.int32),
+        reason,
+        cost,
+    )
+    if tilt is None:
+        return plain
+    of_proposal = [step.proposal for step in steps if step.proposal is not None]
+    return replace(
+        plain,
+        log_proposal=np.array([q.log_prob for q in of_proposal], dtype=np.float64),
+        log_residual_proposal=np.array([q.log_residual for q in of_proposal], dtype=np.float64),
+        log_tilt=np.array([q.log_tilt for q in of_proposal], dtype=np.float64),
+    )

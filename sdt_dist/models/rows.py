@@ -131,7 +131,7 @@ class _Run:
     def __init__(self, request: RolloutRequest) -> None:
         self.request = request
         self.generated: list[int] = []
-        self.steps: list[Step] = []
+        self.steps: list[Step[float]] = []
         self.costs: list[Cost] = []
 
     def tokens(self) -> tuple[int, ...]:

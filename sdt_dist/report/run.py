@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from sdt_dist.errors import ResultsError
-from sdt_dist.evaluation.budget import options_of
 from sdt_dist.evaluation.config import EvaluationConfig
 from sdt_dist.evaluation.environment import backends_of, environment_facts, read_environment
 from sdt_dist.evaluation.labels import family, middle
+from sdt_dist.evaluation.method_options import options_of
 from sdt_dist.evaluation.results import CONFIG, read_lines, saved_config
 from sdt_dist.evaluation.significance import between_methods
 from sdt_dist.evaluation.summary import tabulate, write_summary

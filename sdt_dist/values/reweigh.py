@@ -12,7 +12,8 @@ import numpy as np
 
 from sdt_dist.errors import ConfigurationError
 from sdt_dist.tree.resample import effective_sample_size, normalise
-from sdt_dist.values.estimate import Catalogue, exact, places, shared_estimate
+from sdt_dist.values.catalogue import Catalogue
+from sdt_dist.values.estimate import exact, places, shared_estimate
 from sdt_dist.values.records import WalkRecord
 from sdt_dist.values.tree import EvidenceTree
 

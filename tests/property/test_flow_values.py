@@ -14,7 +14,7 @@ from scipy.stats import rankdata
 
 from sdt_dist.flow.checkpoint import FlowInfo
 from sdt_dist.flow.flow import Flow
-from sdt_dist.flow.network import FlowNetwork
+from sdt_dist.flow.heads import build_network
 from sdt_dist.flow.spec import FlowSpec
 from sdt_dist.models.process import TokenProcess
 from sdt_dist.search.api import run_searches
@@ -199,7 +199,7 @@ def family() -> tuple[Flow, list[tuple[int, ...]]]:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     trainer = FlowTrainer(
-        FlowNetwork(FAMILY_SPEC), searched(prompts[:300], num_rollouts=24), options
+        build_network(FAMILY_SPEC), searched(prompts[:300], num_rollouts=24), options
     )
     trainer.train()
     return Flow(trainer.network, FlowInfo("", "", options.inverse_temperatures)), prompts[300:]

@@ -18,7 +18,8 @@ from sdt_dist.search.api import run_searches
 from sdt_dist.search.result import SearchResult
 from sdt_dist.search.session import SearchProblem
 from sdt_dist.search.sharing_plan import MissingWalksError, SharingPlan, merge_members
-from sdt_dist.values.estimate import Catalogue, places, shared_estimate
+from sdt_dist.values.catalogue import Catalogue
+from sdt_dist.values.estimate import places, shared_estimate
 from sdt_dist.values.extract import walks_of
 from sdt_dist.values.records import Shared
 from sdt_dist.values.reweigh import reweigh

@@ -34,7 +34,7 @@ KILL_AT = 20
 
 def _kill_learner(losses: Path, killed: list[int]) -> None:
     """Once the second round has begun; steps are read where the learner writes them."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while time.monotonic() < deadline and not killed:
         if losses.exists() and len(read_losses(losses)) >= KILL_AT:
             pids = actor_processes()

@@ -16,10 +16,10 @@ import yaml
 from sdt_dist.cluster.cli import main
 from sdt_dist.errors import ConfigurationError, ResultsError
 from sdt_dist.evaluation.ablation import expanded, parse_ablations
-from sdt_dist.evaluation.budget import matched_budget, options_of
 from sdt_dist.evaluation.config import EvaluationConfig
 from sdt_dist.evaluation.executor import InProcess
 from sdt_dist.evaluation.labels import family, middle
+from sdt_dist.evaluation.method_options import matched_budget, options_of
 from sdt_dist.evaluation.plan import load_config, make_plan, resolve
 from sdt_dist.models.loading import load_model
 from tests.evaluation_helpers import evaluate_into

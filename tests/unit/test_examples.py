@@ -12,11 +12,11 @@ import pandas as pd
 import pytest
 
 from sdt_dist.actors.config import load_fleet
-from sdt_dist.evaluation.plan import load_config, make_plan
+from sdt_dist.evaluation.plan import load_config
 from sdt_dist.evaluation.results import read_lines
-from sdt_dist.evaluation.runner import run_evaluation
 from sdt_dist.training.flow.config import load_train_config
 from sdt_dist.tune.config import load_sweep
+from tests.evaluation_helpers import evaluate_into
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -79,7 +79,7 @@ def test_generating_text():
 
 def test_an_evaluation(monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
-    run_evaluation(make_plan(load_config("examples/load.yaml", {})), tmp_path / "run")
+    evaluate_into(tmp_path / "run", "examples/load.yaml")
     lines = list(read_lines(tmp_path / "run"))
     assert {line["status"] for line in lines} == {"ok"}
     assert {line["label"] for line in lines} == {"sample", "snis", "residual_ts"}

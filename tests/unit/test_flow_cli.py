@@ -72,7 +72,7 @@ def test_flows_that_fit_nothing_are_refused_before_a_model_loads(
     monkeypatch.chdir(tmp_path)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "sdt_dist.evaluation.runner.load_problems",
+            "sdt_dist.evaluation.plan.load_problems",
             lambda *_, **__: pytest.fail("data were loaded"),
         )
         cases = [
@@ -185,7 +185,7 @@ def _resolved(settings: dict) -> Plan:
 
 def test_a_dry_run_shows_the_flow_and_loads_nothing(flow, monkeypatch, capsys):
     monkeypatch.setattr(
-        "sdt_dist.flow.files.FlowFiles.flow", lambda *_: pytest.fail("the network was built")
+        "sdt_dist.flow.flow.Flow.of", lambda *_: pytest.fail("the network was built")
     )
     monkeypatch.setattr(
         "sdt_dist.models.loading.load_model", lambda *_: pytest.fail("a model was loaded")

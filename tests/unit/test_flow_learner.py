@@ -67,10 +67,10 @@ def opened(directory: Path, *, resume: bool = False, **changes: Any) -> Learner:
 def go_on(learner: Learner) -> Learner:
     """To the end from wherever it is: three versions, each after 4 steps on new trajectories of the last version."""
     while learner.version < 3:
-        if learner.facts.get("rounds", 0) == learner.version:
+        if len(learner.progress.rounds) == learner.version:
             learner.add(sequences(learner.version), None)
             learner.add(sequences(learner.version + 7, 1), learner.version)
-            learner.facts["rounds"] = learner.version + 1
+            learner.progress.rounds.append([])
             learner.save()
         learner.train(PART * (learner.version + 1) - learner.step)
         learner.publish()
@@ -107,7 +107,7 @@ def test_a_learner_killed_before_a_write_goes_on_exactly(
 ) -> None:
     """At every third file or directory that is put in place: the last version is whole, and the rest repeats to the bit."""
     from sdt_dist.flow import checkpoint
-    from sdt_dist.training.flow import trainer
+    from sdt_dist.training import state
 
     renames = Path.rename
     writes = checkpoint.replace_file
@@ -128,7 +128,7 @@ def test_a_learner_killed_before_a_write_goes_on_exactly(
             patch.setattr(
                 Path, "rename", lambda path, target, count=count: (count(), renames(path, target))
             )
-            for module in (checkpoint, trainer):
+            for module in (checkpoint, state):
                 patch.setattr(
                     module,
                     "replace_file",
@@ -149,7 +149,7 @@ def test_losses_are_cut_back_to_the_saved_step(whole: Path, tmp_path: Path) -> N
     learner = opened(tmp_path / "run")
     learner.add(sequences(0), None)
     learner.add(sequences(7, 1), 0)
-    learner.facts["rounds"] = 1
+    learner.progress.rounds.append([])
     learner.save()
     learner.train(3)
     learner.trainer.train_step()  # what a kill takes back
@@ -341,7 +341,7 @@ def test_searches_become_trajectories(method: str) -> None:
     found = collect(
         process, problems, method, {"num_rollouts": 6, "inverse_temperature": 5.0}, seed=1
     )
-    assert len(found.rewards) == 3 and not found.errors and found.facts["searches"] == 3
+    assert len(found.rewards) == 3 and not found.errors and found.brought("snis").searches == 3
     assert {t.source["problem"] for t in found.trajectories} == {0, 1, 2}
     for t in found.trajectories:
         assert t.reward == model.rewards[model.index(t.key[1])]

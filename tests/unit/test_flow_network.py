@@ -12,10 +12,12 @@ import torch
 
 from sdt_dist.errors import CheckpointError, ConfigurationError
 from sdt_dist.flow.checkpoint import FlowInfo
-from sdt_dist.flow.features import FLOOR_SHARE, moments, reference_power, welch_basis
+from sdt_dist.flow.features import FLOOR_SHARE, reference_power, welch_basis
 from sdt_dist.flow.flow import Flow
+from sdt_dist.flow.heads import build_network
 from sdt_dist.flow.network import FlowNetwork
 from sdt_dist.flow.spec import FlowSpec
+from sdt_dist.flow.spectral_head import SpectralNetwork
 from sdt_dist.metrics.spectrum import power_spectrum, reference_spectrum
 from sdt_dist.models.card import card_of
 from sdt_dist.models.toy import Toy
@@ -41,7 +43,7 @@ INFO = FlowInfo("model", "reward", (0.5, 20.0))
 @pytest.fixture(params=SPECS)
 def network(request: pytest.FixtureRequest) -> Iterator[FlowNetwork]:
     torch.manual_seed(0)
-    network = FlowNetwork(SPECS[request.param])
+    network = build_network(SPECS[request.param])
     network.set_scale(0.3, 2.0)
     with torch.inference_mode():
         yield network.eval()
@@ -74,9 +76,8 @@ def teacher_forced(
     log_prob = torch.from_numpy(
         rows(network.spec, [(root, tokens[:t]) for t in range(len(tokens) + 1)])[:, low:high]
     )
-    of_p = (
-        moments(log_prob, network.keys()[:, 0].double()).float()[None] if network.spectral else None
-    )
+    values = network.values_of(torch.arange(low, high)).double()
+    of_p = network.moments(log_prob, values).float()[None]
     return network.state_values(hidden)[0].double().numpy(), network.token_values(hidden, of_p)[
         0
     ].double().numpy()
@@ -164,7 +165,7 @@ def test_candidates_are_the_tokens_own_values(network: FlowNetwork) -> None:
 
 def test_a_vocabulary_of_128k_costs_one_product() -> None:
     spec = FlowSpec(128_000, (0, 128_000), 4, context_length=4, hidden_size=8, key_size=4)
-    flow = Flow(FlowNetwork(spec), INFO)
+    flow = Flow(build_network(spec), INFO)
     assert tilts_of(flow, [(Root((5,), b"a"), (127_999,))], 1.0).shape == (1, 128_000)
 
 
@@ -182,7 +183,7 @@ def test_identity_names_weights_spec_and_use(network: FlowNetwork) -> None:
 def test_bits_do_not_depend_on_companions_where_tokens_are_few() -> None:
     """Fewer tokens than the BLAS has columns in a block."""
     torch.manual_seed(0)
-    network = FlowNetwork(FlowSpec(5, (0, 5), 4, hidden_size=16, key_size=16))
+    network = build_network(FlowSpec(5, (0, 5), 4, hidden_size=16, key_size=16))
     root = Root((0,), b"x")
     states = [(root, tokens) for length in range(4) for tokens in product(range(5), repeat=length)]
     together = tilts_of(Flow(network, INFO), states, 5.0)
@@ -258,8 +259,8 @@ def test_the_spec_of_a_model() -> None:
 def test_the_last_value_completes_the_spectrum_whatever_the_network_predicts() -> None:
     torch.manual_seed(0)
     spec = SPECS["values"]
-    network = FlowNetwork(spec)
-    assert network.spectral is not None
+    network = build_network(spec)
+    assert isinstance(network, SpectralNetwork)
     for parameter in network.spectral.path.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     tokens = torch.randint(*spec.allowed, (3, spec.max_new_tokens))
@@ -288,7 +289,7 @@ def test_prediction_is_learnt_from_what_samples_become() -> None:
     spec = FlowSpec(
         402, (2, 402), 16, values=(-4.0, 4.0), context_length=16, patch=4, segment=8, hidden_size=32
     )
-    network = FlowNetwork(spec)
+    network = build_network(spec)
     rng = np.random.default_rng(0)
     series = np.zeros((96, 32))
     for t in range(1, 32):

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from sdt_dist.errors import CheckpointError, ConfigurationError, ResultsError
 from sdt_dist.flow.checkpoint import INFO_FILE, WEIGHTS_FILE, FlowInfo, save_flow
 from sdt_dist.flow.flow import Flow
-from sdt_dist.flow.network import FlowNetwork
+from sdt_dist.flow.heads import build_network
 from sdt_dist.flow.spec import FlowSpec
 from sdt_dist.models.card import card_of
 from sdt_dist.protocols import Root
@@ -49,7 +49,7 @@ def new_trainer(options: FlowTrainOptions = OPTIONS, log_dir: Path | None = None
                 for i in range(0, 600, 60)
             ]
         )
-    return FlowTrainer(FlowNetwork(SPEC), replay, options, log_dir=log_dir)
+    return FlowTrainer(build_network(SPEC), replay, options, log_dir=log_dir)
 
 
 def test_resuming_equals_never_having_stopped(tmp_path: Path) -> None:
@@ -95,8 +95,9 @@ def test_damaged_and_foreign_training_files_are_refused(tmp_path: Path) -> None:
     trainer.save(path)
     with pytest.raises(CheckpointError, match="damaged weights"):
         FlowTrainer.resume(path, OPTIONS)
+    (tmp_path / "file").touch()
     with pytest.raises(ResultsError, match="cannot be written"):
-        trainer.save(tmp_path / "missing" / "t")
+        trainer.save(tmp_path / "file" / "t")
 
 
 def test_a_diverged_loss_stops_the_training() -> None:
@@ -149,14 +150,14 @@ def test_options_are_strict(values: dict, message: str) -> None:
 
 def test_an_empty_replay_buffer_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="empty"):
-        FlowTrainer(FlowNetwork(SPEC), ReplayBuffer(5), OPTIONS).train(1)
+        FlowTrainer(build_network(SPEC), ReplayBuffer(5), OPTIONS).train(1)
 
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     torch.manual_seed(1)
     info = FlowInfo(card_of(toy("A")).identity, "toy", (1.0, 5.0), 3, {"loss": 0.25})
-    save_flow(tmp_path / "flow", FlowNetwork(SPEC), info)
+    save_flow(tmp_path / "flow", build_network(SPEC), info)
     return tmp_path / "flow"
 
 
@@ -167,7 +168,7 @@ def rewrite(directory: Path, **changes: object) -> None:
 
 def test_a_flow_comes_back_as_it_was(saved: Path) -> None:
     torch.manual_seed(1)
-    network = FlowNetwork(SPEC)
+    network = build_network(SPEC)
     states = [(Root((1, 2), b"r"), (3,)), (Root((1, 2), b"r"), ())]
     flow = Flow.load(saved, card=card_of(toy("A")), reward="toy")
     again = Flow(network, flow.info)
@@ -279,7 +280,7 @@ def test_damaged_weights_are_refused(saved: Path) -> None:
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
-    network = FlowNetwork(SPEC)
+    network = build_network(SPEC)
     with torch.no_grad():
         network.start.weight[0, 0] = torch.nan
     with pytest.raises(CheckpointError, match="NaN"):

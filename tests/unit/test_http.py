@@ -22,7 +22,7 @@ from sdt_dist.errors import ConfigurationError, ContextError, FleetError
 from sdt_dist.models.card import ServedModel, card_of
 from sdt_dist.models.loading import load_model
 from sdt_dist.models.remote.http_api import CLIENT_ID, DEADLINE, IDENTITY, REQUEST_ID
-from sdt_dist.models.remote.http_client import HttpModel
+from sdt_dist.models.remote.http_client import _BLOCK_BYTES, HttpModel
 from sdt_dist.models.remote.wire import pack_requests, unpack_replies
 from sdt_dist.models.toy import Toy
 from sdt_dist.protocols import ExpandRequest, PriorLaw, RolloutRequest, Root
@@ -160,6 +160,15 @@ def test_messages_stay_within_the_servers_rows_and_bytes():
         single = [RolloutRequest(ROOT, (), 6, 0, excluded=(0,) * 2000)]
         with pytest.raises(ConfigurationError, match="--max-body-mb"):
             server.client().rollout(single, LAW)
+
+
+def test_a_message_of_many_blocks_arrives_whole(plain):
+    """The client sends a body block by block, each within a connection's own limit of time."""
+    wide = [RolloutRequest(ROOT, (), 6, 0, excluded=(0, 1) * 100_000)]
+    assert len(packed(wide)) > 2 * _BLOCK_BYTES
+    (have,) = plain.client().rollout(wide, LAW)
+    (want,) = Toy(5, 6, 1.0).rollout(wide, LAW)
+    assert have.tokens.tolist() == want.tokens.tolist()
 
 
 def test_mixed_replies_keep_their_order_and_an_empty_call_sends_nothing(plain):

@@ -12,8 +12,7 @@ import pytest
 from sdt_dist.cluster.bars import progress_bar
 from sdt_dist.cluster.live import LiveView
 from sdt_dist.evaluation.config import EvaluationConfig
-from sdt_dist.evaluation.plan import make_plan
-from sdt_dist.evaluation.runner import run_evaluation
+from tests.evaluation_helpers import evaluate_into
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -71,7 +70,7 @@ def _evaluate(directory: Path) -> None:
     )
     with LiveView() as view:
         view.say("a note")
-        run_evaluation(make_plan(config), directory, progress=view)
+        evaluate_into(directory, config, progress=view)
 
 
 def test_the_view_of_a_run_writes_nothing_to_stdout(terminal, capsys, tmp_path):

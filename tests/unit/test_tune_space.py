@@ -13,8 +13,8 @@ import yaml
 
 from sdt_dist.data.problems import load_problems
 from sdt_dist.errors import ConfigurationError, DataError, MissingExtraError, SdtError
-from sdt_dist.evaluation.budget import options_of
 from sdt_dist.evaluation.config import EvaluationConfig
+from sdt_dist.evaluation.method_options import options_of
 from sdt_dist.evaluation.plan import load_config, resolve
 from sdt_dist.rewards.spec import RewardContext, parse_reward
 from sdt_dist.tune.choice import (

@@ -2,26 +2,26 @@
 
 See docs/architecture/fleet.md.
 
-Standard library and safetensors only. It must not import torch, aiohttp or Ray.
+urllib3 and safetensors only. It must not import torch, aiohttp or Ray.
 """
 
 from __future__ import annotations
 
 import contextlib
-import http.client
+import io
 import json
-import socket
 import ssl
 import threading
 import time
 import uuid
-import weakref
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any, cast
 
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
+from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, Retry, Timeout
+from urllib3.exceptions import HTTPError, MaxRetryError, ReadTimeoutError
+from urllib3.response import BaseHTTPResponse
 
 from sdt_dist.errors import ConfigurationError, FleetError, SdtError
 from sdt_dist.models.card import ModelCard
@@ -59,13 +59,11 @@ from sdt_dist.protocols import (
 _CONNECT_S = 10.0
 _LONGEST_PAUSE_S = 5.0
 _RELEASE_S = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    status: int
-    retry_after_s: float
-    body: bytes
+_ROUNDING_S = 0.01
+_IDLE = 64  # connections that are kept; more calls at a time have more
+_BLOCK_BYTES = (
+    1 << 18
+)  # sent at a time: a body may take longer than a connection, but not each block of it
 
 
 class HttpModel:
@@ -87,11 +85,15 @@ class HttpModel:
         pause_s: float = 0.25,
     ) -> None:
         self.url = url
-        self._connections = _Connections(url)
+        self._pool = _pool_of(url)
         self._token = client_token() if token is None else check_token(token, "token")
         self._timeout_s = timeout_s
-        self._attempts = attempts
-        self._pause_s = pause_s
+        self._retries = Retry(
+            attempts - 1,
+            allowed_methods=None,
+            backoff_factor=pause_s,
+            backoff_max=_LONGEST_PAUSE_S,
+        )
         self._name = uuid.uuid4().hex
         self._sent = 0
         self._lock = threading.Lock()
@@ -131,7 +133,9 @@ class HttpModel:
 
     def close(self) -> None:
         """Close idle connections; the object can still be used."""
-        self._connections.close()
+        before = self._pool
+        self._pool = _pool_of(self.url)
+        before.close()
 
     def _ask(self, requests: Sequence[ModelRequest], law: PriorLaw) -> list[ModelReply]:
         """Replies in order; messages stay within the server's limits of rows and bytes."""
@@ -187,90 +191,69 @@ class HttpModel:
     ) -> bytes:
         """The body of a successful answer; lost connections and a full server are tried again until the deadline."""
         deadline = time.monotonic() + timeout_s
-        losses = 0
+        retries = self._retries
         common = {"Authorization": f"Bearer {self._token}", CLIENT_ID: self._name, **headers}
         while True:
             left_s = max(deadline - time.monotonic(), 0.001)
             try:
-                answer = self._connections.exchange(
-                    method, path, body, {**common, DEADLINE: f"{left_s:.3f}"}, left_s
-                )
-            except _LateError as error:
-                raise FleetError(f"{self.url}: no answer within {timeout_s:.3g} s.") from error
-            except (OSError, http.client.HTTPException) as error:
-                losses += 1
-                pause_s = min(self._pause_s * 2 ** (losses - 1), _LONGEST_PAUSE_S)
-                if losses >= self._attempts or time.monotonic() + pause_s > deadline:
-                    raise _unreachable(self.url, error) from error
-                time.sleep(pause_s)
+                answer = self._request(method, path, body, common, left_s)
+            except HTTPError as error:
+                is_over = time.monotonic() + _ROUNDING_S > deadline
+                if isinstance(error, ReadTimeoutError) and is_over:
+                    raise FleetError(f"{self.url}: no answer within {timeout_s:.3g} s.") from error
+                self.close()  # whatever broke this connection has broken its idle companions too
+                retries = self._after_a_loss(retries, error, deadline)
                 continue
             if answer.status == 200:
-                return answer.body
-            error = error_from_json(answer.status, answer.body, self.url)
-            if answer.status != 503 or time.monotonic() + answer.retry_after_s > deadline:
+                return answer.data
+            error = error_from_json(answer.status, answer.data, self.url)
+            pause_s = _seconds(answer.headers.get("Retry-After"))
+            if answer.status != 503 or time.monotonic() + pause_s > deadline:
                 raise error
-            time.sleep(answer.retry_after_s)
+            time.sleep(pause_s)
 
+    def _request(
+        self,
+        method: str,
+        path: str,
+        body: bytes,
+        headers: dict[str, str],
+        left_s: float,
+    ) -> BaseHTTPResponse:
+        """One request and its answer. urllib3 repeats nothing here, as a repeat must say how much time is left."""
+        sized = {**headers, DEADLINE: f"{left_s:.3f}", "Content-Length": str(len(body))}
+        return self._pool.urlopen(
+            method,
+            path,
+            io.BytesIO(body),
+            sized,
+            retries=False,
+            redirect=False,
+            timeout=Timeout(connect=min(_CONNECT_S, left_s), read=left_s),
+        )
 
-class _LateError(Exception):
-    """A connection was there, but its answer did not come in time."""
-
-
-class _Connections:
-    """Idle connections to one server; each is used by one thread at a time."""
-
-    def __init__(self, url: str) -> None:
-        scheme, host, port = check_url(url)
-        self._make: Callable[[], http.client.HTTPConnection]
-        if scheme == "https":
-            context = ssl.create_default_context()  # SSL_CERT_FILE names further authorities
-            self._make = lambda: http.client.HTTPSConnection(
-                host, port, timeout=_CONNECT_S, context=context
-            )
-        else:
-            self._make = lambda: http.client.HTTPConnection(host, port, timeout=_CONNECT_S)
-        self._idle: list[http.client.HTTPConnection] = []
-        self._finalizer = weakref.finalize(self, _close_all, self._idle)
-
-    def exchange(
-        self, method: str, path: str, body: bytes, headers: dict[str, str], timeout_s: float
-    ) -> _Answer:
-        """One request and its answer. OSError or HTTPException for a lost connection, _LateError after timeout_s."""
-        connection = self._take()
+    def _after_a_loss(self, retries: Retry, error: HTTPError, deadline: float) -> Retry:
+        """Wait before the next attempt; what is left of them. An SdtError where there is none, or no time for it."""
         try:
-            if connection.sock is None:
-                connection.connect()
-            cast(socket.socket, connection.sock).settimeout(timeout_s)
-            try:
-                connection.request(method, path, body, headers)
-                response = connection.getresponse()
-                answer = _Answer(
-                    response.status, _seconds(response.getheader("Retry-After")), response.read()
-                )
-            except TimeoutError as error:
-                raise _LateError from error
-        except BaseException:
-            connection.close()
-            self.close()  # whatever broke this connection has broken its idle companions too
-            raise
-        if connection.sock is not None:
-            self._idle.append(connection)
-        return answer
-
-    def close(self) -> None:
-        _close_all(self._idle)
-
-    def _take(self) -> http.client.HTTPConnection:
-        try:
-            return self._idle.pop()
-        except IndexError:
-            return self._make()
+            retries = retries.increment("POST", self.url, error=error)
+        except MaxRetryError:
+            raise _unreachable(self.url, error) from error
+        pause_s = retries.get_backoff_time()
+        if time.monotonic() + pause_s > deadline:
+            raise _unreachable(self.url, error) from error
+        time.sleep(pause_s)
+        return retries
 
 
-def _close_all(connections: list[http.client.HTTPConnection]) -> None:
-    while connections:
-        with contextlib.suppress(IndexError):
-            connections.pop().close()
+def _pool_of(url: str) -> HTTPConnectionPool:
+    """Connections to one server, without proxies; each is used by one thread at a time."""
+    scheme, host, port = check_url(url)
+    if scheme == "http":
+        return HTTPConnectionPool(host, port, maxsize=_IDLE, blocksize=_BLOCK_BYTES)
+    context = ssl.create_default_context()  # SSL_CERT_FILE names further authorities
+    return HTTPSConnectionPool(
+        host, port, maxsize=_IDLE, blocksize=_BLOCK_BYTES, ssl_context=context
+    )
 
 
 def _seconds(header: str | None) -> float:
@@ -278,11 +261,22 @@ def _seconds(header: str | None) -> float:
     return float(header) if header and header.isdigit() else 1.0
 
 
-def _unreachable(url: str, error: Exception) -> SdtError:
-    if isinstance(error, ssl.SSLCertVerificationError):
+def _unreachable(url: str, error: HTTPError) -> SdtError:
+    cause = _cause(error)
+    if isinstance(cause, ssl.SSLCertVerificationError):
         return ConfigurationError(
-            f"model: the certificate of {url} is not trusted ({error.verify_message}); set SSL_CERT_FILE to its own."
+            f"model: the certificate of {url} is not trusted ({cause.verify_message}); set SSL_CERT_FILE to its own."
         )
     return FleetError(
-        f"model: {url} cannot be reached ({type(error).__name__}: {error}); is `sdt serve` running, and the tunnel?"
+        f"model: {url} cannot be reached ({type(cause).__name__}: {cause}); is `sdt serve` running, and the tunnel?"
     )
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What urllib3 wrapped: an error of the socket, of TLS or of HTTP."""
+    while isinstance(error, HTTPError):
+        inner = next((one for one in error.args if isinstance(one, Exception)), error.__cause__)
+        if inner is None:
+            break
+        error = inner
+    return error

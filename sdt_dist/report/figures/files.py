@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
 
-from sdt_dist.errors import ResultsError
+from sdt_dist.files import replace_file
 
 STYLE: dict[Any, Any] = {
     "figure.dpi": 150,
@@ -43,12 +44,7 @@ def draw(
 
 def save_figure(figure: Figure, stem: Path, suffixes: Sequence[str] = (".png",)) -> None:
     """Write a figure in every format. ResultsError when the disk refuses."""
-    path = stem
-    try:
-        stem.parent.mkdir(parents=True, exist_ok=True)
-        for path in (stem.with_name(stem.name + suffix) for suffix in suffixes):
-            figure.savefig(path)
-    except OSError as error:
-        raise ResultsError(
-            f"output: {path} cannot be written ({error.strerror}); the results are kept."
-        ) from error
+    for suffix in suffixes:
+        kind = suffix.removeprefix(".").lower()
+        write = partial(figure.savefig, format=kind)
+        replace_file(stem.with_name(stem.name + suffix), write)

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from sdt_dist.errors import DataError
-from sdt_dist.flow.features import moments
 from sdt_dist.flow.network import FlowNetwork
 from sdt_dist.flow.spec import FlowSpec
 from sdt_dist.training.flow.trajectories import Trajectory
@@ -86,7 +85,7 @@ class Scores:
         """A network's values, float64; each context is encoded once."""
         hidden = _hidden(network, batch)
         of_p = _moments(network, batch)
-        path = None if of_p is None else network.path_loss(hidden, batch.tokens, of_p)
+        path = network.path_loss(hidden, batch.tokens, of_p)
         candidates = network.candidate_values(hidden[:, :-1], batch.candidates, of_p)
         return cls(network.state_values(hidden).double(), candidates.double(), path)
 
@@ -94,7 +93,6 @@ class Scores:
 def path_of(network: FlowNetwork, batch: Batch) -> torch.Tensor:
     """`Scores.path` alone, of a network that predicts spectra."""
     of_p = _moments(network, batch)
-    assert of_p is not None
     found = network.path_loss(_hidden(network, batch), batch.tokens, of_p)
     assert found is not None
     return found
@@ -107,13 +105,11 @@ def _hidden(network: FlowNetwork, batch: Batch) -> torch.Tensor:
     return network.hidden(context[batch.group], batch.tokens)
 
 
-def _moments(network: FlowNetwork, batch: Batch) -> torch.Tensor | None:
-    """Mean and standard deviation [B, T, 2] of the next value under p, for tokens with values."""
-    if network.spectral is None:
-        return None
+def _moments(network: FlowNetwork, batch: Batch) -> torch.Tensor:
+    """What the network's heads are told of p (`FlowNetwork.moments`): [B, T, 2], for tokens with values."""
     log_weight = batch.candidate_log_weight.to(network.reward_mean.dtype)
     log_weight = torch.where(batch.is_step[..., None], log_weight, torch.zeros_like(log_weight))
-    return moments(log_weight, network.values_of(batch.candidates))
+    return network.moments(log_weight, network.values_of(batch.candidates))
 
 
 def make_batch(

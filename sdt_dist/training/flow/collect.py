@@ -29,6 +29,7 @@ from sdt_dist.training.flow.extract import (
     with_rows,
     with_token,
 )
+from sdt_dist.training.flow.progress import Brought
 from sdt_dist.training.flow.trajectories import Candidates, Trajectory, horvitz_thompson_log_weights
 
 Tokens = tuple[int, ...]
@@ -44,16 +45,16 @@ class Collected:
     ess: list[float]
     errors: list[SdtError]
 
-    @property
-    def facts(self) -> dict[str, Any]:
-        """Counts and means as JSON values; None where nothing is known."""
-        return {
-            "trajectories": len(self.trajectories),
-            "searches": len(self.rewards),
-            "failed": len(self.errors),
-            "reward": float(np.mean(self.rewards)) if self.rewards else None,
-            "ess": float(np.mean(self.ess)) if self.ess else None,
-        }
+    def brought(self, method: str) -> Brought:
+        """Counts and means of these searches of a method; None where nothing is known."""
+        return Brought(
+            len(self.trajectories),
+            method=method,
+            searches=len(self.rewards),
+            failed=len(self.errors),
+            reward=float(np.mean(self.rewards)) if self.rewards else None,
+            ess=float(np.mean(self.ess)) if self.ess else None,
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -2,7 +2,7 @@
 
 See docs/concepts/flow.md.
 
-    training.safetensors   weights, optimiser, replay buffer, step, version and the owner's facts, in one file
+    training.safetensors   weights, optimiser, replay buffer, step, version and the owner's progress, in one file
     losses.jsonl           one line a step, cut back to the saved step when a training goes on
     tensorboard/           the same and more, as scalars
     versions/NNNNNN/       published flows, each put in place whole by a rename
@@ -27,12 +27,13 @@ from sdt_dist.errors import CheckpointError, ConfigurationError, ResultsError
 from sdt_dist.extras import packages_of
 from sdt_dist.flow.checkpoint import FlowInfo, save_flow
 from sdt_dist.flow.flow import Flow
-from sdt_dist.flow.network import FlowNetwork
+from sdt_dist.flow.heads import build_network
 from sdt_dist.flow.spec import FlowSpec
 from sdt_dist.training.flow.batch import Scores, check_trajectory, make_batch
 from sdt_dist.training.flow.held_out import divergences
 from sdt_dist.training.flow.loss_log import LossLog
 from sdt_dist.training.flow.options import FlowTrainOptions, LearnerOptions
+from sdt_dist.training.flow.progress import Progress
 from sdt_dist.training.flow.replay import ReplayBuffer
 from sdt_dist.training.flow.trainer import FlowTrainer, Metrics, diagnosis, read_notes
 from sdt_dist.training.flow.trajectories import Trajectory
@@ -82,8 +83,8 @@ def check_directory(directory: Path, configuration: Mapping[str, Any], *, resume
 class Learner:
     """Trains one flow on the trajectories that it is given, and publishes its versions. Make one with `open`.
 
-    `facts` are its owner's JSON values: they are saved with the training's state, never apart from it; `saved_facts` are
-    those of the last saved state. With one torch
+    `progress` is its owner's record: it is saved with the training's state, never apart from it; `saved_progress` is that
+    of the last saved state. With one torch
     thread on the CPU, what follows a saved state has the same losses, bit for bit, whether or not it was killed there.
     """
 
@@ -98,8 +99,8 @@ class Learner:
         self.version, self.dropped, self.expired = (
             int(notes[name]) for name in ("version", "dropped", "expired")
         )
-        self.facts: dict[str, Any] = notes["facts"]
-        self.saved_facts = deepcopy(self.facts)
+        self.progress = Progress.of(notes["facts"], str(directory / STATE_FILE))
+        self.saved_progress = deepcopy(self.progress)
         self.metrics: Metrics = notes["metrics"]
         self._losses = LossLog(directory / LOSSES_FILE, trainer.step)
         self._writer: SummaryWriter | None = None
@@ -143,7 +144,7 @@ class Learner:
             ) from error
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(training.seed)
-            network = FlowNetwork(spec)
+            network = build_network(spec)
         trainer = FlowTrainer(
             network,
             ReplayBuffer(options.replay_capacity, options.priority_exponent),
@@ -223,11 +224,11 @@ class Learner:
             "version": self.version,
             "dropped": self.dropped,
             "expired": self.expired,
-            "facts": self.facts,
+            "facts": self.progress.to_json(),
             "metrics": self.metrics,
         }
         self.trainer.save(self.directory / STATE_FILE)
-        self.saved_facts = deepcopy(self.facts)
+        self.saved_progress = deepcopy(self.progress)
 
     def flow(self) -> Flow | None:
         """The last published flow, as searches use it; None before the first."""

@@ -12,6 +12,7 @@ from sdt_dist.files import replace_file, write_text
 from sdt_dist.training.flow.config import TrainFlowConfig
 from sdt_dist.training.flow.learner import LOSSES_FILE, Learner
 from sdt_dist.training.flow.loss_log import Line, read_losses
+from sdt_dist.training.flow.progress import Brought
 
 FORMAT = "sdt-flow-card/1"
 CARD = "card.json"
@@ -42,8 +43,8 @@ def write_record(learner: Learner, config: TrainFlowConfig, data: str) -> None:
             "added": learner.replay.added, "kept": len(learner.replay), "dropped": learner.dropped,
             "expired": learner.expired,
         },
-        "rounds": learner.facts["rounds"],
-        "held_out": learner.facts["held_out"],
+        "rounds": learner.progress.rounds_json(),
+        "held_out": learner.progress.held_out,
         "metrics": learner.metrics,
         "curves": curves,
     }  # fmt: skip
@@ -93,8 +94,8 @@ def _draw(learner: Learner, curves: dict[str, Any], reward: str) -> None:
             _say_none(axis)
     if panels[0][1]:
         axes[0, 0].set_yscale("log")
-    _draw_rounds(axes[1, 1], learner.facts["rounds"])
-    _draw_held_out(axes[1, 2], learner.facts["held_out"], learner.info.inverse_temperatures[1])
+    _draw_rounds(axes[1, 1], learner.progress.rounds)
+    _draw_held_out(axes[1, 2], learner.progress.held_out, learner.info.inverse_temperatures[1])
     figure.suptitle(f"flow for {reward}", fontsize=10)
     replace_file(
         learner.directory / CURVES, lambda path: figure.savefig(path, dpi=120, format="png")
@@ -113,12 +114,12 @@ def _say_none(axis: Any) -> None:
     axis.text(0.5, 0.5, "none here", ha="center", transform=axis.transAxes, color="#777777")
 
 
-def _draw_rounds(axis: Any, rounds: list[list[dict[str, Any]]]) -> None:
+def _draw_rounds(axis: Any, rounds: list[list[Brought]]) -> None:
     points: dict[str, list[tuple[int, float]]] = {}
-    for number, harvests in enumerate(rounds):
-        for facts in harvests:
-            if facts.get("reward") is not None:
-                points.setdefault(facts["method"], []).append((number, facts["reward"]))
+    for number, brought in enumerate(rounds):
+        for one in brought:
+            if one.method is not None and one.reward is not None:
+                points.setdefault(one.method, []).append((number, one.reward))
     for method, found in points.items():
         axis.plot(*zip(*found, strict=True), marker=".", label=method)
     axis.set(title="mean reward of a round's searches", xlabel="round")

@@ -9,7 +9,7 @@ of rounds that brought theirs is saved with the learner's state: killed at any i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -36,6 +36,7 @@ from sdt_dist.training.flow.contexts import (
     reward_context,
 )
 from sdt_dist.training.flow.learner import Learner, check_directory
+from sdt_dist.training.flow.progress import Brought
 from sdt_dist.training.flow.rounds import Part, parts_of
 from sdt_dist.training.flow.saved import saved_trajectories
 from sdt_dist.training.flow.trajectories import Trajectory
@@ -46,11 +47,11 @@ _HELD_OUT_DRAWS = 64  # of each held-out context
 
 @dataclass(frozen=True, slots=True)
 class Harvest:
-    """Trajectories that one version of the flow drew (None: drawn from p), and facts for the record."""
+    """Trajectories that one version of the flow drew (None: drawn from p), and what they are for the record."""
 
     trajectories: list[Trajectory]
     version: int | None
-    facts: dict[str, Any]
+    brought: Brought
 
 
 class Source(Protocol):
@@ -102,7 +103,7 @@ class SavedTrees:
             config.seed,
             ordered=is_ordered(self._process),
         ):
-            yield Harvest(found, None, {"trajectories": len(found)})
+            yield Harvest(found, None, Brought(len(found)))
 
     def held_out(self) -> list[Trajectory]:
         return []
@@ -137,7 +138,7 @@ class LiveSearches:
             errors += found.errors
             done += len(found.rewards)
             version = flow.info.version if part.with_flow and flow is not None else None
-            yield Harvest(found.trajectories, version, {"method": part.method, **found.facts})
+            yield Harvest(found.trajectories, version, found.brought(part.method))
         if flow is not None:
             flow.forget()
         if not done:
@@ -235,23 +236,27 @@ def finish(learner: Learner, config: TrainFlowConfig, data: str) -> None:
 
 def run_rounds(learner: Learner, source: Source, config: TrainFlowConfig, watch: Watch) -> None:
     """Go on from wherever the learner's state is to the last version; version k + 1 has seen rounds 0 to k + rounds_ahead."""
-    harvested = learner.facts.setdefault("rounds", [])
-    quality = learner.facts.setdefault("held_out", [])
+    rounds = learner.progress.rounds
     unseen = source.held_out() if learner.version < config.rounds else []
     while learner.version < config.rounds:
-        while len(harvested) <= learner.version + config.rounds_ahead:
-            watch.searching(len(harvested))
-            facts = []
-            for harvest in source.gather(len(harvested), learner.flow()):
-                new = learner.add(harvest.trajectories, harvest.version)
-                facts.append({**harvest.facts, "new": new})
-            harvested.append(facts)
+        while len(rounds) <= learner.version + config.rounds_ahead:
+            watch.searching(len(rounds))
+            rounds.append(_gather(learner, source, len(rounds)))
             learner.save()
         target = config.steps_per_round * (learner.version + 1)
         learner.train(target - learner.step, on_step=lambda step, _: watch.step(step))
         if unseen:
-            quality.append(learner.divergences(unseen))
+            learner.progress.held_out.append(learner.divergences(unseen))
         learner.publish()
+
+
+def _gather(learner: Learner, source: Source, round_number: int) -> list[Brought]:
+    """Let the learner have a round's trajectories; what they were."""
+    found = []
+    for harvest in source.gather(round_number, learner.flow()):
+        new = learner.add(harvest.trajectories, harvest.version)
+        found.append(replace(harvest.brought, new=new))
+    return found
 
 
 def is_ordered(process: ModelProcess) -> bool:

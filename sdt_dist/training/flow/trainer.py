@@ -16,12 +16,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from sdt_dist.errors import CheckpointError, ConfigurationError
 from sdt_dist.extras import packages_of
-from sdt_dist.files import replace_file
+from sdt_dist.flow.heads import build_network
 from sdt_dist.flow.network import FlowNetwork
 from sdt_dist.flow.spec import FlowSpec
 from sdt_dist.training.flow.batch import Batch, Scores, make_batch, path_of
@@ -39,8 +37,19 @@ from sdt_dist.training.flow.losses import (
 from sdt_dist.training.flow.options import FlowTrainOptions
 from sdt_dist.training.flow.replay import ReplayBuffer
 from sdt_dist.training.flow.trajectories import Trajectory
+from sdt_dist.training.state import (
+    StateFormat,
+    Tensors,
+    all_finite,
+    load_optimiser,
+    named,
+    optimiser_shapes,
+    optimiser_tensors,
+    part,
+    shapes_of,
+)
 
-FORMAT = "sdt-flow-training/1"
+FORMAT = StateFormat("sdt-flow-training/1", "flow training", "start again")
 Metrics = dict[str, float]
 _STATE_KEYS = ("step", "exp_avg", "exp_avg_sq")  # of AdamW
 
@@ -62,11 +71,12 @@ class FlowTrainer:
         log_dir: Path | None = None,
         device: str = "cpu",
     ) -> None:
-        if network.spectral is not None and options.path == 0:
+        has_values = network.spec.values is not None
+        if has_values and options.path == 0:
             raise ConfigurationError(
                 "path: 0, allowed for tokens with values: above 0, because no other loss trains the network's trunk."
             )
-        if network.spectral is None and options.path_steps:
+        if not has_values and options.path_steps:
             raise ConfigurationError(
                 f"path_steps: {options.path_steps}, allowed for tokens without values: 0; they have no spectrum to learn first."
             )
@@ -137,28 +147,20 @@ class FlowTrainer:
 
     def save(self, path: Path) -> None:
         """Write the whole state to one file; ResultsError when the disk refuses."""
-        tensors = {
-            f"model.{k}": v.detach().cpu().contiguous()
-            for k, v in self.network.state_dict().items()
-        }
-        for index, state in self.optimiser.state_dict()["state"].items():
-            tensors |= {
-                f"optimiser.{index}.{k}": state[k].detach().cpu().contiguous() for k in _STATE_KEYS
-            }
         head, arrays = self.replay.state()
-        tensors |= {
-            f"replay.{name}": torch.from_numpy(np.ascontiguousarray(a))
-            for name, a in arrays.items()
+        replay = {name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in arrays.items()}
+        tensors = {
+            **named("model.", self.network.state_dict()),
+            **named("optimiser.", optimiser_tensors(self.optimiser)),
+            **named("replay.", replay),
         }
-        spec = self.network.spec.to_dict()
         facts = {
             "step": self.step,
             "options": self.options.model_dump(),
-            "spec": spec,
+            "spec": self.network.spec.to_dict(),
             "notes": self.notes,
         }
-        metadata = {"format": FORMAT, "facts": json.dumps(facts), "replay": json.dumps(head)}
-        replace_file(path, lambda temporary: save_file(tensors, temporary, metadata))
+        FORMAT.write(path, tensors, {"facts": json.dumps(facts), "replay": json.dumps(head)})
 
     @classmethod
     def resume(
@@ -170,7 +172,7 @@ class FlowTrainer:
         device: str = "cpu",
     ) -> FlowTrainer:
         """The trainer that `save` wrote; CheckpointError for a damaged or foreign file or other options."""
-        tensors, metadata = _read(path)
+        tensors, metadata = FORMAT.read(path)
         try:
             facts = json.loads(metadata["facts"])
             head = json.loads(metadata["replay"])
@@ -178,22 +180,12 @@ class FlowTrainer:
             step = int(facts["step"])
             before = facts["options"]
         except (KeyError, ValueError, TypeError) as error:
-            raise CheckpointError(
-                f"flow training: {path} is damaged ({error}); start again."
-            ) from error
-        now = options.model_dump()
-        different = [name for name in now if before.get(name) != now[name]]
-        if different:
-            name = different[0]
-            raise CheckpointError(
-                f"flow training: {path} was written with {name}={before.get(name)!r}, now {now[name]!r}; give the same "
-                "options, or another path."
-            )
-        replay = ReplayBuffer.restore(
-            head, {k: v.numpy() for k, v in _group(tensors, "replay.").items()}
-        )
-        trainer = cls(FlowNetwork(spec), replay, options, log_dir=log_dir, device=device)
-        trainer._load(_group(tensors, "model."), _group(tensors, "optimiser."), str(path))
+            raise FORMAT.refusal(f"{path} is damaged ({error})") from error
+        _check_options(before, options, path)
+        arrays = {name: tensor.numpy() for name, tensor in part(tensors, "replay.").items()}
+        replay = ReplayBuffer.restore(head, arrays)
+        trainer = cls(build_network(spec), replay, options, log_dir=log_dir, device=device)
+        trainer._load(part(tensors, "model."), part(tensors, "optimiser."), path)
         trainer.step = step
         trainer.notes = facts.get("notes", {})
         return trainer
@@ -258,29 +250,25 @@ class FlowTrainer:
         for name, value in {**metrics, "replay/size": float(len(self.replay))}.items():
             self._writer.add_scalar(name, value, self.step)
 
-    def _load(
-        self, model: dict[str, torch.Tensor], optimiser: dict[str, torch.Tensor], owner: str
-    ) -> None:
-        parameters = list(self.network.parameters())
-        expected = {k: v.shape for k, v in self.network.state_dict().items()}
-        shapes = {
-            f"{i}.{k}": () if k == "step" else p.shape
-            for i, p in enumerate(parameters)
-            for k in _STATE_KEYS
-        }
-        states_fit = not optimiser or {k: v.shape for k, v in optimiser.items()} == shapes
-        finite = all(torch.isfinite(v).all() for v in (*model.values(), *optimiser.values()))
-        if {k: v.shape for k, v in model.items()} != expected or not states_fit or not finite:
-            raise CheckpointError(
-                f"flow training: {owner} has damaged weights or optimiser states; start again."
-            )
-        self.network.load_state_dict(model)
+    def _load(self, weights: Tensors, optimiser: Tensors, path: Path) -> None:
+        """Put saved weights and optimiser states back; without states, as before the first step, the optimiser is new."""
+        whole = shapes_of(weights) == shapes_of(self.network.state_dict())
+        states = optimiser_shapes(self.optimiser, _STATE_KEYS) if optimiser else {}
+        fits = shapes_of(optimiser) == states
+        if not whole or not fits or not all_finite(weights | optimiser):
+            raise FORMAT.refusal(f"{path} has damaged weights or optimiser states")
+        self.network.load_state_dict(weights)
         if optimiser:
-            states = {
-                i: {k: optimiser[f"{i}.{k}"] for k in _STATE_KEYS} for i in range(len(parameters))
-            }
-            self.optimiser.load_state_dict(
-                {"state": states, "param_groups": self.optimiser.state_dict()["param_groups"]}
+            load_optimiser(self.optimiser, optimiser, _STATE_KEYS)
+
+
+def _check_options(before: dict[str, Any], options: FlowTrainOptions, path: Path) -> None:
+    """CheckpointError, naming the first option that differs from those of a saved training."""
+    for name, now in options.model_dump().items():
+        if before.get(name) != now:
+            raise CheckpointError(
+                f"flow training: {path} was written with {name}={before.get(name)!r}, now {now!r}; give the same "
+                "options, or another path."
             )
 
 
@@ -338,46 +326,8 @@ def diagnosis(scores: Scores, batch: Batch) -> Metrics:
 
 def read_notes(path: Path) -> dict[str, Any]:
     """The owner's notes in a saved training, without its tensors; CheckpointError for a damaged or foreign file."""
+    metadata = FORMAT.read_metadata(path)
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"flow training: {path} cannot be read ({error}); start again."
-        ) from error
-    _check_format(metadata, path)
-    try:
-        notes = json.loads(metadata["facts"]).get("notes", {})
+        return json.loads(metadata["facts"]).get("notes", {})
     except (KeyError, ValueError, AttributeError) as error:
-        raise CheckpointError(
-            f"flow training: {path} is damaged ({error}); start again."
-        ) from error
-    return notes
-
-
-def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            metadata = file.metadata() or {}
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"flow training: {path} cannot be read ({error}); start again."
-        ) from error
-    _check_format(metadata, path)
-    return tensors, metadata
-
-
-def _check_format(metadata: dict[str, str], path: Path) -> None:
-    if metadata.get("format") != FORMAT:
-        raise CheckpointError(
-            f"flow training: {path} has format {metadata.get('format')!r}, allowed: {FORMAT!r}; give a file we saved."
-        )
-
-
-def _group(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    return {
-        name.removeprefix(prefix): value
-        for name, value in tensors.items()
-        if name.startswith(prefix)
-    }
+        raise FORMAT.refusal(f"{path} is damaged ({error})") from error

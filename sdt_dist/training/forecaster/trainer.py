@@ -15,17 +15,27 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import LlamaForCausalLM
 
-from sdt_dist.errors import CheckpointError, ConfigurationError
+from sdt_dist.errors import ConfigurationError
 from sdt_dist.files import replace_file
 from sdt_dist.models.forecaster.bundled import WEIGHTS_FILE, check_weights
 from sdt_dist.models.forecaster.spec import ForecasterSpec
+from sdt_dist.training.state import (
+    StateFormat,
+    Tensors,
+    all_finite,
+    load_optimiser,
+    named,
+    optimiser_shapes,
+    optimiser_tensors,
+    part,
+    shapes_of,
+)
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
-_FORMAT = "sdt-forecaster-training/1"
+_FORMAT = StateFormat("sdt-forecaster-training/1", "output", "give a new directory")
 _STATE_KEYS = (("momentum_buffer",), ("step", "exp_avg", "exp_avg_sq"))  # of Muon and of AdamW
 
 
@@ -97,15 +107,11 @@ class Trainer:
 
     def save(self, directory: Path) -> None:
         """The checkpoint, then the forecaster as `load_module` reads it; ResultsError when the disk refuses."""
-        tensors = {f"model.{name}": value for name, value in self._weights().items()}
+        tensors = named("model.", self._weights())
         for i, optimiser in enumerate(self.optimisers):
-            for parameter, state in optimiser.state_dict()["state"].items():
-                tensors |= {
-                    f"optimiser.{i}.{parameter}.{name}": value for name, value in state.items()
-                }
-        metadata = {"format": _FORMAT, "step": str(self.step), "config": self.config.digest()}
-        whole = {name: value.contiguous() for name, value in tensors.items()}
-        replace_file(directory / CHECKPOINT_FILE, lambda path: save_file(whole, path, metadata))
+            tensors |= named(f"optimiser.{i}.", optimiser_tensors(optimiser))
+        metadata = {"step": str(self.step), "config": self.config.digest()}
+        _FORMAT.write(directory / CHECKPOINT_FILE, tensors, metadata)
         self.export(directory)
 
     def export(self, directory: Path) -> None:
@@ -117,32 +123,15 @@ class Trainer:
     def resume(self, directory: Path) -> None:
         """Continue from a directory's checkpoint; CheckpointError when it is damaged or of another configuration."""
         path = directory / CHECKPOINT_FILE
-        try:
-            with safe_open(path, framework="pt", device="cpu") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(
-                f"output: {path} cannot be read ({error}); give a new directory."
-            ) from error
-        if metadata.get("format") != _FORMAT or not metadata.get("step", "").isdecimal():
-            raise CheckpointError(
-                f"output: {path} is not of format {_FORMAT!r}; give a new directory."
-            )
+        tensors, metadata = _FORMAT.read(path)
+        if not metadata.get("step", "").isdecimal():
+            raise _FORMAT.refusal(f"{path} has no step")
         if metadata.get("config") != self.config.digest():
-            raise CheckpointError(
-                f"output: {directory} holds a run of another configuration; give a new directory."
-            )
-        weights = {
-            name.removeprefix("model."): value
-            for name, value in tensors.items()
-            if name.startswith("model.")
-        }
+            raise _FORMAT.refusal(f"{directory} holds a run of another configuration")
+        weights = part(tensors, "model.")
         check_weights(weights, self.config.spec, str(path))
         self.module.load_state_dict(weights, strict=False)
-        self._load_optimisers(
-            {n: v for n, v in tensors.items() if not n.startswith("model.")}, str(path)
-        )
+        self._load_optimisers(part(tensors, "optimiser."), path)
         self.step = int(metadata["step"])
 
     def _weights(self) -> dict[str, torch.Tensor]:
@@ -150,33 +139,13 @@ class Trainer:
             name: value for name, value in self.module.state_dict().items() if "lm_head" not in name
         }
 
-    def _load_optimisers(self, tensors: dict[str, torch.Tensor], owner: str) -> None:
+    def _load_optimisers(self, tensors: Tensors, path: Path) -> None:
         """Put saved states into the optimisers, whose rates the schedule sets; CheckpointError unless all are there."""
         expected = {}
-        states = []
         for i, (optimiser, keys) in enumerate(zip(self.optimisers, _STATE_KEYS, strict=True)):
-            parameters = [
-                parameter for group in optimiser.param_groups for parameter in group["params"]
-            ]
-            names = {
-                (j, key): f"optimiser.{i}.{j}.{key}" for j in range(len(parameters)) for key in keys
-            }
-            expected |= {
-                name: () if key == "step" else parameters[j].shape
-                for (j, key), name in names.items()
-            }
-            states.append(
-                {
-                    j: {key: tensors.get(names[j, key]) for key in keys}
-                    for j in range(len(parameters))
-                }
-            )
-        found = {name: value.shape for name, value in tensors.items()}
-        if found != expected or not all(torch.isfinite(value).all() for value in tensors.values()):
-            raise CheckpointError(
-                f"output: {owner} has damaged optimiser states; give a new directory."
-            )
-        for optimiser, state in zip(self.optimisers, states, strict=True):
-            optimiser.load_state_dict(
-                {"state": state, "param_groups": optimiser.state_dict()["param_groups"]}
-            )
+            for name, shape in optimiser_shapes(optimiser, keys).items():
+                expected[f"{i}.{name}"] = shape
+        if shapes_of(tensors) != expected or not all_finite(tensors):
+            raise _FORMAT.refusal(f"{path} has damaged optimiser states")
+        for i, (optimiser, keys) in enumerate(zip(self.optimisers, _STATE_KEYS, strict=True)):
+            load_optimiser(optimiser, part(tensors, f"{i}."), keys)

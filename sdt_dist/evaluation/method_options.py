@@ -1,4 +1,4 @@
-"""The matched budget: every method gets the nfe of about the same number of rollouts.
+"""What each method of an evaluation is given: the shared settings and a matched budget, the nfe of about as many rollouts for all.
 
 See docs/concepts/exactness.md#cost.
 """
