@@ -3,5 +3,5 @@
 May import: data (scales), protocols and below; never search. torch, transformers, mlx and vllm load with the backend alone.
 To add a backend: a `Decoder` under `cached_model.CachedModel`, or a `LogitsModel` of its own, in a folder of its name; its
 prefix in the MODEL SPEC; a fixture in `tests/conformance/conftest.py`, whose laws it must pass.
-To add a kind of prior: a process (root, expand, rollout, is_finished, decode) beside `process.py`, and its card.
+To add a kind of prior: its states (root, is_finished, decode) beside `process.py`, and its card (`card.states_of`).
 """
