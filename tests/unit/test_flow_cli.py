@@ -72,7 +72,7 @@ def test_flows_that_fit_nothing_are_refused_before_a_model_loads(
     monkeypatch.chdir(tmp_path)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "sdt_dist.evaluation.plan.load_problems",
+            "sdt_dist.evaluation.plan.cut_problems",
             lambda *_, **__: pytest.fail("data were loaded"),
         )
         cases = [
