@@ -16,7 +16,7 @@ from sdt_dist.actors.config import FleetConfig
 from sdt_dist.actors.fleet import Watch, ask, run_fleet
 from sdt_dist.actors.work import Loader, SpecReward, Work, load_spec
 from sdt_dist.errors import SdtError
-from sdt_dist.evaluation.executor import Outcome, Task
+from sdt_dist.evaluation.executor import Assignment, Outcome
 from sdt_dist.evaluation.plan import Plan
 from sdt_dist.search.result import SearchResult
 from sdt_dist.search.sharing_plan import MissingWalksError, merge_members
@@ -46,9 +46,11 @@ class OnFleet:
         self._watch = watch
         self._connect = connect
 
-    def run(self, plan: Plan, tasks: Sequence[Task]) -> Iterator[tuple[Task, Outcome]]:
+    def run(
+        self, plan: Plan, assignments: Sequence[Assignment]
+    ) -> Iterator[tuple[Assignment, Outcome]]:
         with self._connect():
-            todo = list(tasks)
+            todo = list(assignments)
             for start in range(_TEAM_STARTS):
                 is_last = start + 1 == _TEAM_STARTS
                 todo = yield from self._start(plan, todo, start, is_last)
@@ -56,12 +58,12 @@ class OnFleet:
                     return
 
     def _start(
-        self, plan: Plan, tasks: Sequence[Task], start: int, is_last: bool
-    ) -> Generator[tuple[Task, Outcome], None, list[Task]]:
-        """Every task's team once; returns those to begin again, as a shard was lost with its machine."""
-        teams = [_Team(plan, task, start) for task in tasks]
+        self, plan: Plan, assignments: Sequence[Assignment], start: int, is_last: bool
+    ) -> Generator[tuple[Assignment, Outcome], None, list[Assignment]]:
+        """Every assignment's team once; returns those to begin again, as a shard was lost with its machine."""
+        teams = [_Team(plan, assignment, start) for assignment in assignments]
         by_name = {work.name: team for team in teams for work in team.work}
-        flow = plan.flow if any(task.method.flow for task in tasks) else None
+        flow = plan.flow if any(assignment.method.flow for assignment in assignments) else None
         runs = run_fleet(
             [work for team in teams for work in team.work],
             self._size,
@@ -70,16 +72,16 @@ class OnFleet:
             flows=[] if flow is None else [flow],
             watch=self._watch,
         )
-        again: list[Task] = []
+        again: list[Assignment] = []
         for name, outcome in runs:
             team = by_name[name]
             if not team.take(outcome):
                 continue
             result = team.result()
             if isinstance(result, MissingWalksError) and not is_last:
-                again.append(team.task)
+                again.append(team.assignment)
             else:
-                yield team.task, result
+                yield team.assignment, result
         return again
 
 
@@ -93,13 +95,15 @@ class OnExchange:
         self._exchange = exchange
         self._client = client
 
-    def run(self, plan: Plan, tasks: Sequence[Task]) -> Iterator[tuple[Task, Outcome]]:
-        waiting: dict[str, Task] = {}
+    def run(
+        self, plan: Plan, assignments: Sequence[Assignment]
+    ) -> Iterator[tuple[Assignment, Outcome]]:
+        waiting: dict[str, Assignment] = {}
         work: list[Work] = []
-        for task in tasks:
-            for one in _Team(plan, task).work:
+        for assignment in assignments:
+            for one in _Team(plan, assignment).work:
                 own = replace(one, name=f"{self._client}/{one.name}")
-                waiting[own.name] = task
+                waiting[own.name] = assignment
                 work.append(own)
         _tell(self._exchange.submit, self._client, work)
         try:
@@ -121,9 +125,9 @@ def _tell(method: Any, *arguments: Any) -> Any:
 class _Team:
     """The searches of one line, and what came of them; start: how often the team began before."""
 
-    def __init__(self, plan: Plan, task: Task, start: int = 0) -> None:
-        self.task = task
-        self.work = _work_of(plan, task, start)
+    def __init__(self, plan: Plan, assignment: Assignment, start: int = 0) -> None:
+        self.assignment = assignment
+        self.work = _work_of(plan, assignment, start)
         self._outcomes: list[Outcome] = []
 
     def take(self, outcome: Outcome) -> bool:
@@ -145,10 +149,10 @@ class _Team:
             return error
 
 
-def _work_of(plan: Plan, task: Task, start: int) -> list[Work]:
+def _work_of(plan: Plan, assignment: Assignment, start: int) -> list[Work]:
     """One search, or one for every member of the problem's team."""
-    method = task.method
-    problem = task.problem
+    method = assignment.method
+    problem = assignment.problem
     alone = Work(
         name=f"{method.label}/{problem.index}",
         problem=problem.index,
@@ -157,12 +161,12 @@ def _work_of(plan: Plan, task: Task, start: int) -> list[Work]:
         method=method.name,
         options=method.options,
         seed=plan.config.seed,
-        keep_tree=task.keeps_search,
+        keep_tree=assignment.keeps_search,
         flow=method.flow,
     )
-    if task.sharing is None:
+    if assignment.sharing is None:
         return [alone]
-    sharing = task.sharing if start == 0 else task.sharing.again(start)
+    sharing = assignment.sharing if start == 0 else assignment.sharing.again(start)
     work = []
     for member in sharing.members(problem.index):
         if member is None:

@@ -24,7 +24,7 @@ Outcome = SearchResult | SdtError
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class Assignment:
     """One line of a run: a problem and the method that searches it, and how its searches share evidence (None: not)."""
 
     problem: ForecastProblem
@@ -36,8 +36,10 @@ class Task:
 class Executor(Protocol):
     """Makes searches of a plan."""
 
-    def run(self, plan: Plan, tasks: Sequence[Task]) -> Iterator[tuple[Task, Outcome]]:
-        """Each task with its outcome, in whatever order they end; an outcome counts as kept when the next is asked for.
+    def run(
+        self, plan: Plan, assignments: Sequence[Assignment]
+    ) -> Iterator[tuple[Assignment, Outcome]]:
+        """Each assignment with its outcome, in whatever order they end; an outcome counts as kept when the next is asked for.
 
         A problem whose reward or context fails is an SdtError as an outcome; what ends the whole run is raised.
         """
@@ -50,17 +52,19 @@ class InProcess:
     def __init__(self, load: Callable[[str], Any] | None = None) -> None:
         self._load = load
 
-    def run(self, plan: Plan, tasks: Sequence[Task]) -> Iterator[tuple[Task, Outcome]]:
+    def run(
+        self, plan: Plan, assignments: Sequence[Assignment]
+    ) -> Iterator[tuple[Assignment, Outcome]]:
         from sdt_dist.models.loading import load_model
 
         model = (self._load or load_model)(plan.config.model)
         process = model.process(plan.config.horizon)
         flow = None
-        if any(task.method.flow for task in tasks):
+        if any(assignment.method.flow for assignment in assignments):
             flow = _flow_for(model, plan.config.model, plan.flow)
-        by_label: dict[str, list[Task]] = {}
-        for task in tasks:
-            by_label.setdefault(task.method.label, []).append(task)
+        by_label: dict[str, list[Assignment]] = {}
+        for assignment in assignments:
+            by_label.setdefault(assignment.method.label, []).append(assignment)
         for own in by_label.values():
             yield from _search(plan, own, process, flow if own[0].method.flow else None)
 
@@ -76,20 +80,20 @@ def _flow_for(model: Any, spec: str, files: FlowFiles | None) -> Flow:
 
 
 def _search(
-    plan: Plan, tasks: Sequence[Task], process: Process, flow: Flow | None
-) -> Iterator[tuple[Task, Outcome]]:
+    plan: Plan, assignments: Sequence[Assignment], process: Process, flow: Flow | None
+) -> Iterator[tuple[Assignment, Outcome]]:
     """The searches of one method, together."""
-    method = tasks[0].method
-    by_index: dict[int, Task] = {}
+    method = assignments[0].method
+    by_index: dict[int, Assignment] = {}
     searches: list[SearchProblem] = []
-    for task in tasks:
-        problem = task.problem
-        by_index[problem.index] = task
+    for assignment in assignments:
+        problem = assignment.problem
+        by_index[problem.index] = assignment
         try:
             reward = method.reward.build(RewardContext.of(problem.context))
             root = process.root(problem.context)
         except SdtError as error:
-            yield task, error
+            yield assignment, error
             continue
         searches.append(SearchProblem(problem.index, root, reward))
     runs = run_searches(
@@ -99,7 +103,7 @@ def _search(
         options=method.options,
         seed=plan.config.seed,
         in_flight=plan.config.problems_in_flight,
-        sharing=tasks[0].sharing,
+        sharing=assignments[0].sharing,
         flow=flow,
     )
     for index, outcome in runs:

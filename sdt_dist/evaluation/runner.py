@@ -10,7 +10,7 @@ from typing import Any
 
 from sdt_dist.evaluation.directory import RunDirectory
 from sdt_dist.evaluation.environment import note_environment, server_record
-from sdt_dist.evaluation.executor import Executor, InProcess, Outcome, Task
+from sdt_dist.evaluation.executor import Assignment, Executor, InProcess, Outcome
 from sdt_dist.evaluation.plan import Plan
 from sdt_dist.evaluation.results import Line, ResultLog, result_line, save_tree
 from sdt_dist.evaluation.run_evidence import RunEvidence
@@ -64,42 +64,44 @@ def search_all(
     # 1. What is on disk, and what is still to be searched.
     log = output.open()
     evidence = RunEvidence(plan, output.path)
-    tasks = _tasks(plan, log, evidence)
-    progress.start(len(tasks))
-    if not tasks:
+    assignments = _assignments(plan, log, evidence)
+    progress.start(len(assignments))
+    if not assignments:
         return
     if servers:
         note_environment(output.path, servers)
     # 2. Every outcome: what is kept of the search, then the line that says that it is done.
-    for task, outcome in executor.run(plan, tasks):
-        _keep(task, outcome, output, evidence)
-        method = task.method
+    for assignment, outcome in executor.run(plan, assignments):
+        _keep(assignment, outcome, output, evidence)
+        method = assignment.method
         config = plan.config
         line = result_line(
-            config.task, task.problem, method.name, method.label, config.seed, outcome
+            config.task, assignment.problem, method.name, method.label, config.seed, outcome
         )
         log.append(line)
         progress.done(line)
 
 
-def _tasks(plan: Plan, log: ResultLog, evidence: RunEvidence) -> list[Task]:
+def _assignments(plan: Plan, log: ResultLog, evidence: RunEvidence) -> list[Assignment]:
     """What the log has no line of, method after method; a method's first search is kept."""
     done = log.done()
-    tasks = []
+    assignments = []
     for method in plan.methods:
         for problem in plan.problems:
             if (problem.index, method.label) in done:
                 continue
             keeps_search = problem.index == 0 or evidence.is_kept(method)
-            tasks.append(Task(problem, method, evidence.sharing(method), keeps_search))
-    return tasks
+            assignments.append(Assignment(problem, method, evidence.sharing(method), keeps_search))
+    return assignments
 
 
-def _keep(task: Task, outcome: Outcome, output: RunDirectory, evidence: RunEvidence) -> None:
+def _keep(
+    assignment: Assignment, outcome: Outcome, output: RunDirectory, evidence: RunEvidence
+) -> None:
     """Put what is kept of a search beside the results: one tree a method, and walks where they are asked for."""
     if not isinstance(outcome, SearchResult) or outcome.snapshot is None:
         return
-    if task.problem.index == 0:
-        save_tree(output.path, task.method.label, outcome.snapshot)
-    if evidence.is_kept(task.method):
-        evidence.keep(task.method, task.problem.index, outcome.snapshot)
+    if assignment.problem.index == 0:
+        save_tree(output.path, assignment.method.label, outcome.snapshot)
+    if evidence.is_kept(assignment.method):
+        evidence.keep(assignment.method, assignment.problem.index, outcome.snapshot)
