@@ -29,13 +29,12 @@ from sdt_dist.models.card import ModelCard
 from sdt_dist.protocols import Root, State
 
 _Name = tuple[bytes, float, tuple[int, ...]]
-_ROWS = (
-    8  # rows are padded to multiples, because smaller products take other code paths in the BLAS
-)
-_NARROWEST = (
-    16  # columns of a product; in narrower ones a row's bits depend on its place among the rows
-)
-_MOST_ROWS = 1024
+# rows are padded to multiples, because smaller products take other code paths in the BLAS
+_ROWS = 8
+# columns of a product; in narrower ones a row's bits depend on its place among the rows
+_NARROWEST = 16
+# rows of one product: in larger ones vectorised functions take a row's values in other groups, and change its last bits
+_MOST_ROWS = 16
 _ROOT: tuple[int, ...] = ()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,6 +11,7 @@ from sdt_dist.errors import CheckpointError, ConfigurationError
 from sdt_dist.flow.files import BUNDLED, FlowFiles
 from sdt_dist.flow.flow import Flow
 from sdt_dist.models.card import card_of
+from sdt_dist.protocols import Root, prompt_digest
 from sdt_dist.rewards.context import RewardContext
 from sdt_dist.rewards.spec import parse_reward
 from sdt_dist.search.session import SearchProblem
@@ -39,6 +41,27 @@ def test_it_is_what_its_recipe_says_and_fits_the_bundled_model():
     ):
         with pytest.raises((CheckpointError, ConfigurationError)):
             head.check_use(reward, strength, horizon)
+
+
+def test_what_it_says_of_a_state_does_not_depend_on_the_states_beside_it():
+    """To the last bit, or a fleet's batches, which timing makes, would change results."""
+    flow = Flow.of(FlowFiles.read("bundled"))
+    rng = np.random.default_rng(0)
+    prompt = tuple(rng.integers(300, 700, 512).tolist())
+    root = Root(prompt, prompt_digest(prompt))
+    lengths = rng.integers(0, 40, 64)
+    states = [(root, tuple(rng.integers(300, 700, length).tolist())) for length in lengths]
+    logits = rng.normal(size=(64, flow.spec.vocab_size))
+    log_prob = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    alone = []
+    for state, row in zip(states, log_prob, strict=True):
+        flow.forget()
+        alone.append(flow.log_tilts([state], 20.0, row[None])[0])
+    for size in (3, 17, 40, 64):
+        chosen = rng.permutation(64)[:size]
+        flow.forget()
+        together = flow.log_tilts([states[i] for i in chosen], 20.0, log_prob[chosen])
+        assert np.array_equal(together, np.stack([alone[i] for i in chosen]))
 
 
 def test_its_proposal_is_nearer_to_the_target_than_p_on_series_that_it_never_saw():
