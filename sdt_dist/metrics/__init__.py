@@ -1,5 +1,6 @@
-"""Measures of forecasts and texts, by library code (docs/guides/evaluate.md).
+"""Measures of forecasts and texts, by library code.
 
-`forecast` scores samples against a truth, `spectrum` compares power spectra, `aggregate` turns per-problem values
-into means with bootstrap intervals and paired differences, `text` holds the measures of language samples.
+May import: protocols and below; it must not know runs. `forecast` scores samples against a truth, `spectrum` compares power
+spectra, `aggregate` turns values of problems into means with bootstrap intervals, `text` measures language samples.
+To add a measure: a function here, and its place among the measures and columns of a task (`sdt_dist/tasks/`).
 """

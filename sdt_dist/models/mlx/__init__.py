@@ -1,6 +1,7 @@
 """MLX models as backends: one batched decode over mlx-lm's modules, on Apple Silicon or an ordinary CPU.
 
-Importing this raises MissingExtraError where mlx-lm is not installed.
+May import: models, protocols and below, mlx, mlx-lm. To add an architecture that mlx-lm reads otherwise: `loading.py`,
+held to the conformance suite. Importing this raises MissingExtraError where mlx-lm is not installed.
 """
 
 from __future__ import annotations
