@@ -72,7 +72,8 @@ class Particles:
         """Standard error of Z-hat over Z from the genealogy of the final weights (Lee and Whiteley 2018, eq. 8).
 
         1 - (N/(N-1))^n (1 - sum over first ancestors of their descendants' weight squared), n the number of draws;
-        conservative for systematic resampling, and the usual error of a mean without resampling.
+        the usual error of a mean without resampling. It is derived for multinomial resampling: here, where resampling is
+        systematic, it can be far too small, and 0 where the expression is negative, so take it for an indication.
         """
         count = len(self.tokens)
         if count < 2:
