@@ -20,7 +20,7 @@ evaluate: install
 
 # Two workers with one thread each: threads that spin for each other on taken cores are slower than one.
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 10
 
 test-chaos: install
 	$(BIN)/python -m pytest -m chaos
