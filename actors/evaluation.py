@@ -49,6 +49,7 @@ class OnFleet:
     def run(
         self, plan: Plan, assignments: Sequence[Assignment]
     ) -> Iterator[tuple[Assignment, Outcome]]:
+        """Each assignment with its outcome; a team that lost walks with a shard is begun again, three starts at most."""
         with self._connect():
             todo = list(assignments)
             for start in range(_TEAM_STARTS):
@@ -98,6 +99,7 @@ class OnExchange:
     def run(
         self, plan: Plan, assignments: Sequence[Assignment]
     ) -> Iterator[tuple[Assignment, Outcome]]:
+        """Each assignment with its outcome, as the exchange brings them; what was yielded is acknowledged at the next."""
         waiting: dict[str, Assignment] = {}
         work: list[Work] = []
         for assignment in assignments:
